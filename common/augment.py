@@ -1,0 +1,85 @@
+"""What happens to a picture before the network sees it: one builder for training, one for validation and test.
+
+Both take plain values, which a checkpoint can carry: test.py rebuilds exactly the transform that validated the network.
+"""
+import importlib
+import sys
+import types
+
+import numpy as np
+import torch
+from torchvision.transforms import v2
+
+
+class Cutout:
+    """torchtoolbox's Cutout: with probability p, one grey box over 2 to 40 % of the picture. PIL image -> uint8 array.
+
+    torchtoolbox 0.1.8 (2021, unmaintained) needs help in three places, all of them here. It reads numpy.int as it is
+    imported, which NumPy removed. It imports OpenCV, which Cutout never calls and which fails without libGL. And it mixes
+    up width and height of PIL images, so it gets an array, and box shapes that fit an oblong picture.
+    """
+
+    def __init__(self, p, height, width):
+        self.settings = p, height, width
+        skew = height / width
+        ratio = max(0.4, 0.4 * skew), min(2.5, 2.5 * skew)  # a box of 40 % of the picture stays inside it
+        self.cutout = _import_cutout()(p=p, ratio=ratio)
+
+    def __call__(self, image):
+        return self.cutout(np.array(image))
+
+    def __reduce__(self):  # a spawned loader worker builds its own
+        return Cutout, self.settings
+
+
+def _import_cutout():
+    borrowed = []
+    if not hasattr(np, 'int'):
+        np.int = int
+        borrowed.append((np.__dict__, 'int'))
+    try:
+        import cv2  # noqa: F401
+    except ImportError:
+        sys.modules['cv2'] = stand_in = types.ModuleType('cv2')
+        stand_in.__getattr__ = lambda name: 0  # constants in tables that Cutout does not use
+        borrowed.append((sys.modules, 'cv2'))
+    try:
+        return importlib.import_module('torchtoolbox.transform').Cutout
+    finally:
+        for namespace, name in borrowed:
+            namespace.pop(name)
+
+
+def train_transform(settings, rotation=10, flip=0.5, flip_vertical=0., shift=0., zoom=None, blur=0.5, jitter=0.5, cutout=0.5):
+    """PIL image -> normalised float tensor (3, H, W), with the tutorial's augmentations at random.
+
+    `settings` as in eval_transform. `rotation` is degrees either way, `flip` and `flip_vertical` are probabilities, `shift`
+    is a share of the side, `zoom` a pair (least, most), `blur` and `cutout` are probabilities, `jitter` the range of
+    brightness, contrast and saturation. 0 (None for zoom) switches one off.
+    """
+    height, width = settings['img_size']
+    steps = [v2.Resize((height, width))]
+    if rotation or shift or zoom:
+        steps.append(v2.RandomAffine(rotation, translate=(shift, shift) if shift else None, scale=zoom,
+                                     interpolation=v2.InterpolationMode.BILINEAR,
+                                     fill=[round(255 * value) for value in settings['mean']]))
+    steps += [v2.RandomHorizontalFlip(flip), v2.RandomVerticalFlip(flip_vertical)]
+    if blur:
+        steps.append(v2.RandomApply([v2.GaussianBlur(kernel_size=5, sigma=(0.1, 3.0))], blur))
+    if jitter:
+        steps.append(v2.ColorJitter(brightness=jitter, contrast=jitter, saturation=jitter))
+    if cutout:
+        steps.append(Cutout(cutout, height, width))
+    return v2.Compose(steps + _to_tensor(settings))
+
+
+def eval_transform(settings):
+    """PIL image -> normalised float tensor (3, H, W), nothing at random.
+
+    `settings` are plain values: img_size (height, width) in pixels, mean and std of the [0, 1] channels.
+    """
+    return v2.Compose([v2.Resize(tuple(settings['img_size'])), *_to_tensor(settings)])
+
+
+def _to_tensor(settings):
+    return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(settings['mean'], settings['std'])]

@@ -1,0 +1,107 @@
+"""What people look at: curves, the confusion matrix, a contact sheet, tables as CSV and JSON."""
+import csv
+import json
+import math
+import os
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from common.settings import UserError
+
+matplotlib.rcParams.update({'font.family': ['sans-serif'], 'text.parse_math': False})  # class names may hold a $
+
+
+def writable_folder(path, constant):
+    """Make a folder, check that files can be written in it, and return its Path. Raises UserError naming the constant."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / '.write_test'
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f'{constant} = {str(path)!r} cannot be written to ({error.strerror}): choose another folder') from None
+    return path
+
+
+def write_text(path, text):
+    """Write a whole text file aside and move it into place."""
+    aside = Path(path).with_name(f'.{Path(path).name}.tmp')
+    aside.write_text(text, encoding='utf-8')
+    os.replace(aside, path)
+
+
+def write_json(path, value):
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + '\n')
+
+
+def write_csv(path, rows):
+    """Rows are dicts with the same keys; the keys are the header."""
+    aside = Path(path).with_name(f'.{Path(path).name}.tmp')
+    with open(aside, 'w', newline='', encoding='utf-8') as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(aside, path)
+
+
+def save_figure(figure, path):
+    aside = Path(path).with_name(f'.{Path(path).name}.tmp')
+    figure.savefig(aside, format='png')
+    os.replace(aside, path)
+
+
+def plot_curves(path, rows, curves, ylabel, best=None):
+    """Draw columns of the log over the epochs: `curves` is {column: legend}. `best` is (epoch, value, text) to mark."""
+    figure = Figure(figsize=(7, 4.2), dpi=110, layout='constrained')
+    axes = figure.add_subplot()
+    for column, legend in curves.items():
+        points = [(row['epoch'], row[column]) for row in rows if row[column] is not None]
+        axes.plot(*zip(*points, strict=True), label=legend, marker='.' if len(points) < 40 else None) if points else None
+    if best:
+        axes.plot(*best[:2], 'k*', markersize=10, label=best[2])
+    axes.set(xlabel='epoch', ylabel=ylabel)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)
+    axes.spines[['top', 'right']].set_visible(False)
+    if len(curves) > 1 or best:
+        axes.legend(frameon=False)
+    save_figure(figure, path)
+
+
+def plot_confusion(path, matrix, classes, title):
+    """Draw a confusion matrix, rows in percent of the class, counts in the cells when there is room for them."""
+    counts = np.array(matrix)
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = min(20, 3.5 + 0.45 * len(classes))
+    figure = Figure(figsize=(side + 1, side), dpi=110, layout='constrained')
+    axes = figure.add_subplot()
+    image = axes.imshow(share, cmap='Blues', vmin=0, vmax=1)
+    figure.colorbar(image, ax=axes, shrink=0.7, label='share of the true class')
+    if len(classes) <= 60:
+        axes.set_xticks(range(len(classes)), classes, rotation=45, ha='right', rotation_mode='anchor')
+        axes.set_yticks(range(len(classes)), classes)
+    if len(classes) <= 30:
+        for row, column in zip(*counts.nonzero(), strict=True):
+            axes.text(column, row, counts[row, column], ha='center', va='center', fontsize=8,
+                      color='white' if share[row, column] > 0.5 else 'black')
+    axes.set(xlabel='predicted', ylabel='true', title=title)
+    save_figure(figure, path)
+
+
+def contact_sheet(path, cells, title, columns=6):
+    """Draw small pictures with a line below each: `cells` is [(PIL image or None, text, colour)]."""
+    columns = min(columns, len(cells))
+    rows = math.ceil(len(cells) / columns)
+    figure = Figure(figsize=(2 * columns, 2.35 * rows + 0.5), dpi=110, layout='constrained')
+    figure.suptitle(title)
+    for axes, (image, text, colour) in zip(figure.subplots(rows, columns, squeeze=False).flat, cells, strict=False):
+        if image is not None:
+            axes.imshow(image)
+        axes.set_title(text, fontsize=8, color=colour, y=-0.02, va='top')
+    for axes in figure.axes:
+        axes.set_axis_off()
+    save_figure(figure, path)

@@ -1,0 +1,141 @@
+"""The UPPER_CASE constants at the top of a script are its settings.
+
+`python train.py` uses them as they stand; `python train.py --img-size 96` overrides IMG_SIZE for one run. `run(main)` reads
+them and calls main(cfg), where cfg.IMG_SIZE is the effective value: code takes values from cfg, never from the constants,
+so that an override also holds in worker processes. A constant that may be of several types says so in an annotation
+(`MAX_SIDE: int | None = None`); any other keeps the type of its value. Names with a leading underscore are no settings.
+"""
+import argparse
+import ast
+import difflib
+import inspect
+import io
+import sys
+import tokenize
+import types
+import typing
+from pathlib import Path
+
+
+class UserError(Exception):
+    """A mistake of the user's: one line that names the constant or the file and says what to do."""
+
+
+def run(main):
+    """Call main(cfg) of a script with its settings. A UserError ends it with one line and exit code 2."""
+    script = Path(sys.modules[main.__module__].__file__).name
+    try:
+        main(read(sys.modules[main.__module__]))
+    except UserError as error:
+        sys.stdout.flush()
+        print(f'{script}: {" ".join(str(error).split())}', file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f'\n{script}: interrupted', file=sys.stderr)
+        sys.exit(130)
+
+
+def read(module, argv=None):
+    """The effective settings of a script's module: a namespace of its constants, overridden by the command line.
+
+    `argv` is sys.argv[1:] unless given. `--help` prints every constant with its comment and leaves. Raises UserError for
+    an unknown name and for a value of the wrong type.
+    """
+    comments = _comments(inspect.getsource(module))
+    values = {name: getattr(module, name) for name in comments}
+    kinds = {name: _kinds(module, name, value) for name, value in values.items()}
+    for name, value in values.items():
+        if not _fits(value, kinds[name]):
+            raise UserError(f'{name} = {value!r} must be {_describe(kinds[name])}')
+    parser = _parser(module.__doc__, values, kinds, comments)
+    overrides, unknown = parser.parse_known_args(argv)
+    if unknown:
+        raise UserError(f'unknown argument {unknown[0]}{_nearest(unknown[0], values)}')
+    for option, text in vars(overrides).items():
+        values[option] = _parse(option, text, kinds[option])
+    return types.SimpleNamespace(**values)
+
+
+def show(cfg, module_name):
+    """Print the effective values, and beside an overridden one what the script says."""
+    module = sys.modules[module_name]
+    width = max(map(len, vars(cfg)))
+    for name, value in vars(cfg).items():
+        changed = '' if value == getattr(module, name) else f'   (in the file: {getattr(module, name)!r})'
+        print(f'{name:{width}} = {value!r}{changed}')
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(message)
+
+
+def _parser(description, values, kinds, comments):
+    parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    for name, value in values.items():
+        text = f'{comments[name]} (default: {value!r})'.strip().replace('%', '%%')
+        flag = dict(nargs='?', const='true') if bool in kinds[name] else {}
+        parser.add_argument(_option(name), dest=name, metavar=name, default=argparse.SUPPRESS, help=text, **flag)
+    return parser
+
+
+def _option(name):
+    return '--' + name.lower().replace('_', '-')
+
+
+def _nearest(argument, values):
+    """' (did you mean …)' for the constant whose name is most like a mistyped argument, or ''."""
+    names = {_option(name): name for name in values}
+    near = difflib.get_close_matches(argument.split('=')[0].lower().replace('_', '-'), names, n=1, cutoff=0.5)
+    return f': did you mean {near[0]} ({names[near[0]]})?' if near else ': --help lists them all'
+
+
+def _kinds(module, name, value):
+    """The types that a constant may have."""
+    hint = typing.get_type_hints(module).get(name, type(value))
+    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+
+
+def _fits(value, kinds):
+    return type(value) in kinds or (type(value) is int and float in kinds)
+
+
+def _parse(name, text, kinds):
+    """The value of a command-line text, of the first of the constant's types that it can be read as."""
+    if type(None) in kinds and text.lower() == 'none':
+        return None
+    if bool in kinds and text.lower() in ('true', 'false', 'yes', 'no', '1', '0'):
+        return text.lower() in ('true', 'yes', '1')
+    for kind in (int, float, tuple, list, dict):
+        if kind in kinds:
+            try:
+                value = ast.literal_eval(text.strip())
+            except (ValueError, SyntaxError):
+                continue
+            if _fits(value, (kind,)):
+                return kind(value)
+    if str in kinds:
+        return text
+    raise UserError(f'{_option(name)} {text}: {name} must be {_describe(kinds)}')
+
+
+def _describe(kinds):
+    words = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'a text', tuple: 'values with commas',
+             list: 'a list in brackets', dict: "a {'name': value} list", type(None): 'None'}
+    return ' or '.join(words[kind] for kind in kinds)
+
+
+def _comments(source):
+    """{constant: the comment beside it}, in the order of the source, with the comment lines that continue it below."""
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    lines = {token.start[0]: token for token in tokens if token.type == tokenize.COMMENT}
+    comments = {}
+    for node in ast.parse(source).body:
+        target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, 'target', None)
+        if isinstance(target, ast.Name) and target.id.isupper() and not target.id.startswith('_'):
+            words, line = [], node.end_lineno
+            while line in lines and (not words or lines[line].line.startswith(' ')):  # an indented line continues it
+                words.append(lines[line].string.lstrip('# '))
+                line += 1
+            comments[target.id] = ' '.join(words)
+    return comments

@@ -1,0 +1,317 @@
+"""VOLO, Vision Outlooker: five image classifiers, D1 (27 M parameters) to D5 (296 M).
+
+Paper: Yuan, Hou, Jiang, Feng, Yan, "VOLO: Vision Outlooker for Visual Recognition", arXiv:2106.13112 (TPAMI 2022).
+Official code and weights: github.com/sail-sg/volo (Apache-2.0; its README asks commercial users to contact the authors).
+This file is an independent implementation. Parameter names and shapes are those of the published checkpoints, so that
+these load unchanged here, and ours load there and in timm.
+
+An image becomes tokens of 8x8 pixels (the stem). Outlookers refine them: each looks at the 3x3 neighbourhood of every
+second token and predicts, from the token in its centre, how the nine neighbours mix. After one 2x downsample,
+Transformers relate all tokens to each other; two class-attention blocks collect them in a class token.
+Activations are channels-last, (B, H, W, C), from the stem to the last Transformer.
+"""
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import DropPath, Mlp, to_2tuple, trunc_normal_
+from timm.models import register_model
+from torch import nn
+
+from models import weights
+
+VARIANTS = {  # paper, table 2; stage 1 is Outlookers, stages 2 to 4 are Transformers
+    'volo_d1': dict(layers=(4, 4, 8, 2), embed_dims=(192, 384), num_heads=(6, 12)),
+    'volo_d2': dict(layers=(6, 4, 10, 4), embed_dims=(256, 512), num_heads=(8, 16)),
+    'volo_d3': dict(layers=(8, 8, 16, 4), embed_dims=(256, 512), num_heads=(8, 16)),
+    'volo_d4': dict(layers=(8, 8, 16, 4), embed_dims=(384, 768), num_heads=(12, 16)),
+    'volo_d5': dict(layers=(12, 12, 20, 4), embed_dims=(384, 768), num_heads=(12, 16), mlp_ratio=4, stem_hidden_dim=128),
+}
+PATCH_SIZE = 8      # pixels a side of a stage-1 token; the stem's stride of 2 times its projection's 4
+POOLING_SCALE = 2   # stage-1 tokens a side of a later token, and the grid step of MixToken's box
+STEP = PATCH_SIZE * POOLING_SCALE  # an image side is a multiple of it
+
+
+class OutlookAttention(nn.Module):
+    """Every window of kernel_size² tokens mixes its own values with weights that its centre token predicts.
+
+    (B, H, W, dim) -> (B, H, W, dim). The windows' centres lie `stride` tokens apart; where windows overlap, their results
+    add up. No query meets a key: the weights come from one linear layer (paper, section 3.1).
+    """
+
+    def __init__(self, dim, num_heads, kernel_size=3, padding=1, stride=2, qkv_bias=False, attn_drop=0.):
+        super().__init__()
+        self.num_heads, self.kernel_size, self.padding, self.stride = num_heads, kernel_size, padding, stride
+        self.scale = (dim // num_heads) ** -0.5
+        self.v = nn.Linear(dim, dim, bias=qkv_bias)
+        self.attn = nn.Linear(dim, kernel_size ** 4 * num_heads)
+        self.attn_drop = nn.Dropout(attn_drop)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x):
+        B, H, W, C = x.shape
+        k2, window = self.kernel_size ** 2, dict(kernel_size=self.kernel_size, padding=self.padding, stride=self.stride)
+        v = F.unfold(self.v(x).permute(0, 3, 1, 2), **window)                        # (B, C*k2, N windows)
+        v = rearrange(v, 'b (h d k) n -> b h n k d', h=self.num_heads, k=k2)
+        centre = F.avg_pool2d(x.permute(0, 3, 1, 2), self.stride, self.stride, ceil_mode=True)
+        attn = self.attn(centre.permute(0, 2, 3, 1))                                  # (B, H/stride, W/stride, heads*k2*k2)
+        attn = rearrange(attn, 'b y x (h i j) -> b h (y x) i j', h=self.num_heads, i=k2)
+        attn = self.attn_drop((attn * self.scale).softmax(dim=-1))
+        out = rearrange(attn @ v, 'b h n k d -> b (h d k) n')
+        out = F.fold(out, output_size=(H, W), **window)                               # (B, C, H, W): overlaps add up
+        return self.proj(out.permute(0, 2, 3, 1))
+
+
+class Outlooker(nn.Module):
+    """Outlook attention, then a two-layer perceptron, each on a residual branch. (B, H, W, dim) -> the same."""
+
+    def __init__(self, dim, num_heads, mlp_ratio, qkv_bias=False, attn_drop=0.):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = OutlookAttention(dim, num_heads, qkv_bias=qkv_bias, attn_drop=attn_drop)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+
+    def forward(self, x):
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over all tokens of a map. (B, H, W, dim) -> the same."""
+
+    def __init__(self, dim, num_heads, qkv_bias=False, attn_drop=0.):
+        super().__init__()
+        self.num_heads, self.attn_drop = num_heads, attn_drop
+        self.qkv = nn.Linear(dim, dim * 3, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x):
+        B, H, W, C = x.shape
+        q, k, v = rearrange(self.qkv(x), 'b y x (three h d) -> three b h (y x) d', three=3, h=self.num_heads)
+        x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop if self.training else 0.)
+        return self.proj(rearrange(x, 'b h (y x) d -> b y x (h d)', y=H))
+
+
+class Transformer(nn.Module):
+    """Self-attention, then a two-layer perceptron, with stochastic depth on both branches. (B, H, W, dim) -> the same."""
+
+    def __init__(self, dim, num_heads, mlp_ratio, qkv_bias=False, attn_drop=0., drop_path=0.):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = Attention(dim, num_heads, qkv_bias, attn_drop)
+        self.drop_path = DropPath(drop_path)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+
+    def forward(self, x):
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class ClassAttention(nn.Module):
+    """The first token asks all tokens, itself included (CaiT, arXiv:2103.17239). (B, N, dim) -> (B, 1, dim)."""
+
+    def __init__(self, dim, num_heads, qkv_bias=False, attn_drop=0.):
+        super().__init__()
+        self.num_heads, self.attn_drop = num_heads, attn_drop
+        self.kv = nn.Linear(dim, dim * 2, bias=qkv_bias)
+        self.q = nn.Linear(dim, dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x):
+        k, v = rearrange(self.kv(x), 'b n (two h d) -> two b h n d', two=2, h=self.num_heads)
+        q = rearrange(self.q(x[:, :1]), 'b one (h d) -> b h one d', h=self.num_heads)
+        x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop if self.training else 0.)
+        return self.proj(rearrange(x, 'b h one d -> b one (h d)'))
+
+
+class ClassBlock(nn.Module):
+    """Updates the class token, which comes first, and passes the others on as they are. (B, N, dim) -> the same."""
+
+    def __init__(self, dim, num_heads, mlp_ratio, qkv_bias=False, attn_drop=0.):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim)
+        self.attn = ClassAttention(dim, num_heads, qkv_bias, attn_drop)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+
+    def forward(self, x):
+        cls = x[:, :1]
+        cls = cls + self.attn(self.norm1(x))
+        cls = cls + self.mlp(self.norm2(cls))
+        return torch.cat([cls, x[:, 1:]], dim=1)
+
+
+class PatchEmbed(nn.Module):
+    """The stem: three convolutions at half resolution, then one that makes tokens. (B, C, H, W) -> (B, dim, H/8, W/8)."""
+
+    def __init__(self, in_chans, hidden_dim, embed_dim):
+        super().__init__()
+        layers = []
+        for chans, kernel, stride in ((in_chans, 7, 2), (hidden_dim, 3, 1), (hidden_dim, 3, 1)):
+            layers += [nn.Conv2d(chans, hidden_dim, kernel, stride, padding=kernel // 2, bias=False),
+                       nn.BatchNorm2d(hidden_dim), nn.ReLU(inplace=True)]
+        self.conv = nn.Sequential(*layers)
+        self.proj = nn.Conv2d(hidden_dim, embed_dim, kernel_size=PATCH_SIZE // 2, stride=PATCH_SIZE // 2)
+
+    def forward(self, x):
+        return self.proj(self.conv(x))
+
+
+class Downsample(nn.Module):
+    """Every 2x2 tokens become one. (B, H, W, in_dim) -> (B, H/2, W/2, out_dim)."""
+
+    def __init__(self, in_dim, out_dim):
+        super().__init__()
+        self.proj = nn.Conv2d(in_dim, out_dim, kernel_size=POOLING_SCALE, stride=POOLING_SCALE)
+
+    def forward(self, x):
+        return self.proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+def random_box(height, width):
+    """MixToken's box on a grid of height x width cells: (top, left, bottom, right), the ends exclusive.
+
+    Its share of the area is 1 - λ with λ ~ Beta(1, 1), which is the uniform distribution, less what the border cuts off.
+    Drawn from torch's random generator.
+    """
+    side = math.sqrt(1 - torch.rand(()).item())
+    half_h, half_w = int(height * side) // 2, int(width * side) // 2
+    y, x = torch.randint(height, ()).item(), torch.randint(width, ()).item()
+    return max(y - half_h, 0), max(x - half_w, 0), min(y + half_h, height), min(x + half_w, width)
+
+
+def swap_box(x, box):
+    """Inside the box each map gets the content of its partner in the reversed batch. (B, H, W, C) -> the same."""
+    top, left, bottom, right = box
+    mixed = x.clone()
+    mixed[:, top:bottom, left:right] = x.flip(0)[:, top:bottom, left:right]
+    return mixed
+
+
+class VOLO(nn.Module):
+    """The network. A float image batch (B, in_chans, H, W) goes in; what comes out depends on two switches:
+
+    - `return_dense=False`: class logits (B, num_classes), in training as in evaluation.
+    - `return_dense=True`: in evaluation class logits + 0.5 · the maximum of the token logits, as published; in training
+      (class logits, token logits (B, N, num_classes), box). With `mix_token=True` the tokens of each image and of its
+      partner in the reversed batch are swapped inside the box before the first block, and the token logits are swapped
+      back; otherwise the box is (0, 0, 0, 0), that is, empty. The box counts later tokens: N = H/16 · W/16.
+
+    `img_size` is pixels, a number or (height, width), each a multiple of 16; the batch must have that size, since
+    pos_embed does. `return_mean=True` classifies by the mean of all tokens instead of the class token. `num_classes=0`
+    returns features. `drop_path_rate` rises linearly over the depth, but only Transformers apply it, as published.
+    Raises ValueError for settings that contradict each other and for a batch of another size.
+    """
+
+    def __init__(self, layers, embed_dims, num_heads, mlp_ratio=3, stem_hidden_dim=64, img_size=224, in_chans=3,
+                 num_classes=1000, qkv_bias=False, drop_rate=0., attn_drop_rate=0., drop_path_rate=0.,
+                 return_mean=False, return_dense=False, mix_token=False):
+        super().__init__()
+        self.img_size = to_2tuple(img_size)
+        if any(side < STEP or side % STEP for side in self.img_size):
+            raise ValueError(f'img_size {img_size}: each side must be a multiple of {STEP} pixels')
+        if return_mean and return_dense:
+            raise ValueError('return_mean has no class token to go with the token logits of return_dense: choose one')
+        if mix_token and not return_dense:
+            raise ValueError('mix_token needs the token logits: set return_dense=True too')
+        self.num_classes, self.num_features = num_classes, embed_dims[1]
+        self.return_mean, self.return_dense, self.mix_token = return_mean, return_dense, mix_token
+        first, dim = embed_dims
+        shared = dict(mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, attn_drop=attn_drop_rate)
+
+        self.patch_embed = PatchEmbed(in_chans, stem_hidden_dim, first)
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.img_size[0] // STEP, self.img_size[1] // STEP, dim))
+        self.pos_drop = nn.Dropout(drop_rate)
+        rates = [drop_path_rate * i / max(sum(layers) - 1, 1) for i in range(sum(layers))]
+        stages = [nn.Sequential(*(Outlooker(first, num_heads[0], **shared) for _ in range(layers[0]))),
+                  Downsample(first, dim)]
+        for stage in range(1, len(layers)):
+            start = sum(layers[:stage])
+            stages.append(nn.Sequential(*(Transformer(dim, num_heads[1], drop_path=rate, **shared)
+                                          for rate in rates[start:start + layers[stage]])))
+        self.network = nn.ModuleList(stages)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.post_network = nn.ModuleList(ClassBlock(dim, num_heads[1], **shared) for _ in range(2))
+        self.norm = nn.LayerNorm(dim)
+        self.head = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
+        if return_dense:
+            self.aux_head = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
+        self.init_weights()
+
+    def init_weights(self):
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        trunc_normal_(self.pos_embed, std=0.02)
+        trunc_normal_(self.cls_token, std=0.02)
+
+    @torch.jit.ignore
+    def no_weight_decay(self):
+        """Names of the parameters that an optimizer should not decay, besides norms and biases."""
+        return {'pos_embed', 'cls_token'}
+
+    def get_classifier(self):
+        return self.head
+
+    def forward_features(self, x):
+        """(B, in_chans, H, W) -> normalised tokens (B, 1 + H/16 · W/16, dim), the class token first, and the box."""
+        if x.shape[-2:] != self.img_size:
+            raise ValueError(f'the images are {tuple(x.shape[-2:])}, the network was built with img_size={self.img_size}')
+        x = self.patch_embed(x).permute(0, 2, 3, 1)  # (B, H/8, W/8, C)
+        box = (0, 0, 0, 0)
+        if self.mix_token and self.training:
+            box = random_box(x.shape[1] // POOLING_SCALE, x.shape[2] // POOLING_SCALE)
+            x = swap_box(x, [POOLING_SCALE * side for side in box])
+        outlookers, downsample, *transformers = self.network
+        x = self.pos_drop(downsample(outlookers(x)) + self.pos_embed)
+        for stage in transformers:
+            x = stage(x)
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x.flatten(1, 2)], dim=1)
+        for block in self.post_network:
+            x = block(x)
+        return self.norm(x), box
+
+    def forward(self, x):
+        x, box = self.forward_features(x)
+        if self.return_mean:
+            return self.head(x.mean(1))
+        logits = self.head(x[:, 0])
+        if not self.return_dense:
+            return logits
+        token_logits = self.aux_head(x[:, 1:])
+        if not self.training:
+            return logits + 0.5 * token_logits.amax(1)
+        if self.mix_token:
+            height, width = self.pos_embed.shape[1:3]
+            token_logits = swap_box(token_logits.unflatten(1, (height, width)), box).flatten(1, 2)
+        return logits, token_logits, box
+
+
+def _register(name):
+    def build(pretrained=False, pretrained_cfg=None, pretrained_cfg_overlay=None, cache_dir=None, **kwargs):
+        model = VOLO(**{**VARIANTS[name], **kwargs})
+        model.pretrained_cfg = model.default_cfg = {
+            'architecture': name, 'input_size': (3, *model.img_size), 'num_classes': model.num_classes,
+            'crop_pct': 1.15 if name in ('volo_d4', 'volo_d5') else 0.96, 'interpolation': 'bicubic',
+            'mean': IMAGENET_DEFAULT_MEAN, 'std': IMAGENET_DEFAULT_STD,
+            'first_conv': 'patch_embed.conv.0', 'classifier': 'head', 'license': 'apache-2.0'}
+        if pretrained:
+            weights.load_weights(model, weights.fetch_published(name, model.img_size, cache_dir))
+        return model
+
+    build.__name__ = build.__qualname__ = name
+    build.__doc__ = f"""VOLO-{name[-2:].upper()}. Keyword arguments go to VOLO; an unknown one is a TypeError.
+
+    `pretrained=True` loads the published ImageNet-1k weights of the nearest image size from the model hub.
+    `pretrained_cfg` and `pretrained_cfg_overlay` are what timm.create_model passes along; they are not used.
+    """
+    return register_model(build)
+
+
+volo_d1, volo_d2, volo_d3, volo_d4, volo_d5 = map(_register, VARIANTS)

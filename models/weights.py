@@ -1,0 +1,128 @@
+"""Weights from files and from the model hub, fitted to a network of another image size or number of classes.
+
+Files: the official ones (d1_224_84.2.pth.tar and its kin), timm's, safetensors, and this project's best.pth and last.pth.
+Only tensors and plain values are ever unpickled. What cannot be loaded raises WeightsError, one line that says why.
+"""
+import threading
+import urllib.request
+from pathlib import Path
+
+import huggingface_hub
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from timm.models import load_state_dict_from_hf
+
+PUBLISHED = {  # image sizes of the published ImageNet-1k weights, timm's tags volo_d1_224.sail_in1k and so on
+    'volo_d1': (224, 384), 'volo_d2': (224, 384), 'volo_d3': (224, 448), 'volo_d4': (224, 448), 'volo_d5': (224, 448, 512)}
+HUB_FILE = 'model.safetensors'
+HUB_PATIENCE = 12  # seconds in which the hub must answer; the download that follows takes as long as it takes
+HEADS = ('head', 'aux_head')
+
+
+class WeightsError(ValueError):
+    """Weights that cannot be read, do not fit the network, or cannot be fetched."""
+
+
+def published_tag(name, img_size):
+    """timm's tag of the weights for `name` whose image side is nearest to that of `img_size` (height, width)."""
+    side = (img_size[0] * img_size[1]) ** 0.5
+    return f'{name}_{min(PUBLISHED[name], key=lambda size: abs(size - side))}.sail_in1k'
+
+
+def _probe(url, answer):
+    try:
+        urllib.request.urlopen(urllib.request.Request(url, method='HEAD'), timeout=HUB_PATIENCE - 2).close()
+        answer.append(None)
+    except (OSError, ValueError) as error:
+        answer.append(error)
+
+
+def fetch_published(name, img_size, cache_dir=None):
+    """State dict of the published weights, from the local cache or from the model hub (HF_ENDPOINT names a mirror).
+
+    Without a network it raises WeightsError within HUB_PATIENCE seconds: the hub's own client retries for a minute, and a
+    name server may never answer, so one request in a thread of its own goes first.
+    """
+    tag = published_tag(name, img_size)
+    repo = f'timm/{tag}'
+    if not isinstance(huggingface_hub.try_to_load_from_cache(repo, HUB_FILE, cache_dir=cache_dir), str):
+        answer, url = [], huggingface_hub.hf_hub_url(repo, HUB_FILE)
+        if not huggingface_hub.constants.HF_HUB_OFFLINE:
+            probe = threading.Thread(target=_probe, args=(url, answer), daemon=True)
+            probe.start()
+            probe.join(HUB_PATIENCE)
+        if answer != [None]:
+            reason = answer[0] if answer else 'no answer'
+            raise WeightsError(f'{tag} is not in the cache and cannot be fetched from {url} ({reason}): '
+                               'check the network, set HF_ENDPOINT to a mirror, or give the path of a downloaded file')
+    try:
+        return load_state_dict_from_hf(repo, cache_dir=cache_dir)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise WeightsError(f'{tag} cannot be fetched: {first_line(error)}') from error
+
+
+def first_line(error):
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def read_file(path):
+    """What a .pth, .pth.tar or .safetensors file holds: tensors and plain values, nothing that runs."""
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f'{path}: no such file')
+    try:
+        if path.suffix == '.safetensors':
+            return safetensors.torch.load_file(path)
+        return torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as error:  # torch.load's errors on a damaged file are of a dozen types
+        raise WeightsError(f'{path}: not a readable file of weights ({first_line(error)[:160]})') from error
+
+
+def state_dict_of(content):
+    """The tensors by name in what read_file gives: averaged weights before raw ones, without a `module.` prefix."""
+    for key in ('state_dict_ema', 'state_dict', 'model'):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            break
+    if not isinstance(content, dict) or not content or not all(isinstance(v, torch.Tensor) for v in content.values()):
+        raise WeightsError('there is no state dict in it')
+    return {name.removeprefix('module.'): tensor for name, tensor in content.items()}
+
+
+def resize_pos_embed(pos_embed, size):
+    """(1, H, W, C) -> (1, *size, C), as the official code does it: bicubic, no antialias."""
+    resized = F.interpolate(pos_embed.float().permute(0, 3, 1, 2), size=size, mode='bicubic', align_corners=False)
+    return resized.permute(0, 2, 3, 1).to(pos_embed.dtype)
+
+
+def load_weights(model, source):
+    """Load a file (its path) or a state dict into the network and return what was done, a dict for a log.
+
+    pos_embed is resized to the network's; a head is left at its initial values only where the shapes differ. Anything else
+    missing, unexpected or of another shape raises WeightsError, and then the network is as it was.
+    """
+    try:
+        state = state_dict_of(source if isinstance(source, dict) else read_file(source))
+    except WeightsError as error:
+        raise WeightsError(f'{error}' if isinstance(source, dict) or str(source) in str(error) else f'{source}: {error}') from None
+    own = model.state_dict()
+    done = {'resized': [], 'dropped': []}
+    if 'pos_embed' in state and state['pos_embed'].ndim == 4 and state['pos_embed'].shape[1:3] != own['pos_embed'].shape[1:3]:
+        done['resized'].append('pos_embed {}x{} to {}x{}'.format(*state['pos_embed'].shape[1:3], *own['pos_embed'].shape[1:3]))
+        state['pos_embed'] = resize_pos_embed(state['pos_embed'], own['pos_embed'].shape[1:3])
+    for head in HEADS:
+        theirs = {name: state[name] for name in state if name.startswith(f'{head}.')}
+        if theirs and any(name not in own or own[name].shape != tensor.shape for name, tensor in theirs.items()):
+            done['dropped'].append(f'{head} of {len(next(iter(theirs.values())))} classes')
+            state = {name: tensor for name, tensor in state.items() if name not in theirs}
+            own = {name: tensor for name, tensor in own.items() if name not in theirs}
+    wrong = [f'{name} is missing' for name in own if name not in state]
+    wrong += [f'{name} is unexpected' for name in state if name not in own]
+    wrong += [f'{name} is {tuple(state[name].shape)}, not {tuple(own[name].shape)}'
+              for name in own if name in state and state[name].shape != own[name].shape]
+    if wrong:
+        raise WeightsError(f'the weights are of another network: {"; ".join(wrong[:4])}'
+                           + (f'; and {len(wrong) - 4} more' if len(wrong) > 4 else ''))
+    model.load_state_dict(state, strict=False)
+    return {'loaded': len(state), **done}

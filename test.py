@@ -1,0 +1,174 @@
+"""Step 4: name the class of every picture in a folder, with the weights that train.py kept.
+
+    python test.py                                              data/val, with the best weights
+    python test.py --test-dir photos --checkpoint best.pth      any folder, flat or nested, or a single picture
+
+needs the checkpoint and nothing else: classes, image size and normalisation come out of it. Writes predictions.csv,
+predictions.json and the contact sheet predictions.png to OUTPUT_DIR; where the sub-folders of TEST_DIR are named like
+classes, also ACC1, ACC5 and a report per class.
+"""
+from collections import namedtuple
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from common import augment, checkpoint, report, settings
+from common.device import amp_dtype, choose_device, describe, parallel
+from common.images import BadImage, list_images, loader_workers, open_image
+from common.metrics import scores
+from common.progress import Bar
+from common.settings import UserError
+from models import create_model
+
+CHECKPOINT = 'checkpoints/volo_d1/best.pth'  # what train.py wrote
+TEST_DIR = 'data/val'             # a folder of pictures, flat or nested, or one picture
+OUTPUT_DIR = 'predictions'        # where the tables and the contact sheet go
+BATCH_SIZE = 32                   # pictures at a time; the predictions do not depend on it
+NUM_WORKERS: int | str = 'auto'   # processes that read pictures; 'auto' takes one for each core
+USE_AMP = True                    # mixed precision, where the processor gains from it, as in training
+USE_DP = True                     # DataParallel, when there are several GPUs
+_SHEET = 36                       # pictures on the contact sheet
+
+Prediction = namedtuple('Prediction', 'path logits error')  # logits is None where error says why
+
+
+def main(cfg):
+    if cfg.BATCH_SIZE < 1:
+        raise UserError(f'BATCH_SIZE = {cfg.BATCH_SIZE} must be at least 1')
+    settings.show(cfg, __name__)
+    saved = checkpoint.load(cfg.CHECKPOINT)
+    paths = find_pictures(cfg.TEST_DIR)
+    out = report.writable_folder(cfg.OUTPUT_DIR, 'OUTPUT_DIR')
+    predictions = predict(cfg, saved, paths)
+    rows = [describe_prediction(p, cfg.TEST_DIR, saved['classes']) for p in predictions]
+    for row in rows:
+        print(f'{row["path"]} → {row["error"] or f"""{row["class"]} ({row["confidence"]:.1%})"""}')
+    write_tables(out, rows)
+    truth = true_classes(paths, cfg.TEST_DIR, saved['classes'])
+    draw_sheet(out, predictions, rows, truth)
+    if truth:
+        report_accuracy(out, predictions, truth, saved['classes'])
+    failed = sum(bool(row['error']) for row in rows)
+    print(f'\n{len(rows) - failed} pictures named, {failed} unreadable; see {out}/predictions.csv, .json and .png')
+
+
+def find_pictures(test_dir):
+    path = Path(test_dir)
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise UserError(f'TEST_DIR = {test_dir!r}: no such file or folder')
+    paths = list_images(path)
+    if not paths:
+        raise UserError(f'TEST_DIR = {test_dir!r}: no pictures in it')
+    return paths
+
+
+class Pictures(Dataset):
+    """(transformed picture, '') for every path, or (None, what is wrong with the file)."""
+
+    def __init__(self, paths, transform):
+        self.paths, self.transform = paths, transform
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, index):
+        try:
+            return self.transform(open_image(self.paths[index])), ''
+        except BadImage as error:
+            return None, str(error)
+
+
+def collate(items):
+    """(batch of the readable pictures or None, [error or '' for each item])."""
+    images = [image for image, _ in items if image is not None]
+    return default_collate(images) if images else None, [error for _, error in items]
+
+
+@torch.inference_mode()
+def predict(cfg, saved, paths):
+    """A Prediction for every path, in the same order."""
+    device = choose_device()
+    dtype = amp_dtype(device) if cfg.USE_AMP else None
+    print(describe(device, dtype))
+    net = create_model(saved['model'], num_classes=len(saved['classes']), img_size=tuple(saved['transform']['img_size']),
+                       **saved['model_kwargs'])
+    net.load_state_dict(saved['state_dict'])
+    model = parallel(net.to(device).eval(), device, cfg.USE_DP)
+    loader = DataLoader(Pictures(paths, augment.eval_transform(saved['transform'])), cfg.BATCH_SIZE, collate_fn=collate,
+                        num_workers=min(loader_workers(cfg.NUM_WORKERS), len(paths)), pin_memory=device.type == 'cuda')
+    predictions = []
+    with Bar(total=len(paths), desc='predicting', unit='img') as bar:
+        for images, errors in loader:
+            logits = iter(())
+            if images is not None:
+                with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                    logits = iter(model(images.to(device, non_blocking=True)).float().cpu())
+            for error in errors:
+                predictions.append(Prediction(paths[len(predictions)], None if error else next(logits), error))
+            bar.update(len(errors))
+    return predictions
+
+
+def describe_prediction(prediction, test_dir, classes):
+    """A row for the tables: path below TEST_DIR, class, confidence, the five most probable classes, error."""
+    path = prediction.path.name if Path(test_dir).is_file() else prediction.path.relative_to(test_dir).as_posix()
+    if prediction.error:
+        return {'path': path, 'class': '', 'confidence': None, 'top5': [], 'error': prediction.error}
+    shares, indices = prediction.logits.softmax(0).topk(min(5, len(classes)))
+    top = [{'class': classes[i], 'confidence': round(share, 6)}
+           for share, i in zip(shares.tolist(), indices.tolist(), strict=True)]
+    return {'path': path, **top[0], 'top5': top, 'error': ''}
+
+
+def write_tables(out, rows):
+    report.write_json(out / 'predictions.json', rows)
+    report.write_csv(out / 'predictions.csv', [
+        {**row, 'top5': '; '.join(f'{top["class"]} {top["confidence"]:.4f}' for top in row['top5'])} for row in rows])
+
+
+def true_classes(paths, test_dir, classes):
+    """{path: class index} for the pictures in sub-folders named like classes, {} where there are none."""
+    if Path(test_dir).is_file():
+        return {}
+    folders = {path: path.relative_to(test_dir).parts[0] for path in paths}
+    truth = {path: classes.index(name) for path, name in folders.items() if name in classes}
+    unknown = sorted({name for path, name in folders.items() if name not in classes})
+    if truth and unknown:
+        print(f'not counted in the accuracy, since the network knows no such class: {", ".join(unknown)}')
+    return truth
+
+
+def draw_sheet(out, predictions, rows, truth):
+    """Up to _SHEET of the pictures, evenly over the list; green is right, red is wrong, black has no known truth."""
+    cells = []
+    for i in range(min(_SHEET, len(rows))):
+        i = i * len(rows) // min(_SHEET, len(rows))
+        prediction, row = predictions[i], rows[i]
+        if prediction.error:
+            cells.append((None, f'{row["path"]}\nunreadable', 'black'))
+            continue
+        right = truth.get(prediction.path) == prediction.logits.argmax().item()
+        colour = 'black' if prediction.path not in truth else 'green' if right else 'red'
+        image = open_image(prediction.path)
+        image.thumbnail((256, 256))
+        cells.append((image, f'{row["class"]}\n{row["confidence"]:.0%}', colour))
+    report.contact_sheet(out / 'predictions.png', cells, f'{len(cells)} of {len(rows)} predictions')
+
+
+def report_accuracy(out, predictions, truth, classes):
+    known = [p for p in predictions if p.path in truth and not p.error]
+    if not known:
+        return
+    result = scores(torch.stack([p.logits for p in known]), torch.tensor([truth[p.path] for p in known]), classes)
+    text = (f'ACC1 {result["acc1"]:.2f} %, ACC5 {result["acc5"]:.2f} %, balanced accuracy {result["balanced"]:.2f} % '
+            f'on {len(known)} pictures')
+    print(f'\n{text}\n\n{result["report_text"]}')
+    report.write_text(out / 'report.txt', f'{text}\n\n{result["report_text"]}')
+    report.plot_confusion(out / 'confusion.png', result['confusion'], classes, text)
+
+
+if __name__ == '__main__':
+    settings.run(main)

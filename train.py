@@ -1,0 +1,369 @@
+"""Step 3: train a VOLO on data/train, watch it on data/val, keep the best weights.
+
+    python train.py                            with the constants below
+    python train.py --img-size 112 --epochs 30 with two of them changed for one run; --help lists all
+
+writes to checkpoints/volo_d1/ (OUTPUT_DIR): best.pth and last.pth, loss.png, acc.png, lr.png, confusion.png, report.txt and
+report.json, result.json, log.csv, class.json. Measured: on 2,821 Plant Seedlings photographs at 112 pixels, from scratch,
+README.md says how far which settings got in how many minutes.
+"""
+import json
+import math
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.data.mixup import Mixup
+from timm.loss import SoftTargetCrossEntropy
+from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler
+from timm.utils import AverageMeter, ModelEmaV3, accuracy, random_seed
+from torch.utils.data import DataLoader
+
+from common import augment, checkpoint, report, settings
+from common.device import amp_dtype, choose_device, describe, parallel
+from common.images import EpochSampler, ImageFolder, SeededImageFolder, find_bad, loader_workers
+from common.metrics import scores, validate
+from common.progress import Bar, Clock, hours, with_waiting
+from common.settings import UserError
+from models import VARIANTS, WeightsError, create_model, fetch_published, load_weights
+
+# Data
+DATA_DIR = 'data'                 # what makedata.py made: train/ and val/, one sub-folder for each class
+IMG_SIZE: int | tuple = 224       # pixels, a multiple of 16, or (height, width); 112 takes a quarter of the time
+MEAN: tuple | None = None         # of the red, green, blue channels in [0, 1]; None takes mean_std.json, else ImageNet's
+STD: tuple | None = None          # likewise
+NUM_WORKERS: int | str = 'auto'   # processes that read pictures; 'auto' takes one for each core
+# Model
+MODEL = 'volo_d1'                 # volo_d1 (26 M parameters) … volo_d5 (294 M)
+MODEL_KWARGS = {}                 # more keyword arguments of the network, for example {'drop_rate': 0.1}
+PRETRAINED: bool | str = 'auto'   # ImageNet weights: 'auto' if they can be had, True insists, False never, or a file's path
+DROP_PATH = 0.1                   # stochastic depth: the last block is skipped this often
+# Optimisation
+EPOCHS = 100                      # the tutorial's 300 pay only for long runs from scratch
+BATCH_SIZE = 32                   # pictures a step, even (Mixup pairs them); halve it if memory runs out
+LR: float | str = 'auto'          # peak learning rate; 'auto': 1e-4 (the tutorial's) on ImageNet weights, 5e-4 from scratch
+MIN_LR = 1e-6                     # where the cosine ends
+WARMUP_EPOCHS = 2                 # the learning rate rises for so long; the tutorial has no warm-up
+WEIGHT_DECAY = 0.05               # not on norms, biases, pos_embed, cls_token
+CLIP_GRAD = 5.0                   # largest norm of the gradient; 0 does not clip
+USE_AMP = True                    # mixed precision, where the processor gains from it
+USE_EMA = True                    # also keep an average of the weights, and validate it
+EMA_DECAY = 0.9998                # of that average; it starts lower and rises with the number of steps
+USE_DP = True                     # DataParallel, when there are several GPUs; BATCH_SIZE is then shared among them
+# Augmentation
+ROTATION = 10                     # degrees either way; 180 for pictures without an up, such as plants from above
+FLIP = 0.5                        # probability of a mirror image; 0 where left and right differ, as in text
+FLIP_VERTICAL = 0.0               # likewise, upside down
+SHIFT = 0.0                       # largest shift, as a share of the side
+ZOOM: tuple | None = None         # least and most, for example (0.8, 1.2)
+BLUR = 1.0                        # probability of a Gaussian blur
+JITTER = 0.5                      # range of brightness, contrast and saturation
+CUTOUT = 0.5                      # probability of a grey box (torchtoolbox's Cutout)
+MIXUP_ALPHA = 0.8                 # of Mixup's Beta distribution
+CUTMIX_ALPHA = 1.0                # of CutMix's
+MIXUP_PROB = 0.1                  # probability that a batch is mixed, one way or the other
+MIXUP_SWITCH_PROB = 0.5           # CutMix's share of those
+SMOOTHING = 0.1                   # label smoothing
+# Run
+OUTPUT_DIR = 'checkpoints/volo_d1'
+RESUME = False                    # True goes on from OUTPUT_DIR/last.pth
+SEED = 42
+
+
+def main(cfg):
+    check(cfg)
+    settings.show(cfg, __name__)
+    random_seed(cfg.SEED)
+    out = report.writable_folder(cfg.OUTPUT_DIR, 'OUTPUT_DIR')
+    data = build_data(cfg)
+    run = build_training(cfg, data)
+    history = resume(cfg, run, data, out) if cfg.RESUME else []
+    report.write_json(out / 'class.json', data.classes)
+    clock = Clock(len(data.train), cfg.EPOCHS, rest=len(data.val) * (1 + cfg.USE_EMA) / 3)
+    for epoch in range(len(history), cfg.EPOCHS):
+        start = time.perf_counter()
+        data.train.sampler.epoch = epoch
+        row = {'epoch': epoch + 1, **train_one_epoch(cfg, run, data, epoch, clock), 'lr': run.optimizer.param_groups[0]['lr']}
+        trained = time.perf_counter()
+        results = {'raw': measure(run.model, data, run, 'validating')}
+        if run.ema:
+            results['ema'] = measure(run.ema.module, data, run, 'validating the EMA weights')
+        for which in ('raw', 'ema'):
+            row |= {f'{which}_{key}': results.get(which, {}).get(key) for key in ('loss', 'acc1', 'acc5', 'balanced')}
+        row['seconds'] = time.perf_counter() - start
+        history.append(row)
+        keep(cfg, run, data, out, history, results)
+        clock.rest_seconds = time.perf_counter() - trained
+        print_epoch(cfg, row, clock.left(epoch + 1, 0))
+    best = best_of(history)
+    print(f'\nbest: epoch {best["epoch"]}, {best["weights"]} weights, ACC1 {best["acc1"]:.2f} %; everything is in {out}')
+
+
+def check(cfg):
+    """Refuse settings that would fail later, each by its name."""
+    for name, least in (('EPOCHS', 1), ('BATCH_SIZE', 2), ('WARMUP_EPOCHS', 0), ('CLIP_GRAD', 0), ('WEIGHT_DECAY', 0)):
+        if getattr(cfg, name) < least:
+            raise UserError(f'{name} = {getattr(cfg, name)} must be at least {least}')
+    if cfg.BATCH_SIZE % 2:
+        raise UserError(f'BATCH_SIZE = {cfg.BATCH_SIZE} must be even: Mixup works on pairs')
+    if cfg.WARMUP_EPOCHS >= cfg.EPOCHS and cfg.WARMUP_EPOCHS:
+        raise UserError(f'WARMUP_EPOCHS = {cfg.WARMUP_EPOCHS} must be less than EPOCHS = {cfg.EPOCHS}')
+    if cfg.LR != 'auto' and not (isinstance(cfg.LR, (int, float)) and cfg.LR > 0):
+        raise UserError(f"LR = {cfg.LR!r}: give a positive number or 'auto'")
+    for name in ('FLIP', 'FLIP_VERTICAL', 'BLUR', 'CUTOUT', 'MIXUP_PROB', 'MIXUP_SWITCH_PROB', 'SMOOTHING', 'DROP_PATH',
+                 'SHIFT', 'EMA_DECAY'):
+        if not 0 <= getattr(cfg, name) <= 1:
+            raise UserError(f'{name} = {getattr(cfg, name)} must lie between 0 and 1')
+    if cfg.MIXUP_PROB and not cfg.MIXUP_ALPHA and not cfg.CUTMIX_ALPHA:
+        raise UserError('MIXUP_PROB needs MIXUP_ALPHA or CUTMIX_ALPHA above 0: set it to 0 to switch mixing off')
+    sides = (cfg.IMG_SIZE, cfg.IMG_SIZE) if isinstance(cfg.IMG_SIZE, int) else cfg.IMG_SIZE
+    if len(sides) != 2 or any(type(side) is not int or side < 16 or side % 16 for side in sides):
+        raise UserError(f'IMG_SIZE = {cfg.IMG_SIZE}: each side must be a multiple of 16 pixels')
+    cfg.IMG_SIZE = tuple(sides)
+
+
+# ---- data ------------------------------------------------------------------------------------------------------------
+
+def build_data(cfg):
+    """The two loaders, the class names, and the transform's settings as plain values."""
+    root = Path(cfg.DATA_DIR)
+    if not (root / 'train').is_dir() or not (root / 'val').is_dir():
+        raise UserError(f'{root}/train and {root}/val are needed: run makedata.py first, or set DATA_DIR')
+    train_set = SeededImageFolder(root / 'train')
+    val_set = ImageFolder(root / 'val', classes=train_set.classes, allow_empty=True)
+    bad = find_bad([path for path, _ in train_set.samples + val_set.samples])
+    for problem in bad.values():
+        print(f'left out: {problem}')
+    for dataset in (train_set, val_set):
+        dataset.leave_out(bad)
+    for name in set(range(len(train_set.classes))) - set(val_set.targets):
+        print(f'warning: {val_set.root} has no picture of {train_set.classes[name]}, so nothing measures that class')
+    if len(train_set) < cfg.BATCH_SIZE:
+        raise UserError(f'{len(train_set)} training images but BATCH_SIZE = {cfg.BATCH_SIZE}: lower BATCH_SIZE')
+    mean, std = normalisation(cfg, train_set.classes)
+    transform = {'img_size': list(cfg.IMG_SIZE), 'mean': list(mean), 'std': list(std)}
+    train_set.transform = augment.train_transform(transform, cfg.ROTATION, cfg.FLIP, cfg.FLIP_VERTICAL, cfg.SHIFT, cfg.ZOOM,
+                                                  cfg.BLUR, cfg.JITTER, cfg.CUTOUT)
+    val_set.transform = augment.eval_transform(transform)
+    workers = loader_workers(cfg.NUM_WORKERS)
+    common = dict(batch_size=cfg.BATCH_SIZE, num_workers=workers, persistent_workers=workers > 0,
+                  pin_memory=torch.cuda.is_available())
+    return SimpleNamespace(
+        train=DataLoader(train_set, sampler=EpochSampler(len(train_set), cfg.SEED), drop_last=True, **common),
+        val=DataLoader(val_set, **common), classes=train_set.classes, transform=transform)
+
+
+def normalisation(cfg, classes):
+    """(mean, std): the constants, else mean_std.json, else ImageNet's."""
+    if (cfg.MEAN is None) != (cfg.STD is None):
+        raise UserError('MEAN and STD go together: set both or neither')
+    if cfg.MEAN is not None:
+        if len(cfg.MEAN) != 3 or len(cfg.STD) != 3 or min(cfg.STD) <= 0:
+            raise UserError(f'MEAN = {cfg.MEAN}, STD = {cfg.STD}: each needs three numbers, and STD positive ones')
+        return cfg.MEAN, cfg.STD
+    file = Path('mean_std.json')
+    if not file.exists():
+        print("normalisation: ImageNet's mean and std, since mean_std.py has not been run")
+        return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    try:
+        found = json.loads(file.read_text(encoding='utf-8'))
+        mean, std, theirs = found['mean'], found['std'], found['classes']
+        print(f'normalisation: {file}, computed on {found["images"]} pictures of {found["data_dir"]}')
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f'{file} is damaged ({error!r}): run mean_std.py again or delete it') from None
+    if theirs != classes:
+        print(f'warning: {file} was computed on other classes ({len(theirs)}, here {len(classes)}): run mean_std.py again')
+    return mean, std
+
+
+# ---- network, optimizer, schedule ------------------------------------------------------------------------------------
+
+def build_training(cfg, data):
+    """Everything that a step needs, under one name."""
+    device = choose_device()
+    dtype = amp_dtype(device) if cfg.USE_AMP else None
+    print(describe(device, dtype))
+    try:
+        net = create_model(cfg.MODEL, num_classes=len(data.classes), img_size=cfg.IMG_SIZE, drop_path_rate=cfg.DROP_PATH,
+                           **cfg.MODEL_KWARGS)
+    except ValueError as error:
+        raise UserError(f'MODEL, MODEL_KWARGS: {error}') from error
+    weights = pretrained(cfg, net)
+    print(f'weights: {weights}')
+    net.to(device)
+    lr = cfg.LR if cfg.LR != 'auto' else 1e-4 if weights['source'] != 'scratch' else 5e-4
+    optimizer = create_optimizer_v2(net, 'adamw', lr=lr, weight_decay=cfg.WEIGHT_DECAY)
+    steps = len(data.train)
+    warmup = cfg.WARMUP_EPOCHS * steps
+    scheduler = CosineLRScheduler(optimizer, t_initial=cfg.EPOCHS * steps - warmup, lr_min=min(cfg.MIN_LR, lr), warmup_t=warmup,
+                                  warmup_lr_init=min(cfg.MIN_LR, lr), warmup_prefix=True, t_in_epochs=False)
+    return SimpleNamespace(
+        net=net, model=parallel(net, device, cfg.USE_DP), device=device, dtype=dtype, weights=weights, optimizer=optimizer,
+        scheduler=scheduler, scaler=torch.amp.GradScaler(device.type, enabled=dtype is torch.float16),
+        ema=ModelEmaV3(net, decay=cfg.EMA_DECAY, use_warmup=True) if cfg.USE_EMA else None,
+        mixup=Mixup(cfg.MIXUP_ALPHA, cfg.CUTMIX_ALPHA, prob=cfg.MIXUP_PROB, switch_prob=cfg.MIXUP_SWITCH_PROB,
+                    label_smoothing=cfg.SMOOTHING, num_classes=len(data.classes)),
+        criterion=SoftTargetCrossEntropy(), parameters=sum(p.numel() for p in net.parameters()))
+
+
+def pretrained(cfg, net):
+    """Load the weights that PRETRAINED asks for. Returns {'source': …, and what was resized or dropped}."""
+    wanted = cfg.PRETRAINED
+    if wanted is False:
+        return {'source': 'scratch'}
+    try:
+        if wanted not in (True, 'auto'):
+            return {'source': wanted, **load_weights(net, wanted)}
+        return {'source': 'ImageNet', **load_weights(net, fetch_published(cfg.MODEL, cfg.IMG_SIZE))}
+    except WeightsError as error:
+        if wanted != 'auto':
+            raise UserError(f'PRETRAINED = {wanted!r}: {error}') from error
+        print(f'{"!" * 20} NO PRETRAINED WEIGHTS: training from scratch, which takes far more pictures and epochs {"!" * 20}')
+        print(f'reason: {error}')
+        return {'source': 'scratch', 'reason': str(error)}
+
+
+# ---- the epoch loop --------------------------------------------------------------------------------------------------
+
+def train_one_epoch(cfg, run, data, epoch, clock):
+    """One pass over the training set. Returns the columns of the log that belong to it."""
+    losses, acc1, norms = AverageMeter(), AverageMeter(), AverageMeter()
+    waited, seen, start = 0., 0, time.perf_counter()
+    run.model.train()
+    bar = Bar(with_waiting(data.train), total=len(data.train), desc=f'epoch {epoch + 1}/{cfg.EPOCHS}', unit='step')
+    for step, (waiting, (images, labels)) in enumerate(bar):
+        begin = time.perf_counter()
+        images, labels = images.to(run.device, non_blocking=True), labels.to(run.device, non_blocking=True)
+        images, targets = run.mixup(images, labels)  # Mixup or CutMix now and then; always smoothed one-hot targets
+        with torch.autocast(run.device.type, run.dtype, enabled=run.dtype is not None):
+            logits = run.model(images)
+        loss = run.criterion(logits.float(), targets)
+        run.optimizer.zero_grad()
+        run.scaler.scale(loss).backward()
+        run.scaler.unscale_(run.optimizer)  # the norm is of the true gradients
+        norm = torch.nn.utils.clip_grad_norm_(run.net.parameters(), cfg.CLIP_GRAD or math.inf)
+        if not math.isfinite(loss.item()):
+            raise UserError(f'the loss became {loss.item()} in epoch {epoch + 1}, step {step + 1}: lower LR; '
+                            f'{cfg.OUTPUT_DIR}/last.pth holds the epoch before')
+        run.scaler.step(run.optimizer)
+        run.scaler.update()
+        done = epoch * len(data.train) + step + 1
+        run.scheduler.step_update(done)
+        if run.ema:
+            run.ema.update(run.net, step=done)
+
+        losses.update(loss.item(), len(images))
+        if math.isfinite(norm):  # fp16 skips the steps in which it is not
+            norms.update(norm.item())
+        clear = targets.amax(1) > 1 - cfg.SMOOTHING  # accuracy only on pictures whose label is not a mixture
+        if clear.any():
+            acc1.update(accuracy(logits[clear].float(), labels[clear])[0].item(), int(clear.sum()))
+        waited, seen = waited + waiting, seen + len(images)
+        seconds = time.perf_counter() - start
+        clock.step(waiting + time.perf_counter() - begin)
+        forecast(cfg, clock, epoch, step)
+        bar.set_postfix_str(f'loss {losses.avg:.3f}, lr {run.optimizer.param_groups[0]["lr"]:.1e}, {seen / seconds:.1f} img/s, '
+                            f'waiting {waited / seconds:.0%}, whole run {hours(clock.left(epoch, step + 1))} left', refresh=False)
+    return {'train_loss': losses.avg, 'train_acc1': acc1.avg if acc1.count else None, 'grad_norm': norms.avg,
+            'images_per_s': seen / seconds, 'waiting': waited / seconds}
+
+
+def forecast(cfg, clock, epoch, step):
+    """Say once, after a few steps, how long the whole run takes, and what shortens a long one."""
+    if clock.told or clock.count < 3 or (clock.seconds < 10 and step + 1 < clock.steps):
+        return
+    clock.told = True
+    left = clock.left(epoch, step + 1)
+    text = f'forecast: {hours(left)} for the whole run on this machine'
+    if left > 3600:
+        small = tuple(max(16, side // 32 * 16) for side in cfg.IMG_SIZE)
+        text += (f'; shorter with fewer EPOCHS (now {cfg.EPOCHS}), with IMG_SIZE = {small} (about a quarter of the time), '
+                 'or on a machine with a GPU')
+    Bar.write(text)
+
+
+def measure(model, data, run, label):
+    return scores(*validate(model, data.val, run.device, run.dtype, label), data.classes)
+
+
+# ---- what is kept ----------------------------------------------------------------------------------------------------
+
+def best_of(history):
+    """{epoch, weights ('raw' or 'ema'), acc1} of the highest ACC1 so far, the earliest of equals."""
+    found = [(row[f'{which}_acc1'], -row['epoch'], which) for row in history for which in ('raw', 'ema')
+             if row[f'{which}_acc1'] is not None]
+    acc1, epoch, which = max(found)
+    return {'epoch': -epoch, 'weights': which, 'acc1': acc1}
+
+
+def keep(cfg, run, data, out, history, results):
+    """Write checkpoints, tables and pictures after an epoch. `results` are the scores of the raw and the EMA weights."""
+    best = best_of(history)
+    info = {'model': cfg.MODEL, 'model_kwargs': cfg.MODEL_KWARGS, 'classes': data.classes, 'transform': data.transform,
+            'settings': vars(cfg), 'pretrained': run.weights, 'history': history, 'best': best}
+    raw, ema = run.net.state_dict(), run.ema and run.ema.module.state_dict()
+    if best['epoch'] == len(history):
+        result = results[best['weights']]
+        checkpoint.save(out / 'best.pth', {**info, 'state_dict': ema if best['weights'] == 'ema' else raw})
+        title = f'epoch {best["epoch"]}, {best["weights"]} weights'
+        text = f'{title}: ACC1 {result["acc1"]:.2f} %, ACC5 {result["acc5"]:.2f} %, balanced accuracy {result["balanced"]:.2f} %'
+        report.write_text(out / 'report.txt', f'{text}\n\n{result["report_text"]}')
+        report.write_json(out / 'report.json', {**best, 'acc5': result['acc5'], 'balanced': result['balanced'],
+                                                'report': result['report'], 'confusion': result['confusion']})
+        report.plot_confusion(out / 'confusion.png', result['confusion'], data.classes, text)
+    checkpoint.save(out / 'last.pth', {
+        **info, 'state_dict': raw, 'state_dict_ema': ema, 'optimizer': run.optimizer.state_dict(),
+        'scheduler': run.scheduler.state_dict(), 'scaler': run.scaler.state_dict(), 'random': checkpoint.random_states()})
+    report.write_csv(out / 'log.csv', history)
+    report.write_json(out / 'result.json', {
+        'best': best, 'last': history[-1], 'finished': len(history) == cfg.EPOCHS, 'seconds': sum(r['seconds'] for r in history),
+        'pretrained': run.weights, 'parameters': run.parameters, 'device': describe(run.device, run.dtype),
+        'classes': data.classes, 'transform': data.transform, 'settings': vars(cfg), 'torch': torch.__version__})
+    star = best['epoch'], best['acc1'], f'best: {best["acc1"]:.1f} % ({best["weights"]})'
+    report.plot_curves(out / 'loss.png', history, {'train_loss': 'training', 'raw_loss': 'validation',
+                                                   'ema_loss': 'validation, EMA weights'}, 'loss')
+    report.plot_curves(out / 'acc.png', history, {'train_acc1': 'training, augmented', 'raw_acc1': 'validation',
+                                                  'ema_acc1': 'validation, EMA weights'}, 'ACC1, %', star)
+    report.plot_curves(out / 'lr.png', history, {'lr': 'learning rate'}, 'learning rate at the end of the epoch')
+
+
+def resume(cfg, run, data, out):
+    """Take up the state in last.pth and return its history. Settings that would make another run are refused."""
+    saved = checkpoint.load(out / 'last.pth')
+    for name, theirs, ours in (('MODEL', saved['model'], cfg.MODEL), ('MODEL_KWARGS', saved['model_kwargs'], cfg.MODEL_KWARGS),
+                               ('IMG_SIZE', tuple(saved['settings']['IMG_SIZE']), cfg.IMG_SIZE),
+                               ('the classes', saved['classes'], data.classes),
+                               ('USE_EMA', saved['state_dict_ema'] is not None, cfg.USE_EMA)):
+        if theirs != ours:
+            raise UserError(f'RESUME: {out}/last.pth was trained with {name} = {theirs}, now {ours}: '
+                            'set it back, or choose another OUTPUT_DIR')
+    changed = {name for name, value in vars(cfg).items() if saved['settings'].get(name) != value} - {'RESUME'}
+    for name in sorted(changed):
+        print(f'resume: {name} was {saved["settings"].get(name)!r}, now {getattr(cfg, name)!r}')
+    run.net.load_state_dict(saved['state_dict'])
+    if run.ema:
+        run.ema.module.load_state_dict(saved['state_dict_ema'])
+    run.optimizer.load_state_dict(saved['optimizer'])
+    if not changed & {'EPOCHS', 'LR', 'MIN_LR', 'WARMUP_EPOCHS', 'BATCH_SIZE', 'DATA_DIR'}:
+        run.scheduler.load_state_dict(saved['scheduler'])
+    run.scaler.load_state_dict(saved['scaler'])
+    checkpoint.restore_random_states(saved['random'])
+    history = saved['history']
+    if len(history) >= cfg.EPOCHS:
+        raise UserError(f'RESUME: {out}/last.pth has all its {len(history)} epochs behind it: raise EPOCHS to train on')
+    run.scheduler.step_update(len(history) * len(data.train))
+    print(f'resume: {out}/last.pth, after epoch {len(history)}')
+    return history
+
+
+def print_epoch(cfg, row, left):
+    best = ', '.join(f'{which} ACC1 {row[f"{which}_acc1"]:.2f} %' for which in ('raw', 'ema') if row[f'{which}_acc1'] is not None)
+    print(f'epoch {row["epoch"]}/{cfg.EPOCHS}: loss {row["train_loss"]:.3f}, val loss {row["raw_loss"]:.3f}, {best}, '
+          f'{row["images_per_s"]:.1f} img/s, waiting {row["waiting"]:.0%}, {hours(row["seconds"])}, {hours(left)} left', flush=True)
+
+
+if __name__ == '__main__':
+    settings.run(main)
