@@ -2,9 +2,9 @@
 
     python makedata.py
 
-copies the pictures below data1/ (the source is never changed) and writes data/split.json: the settings, and for every file
-its source, class, side and SHA-256. Byte-identical files land on the same side, also when a class holds one twice. Run it
-again after adding pictures: those that were there before stay on their side.
+copies the pictures below data1/ (the source is never changed) and writes data/split.json: the settings, and for every
+file its source, class, side and SHA-256. Byte-identical files land on the same side. Run again after pictures were
+added, it leaves those that were there before on their side.
 """
 import hashlib
 import json
@@ -32,7 +32,8 @@ MAX_SIDE: int | None = None   # pixels; larger pictures are shrunk to this while
 
 _MANIFEST = 'split.json'  # (names with a leading underscore are no settings)
 _MADE_BY = 'makedata.py'
-_SAVE_OPTIONS = {'.jpg': {'quality': 95}, '.jpeg': {'quality': 95}, '.png': {}, '.webp': {'quality': 95}}  # of shrunken copies
+_SAVE_OPTIONS = {  # of shrunken copies; other formats become PNG
+    '.jpg': {'quality': 95}, '.jpeg': {'quality': 95}, '.png': {}, '.webp': {'quality': 95}}
 
 
 def main(cfg):
@@ -91,15 +92,15 @@ def find_entries(cfg):
     found = [(name, path) for name in class_folders(source) for path in list_images(source / name)]
     if not found:
         raise UserError(f'{source}: no pictures in its sub-folders')
-    hashes = thread_map(hash_picture, [path for _, path in found], max_workers=THREADS, tqdm_class=Bar, desc='reading',
-                        unit='img')
+    hashes = thread_map(hash_picture, [path for _, path in found], max_workers=THREADS, tqdm_class=Bar,
+                        desc='reading', unit='img')
     entries = []
     for (name, path), (digest, problem) in zip(found, hashes, strict=True):
         if problem:
             print(f'left out: {problem}')
         else:
-            entries.append({'source': path.as_posix(), 'class': name, 'name': path.relative_to(source / name).as_posix(),
-                            'sha256': digest})
+            entries.append({'source': path.as_posix(), 'class': name, 'sha256': digest,
+                            'name': path.relative_to(source / name).as_posix()})
     empty = set(class_folders(source)) - {entry['class'] for entry in entries}
     if empty:
         raise UserError(f'{source}: no pictures in {", ".join(sorted(empty))}: add some or remove the folder')
@@ -138,8 +139,7 @@ def choose_sides(entries, cfg, earlier):
         if entry['sha256'] not in sides:  # a picture in two classes counts in the first
             sides[entry['sha256']] = earlier.get(entry['sha256'])
             groups[entry['class']][entry['sha256']] = None
-    for name, digests in groups.items():
-        digests = sorted(digests)
+    for digests in map(sorted, groups.values()):
         new = [digest for digest in digests if sides[digest] is None]
         wanted = min(max(1, round(cfg.VAL_RATIO * len(digests))), len(digests) - 1)
         wanted -= sum(sides[digest] == 'val' for digest in digests)
@@ -175,7 +175,7 @@ def build(entries, cfg):
         aside.rename(target)
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
-        raise UserError(f'{target} cannot be written ({error}): free some space or choose another TARGET_DIR') from error
+        raise UserError(f'{target} cannot be written ({error}): free space or choose another TARGET_DIR') from error
     except BadImage:
         shutil.rmtree(aside, ignore_errors=True)
         raise

@@ -17,7 +17,7 @@ from common.report import write_json
 
 DATA_DIR = 'data1'                # a folder with one sub-folder of pictures for each class
 OUTPUT_FILE = 'mean_std.json'     # where the result goes; train.py looks for this name
-NUM_WORKERS: int | str = 'auto'   # processes that read pictures; 'auto' takes one for each core, 0 reads in this process
+NUM_WORKERS: int | str = 'auto'   # processes that read pictures; 'auto' takes one for each core
 
 
 def main(cfg):
@@ -55,8 +55,8 @@ def get_mean_and_std(dataset, num_workers=0):
 class ChannelStats(Dataset):
     """For every picture of a dataset a float64 tensor (4, C): mean, std, mean of squares, number of pixels.
 
-    A picture that cannot be read gives its error, a text. The work is done here, in the loader's worker processes, so that
-    only these few numbers travel.
+    A picture that cannot be read gives its error, a text. The work is done here, in the loader's worker processes, so
+    that only these few numbers travel.
     """
 
     def __init__(self, dataset):
@@ -72,7 +72,8 @@ class ChannelStats(Dataset):
             return str(error)
         pixels = image.flatten(1).double()  # (C, H*W)
         size = torch.full((len(pixels),), pixels.shape[1], dtype=torch.float64)
-        return torch.stack([pixels.mean(1), pixels.std(1, correction=min(1, pixels.shape[1] - 1)), pixels.square().mean(1), size])
+        std = pixels.std(1, correction=min(1, pixels.shape[1] - 1))
+        return torch.stack([pixels.mean(1), std, pixels.square().mean(1), size])
 
 
 def channel_stats(dataset, num_workers):
@@ -84,7 +85,8 @@ def channel_stats(dataset, num_workers):
             results += batch
             bar.update(len(batch))
     stats = [result for result in results if isinstance(result, torch.Tensor)]
-    return torch.stack(stats) if stats else torch.empty(0, 4, 3), [result for result in results if isinstance(result, str)]
+    bad = [result for result in results if isinstance(result, str)]
+    return torch.stack(stats) if stats else torch.empty(0, 4, 3), bad
 
 
 def tutorial_pair(stats):

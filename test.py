@@ -93,12 +93,13 @@ def predict(cfg, saved, paths):
     device = choose_device()
     dtype = amp_dtype(device) if cfg.USE_AMP else None
     print(describe(device, dtype))
-    net = create_model(saved['model'], num_classes=len(saved['classes']), img_size=tuple(saved['transform']['img_size']),
+    net = create_model(saved['model'], num_classes=len(saved['classes']), img_size=saved['transform']['img_size'],
                        **saved['model_kwargs'])
     net.load_state_dict(saved['state_dict'])
     model = parallel(net.to(device).eval(), device, cfg.USE_DP)
-    loader = DataLoader(Pictures(paths, augment.eval_transform(saved['transform'])), cfg.BATCH_SIZE, collate_fn=collate,
-                        num_workers=min(loader_workers(cfg.NUM_WORKERS), len(paths)), pin_memory=device.type == 'cuda')
+    pictures = Pictures(paths, augment.eval_transform(saved['transform']))
+    loader = DataLoader(pictures, cfg.BATCH_SIZE, collate_fn=collate, pin_memory=device.type == 'cuda',
+                        num_workers=min(loader_workers(cfg.NUM_WORKERS), len(paths)))
     predictions = []
     with Bar(total=len(paths), desc='predicting', unit='img') as bar:
         for images, errors in loader:
@@ -163,11 +164,8 @@ def report_accuracy(out, predictions, truth, classes):
     if not known:
         return
     result = scores(torch.stack([p.logits for p in known]), torch.tensor([truth[p.path] for p in known]), classes)
-    text = (f'ACC1 {result["acc1"]:.2f} %, ACC5 {result["acc5"]:.2f} %, balanced accuracy {result["balanced"]:.2f} % '
-            f'on {len(known)} pictures')
-    print(f'\n{text}\n\n{result["report_text"]}')
-    report.write_text(out / 'report.txt', f'{text}\n\n{result["report_text"]}')
-    report.plot_confusion(out / 'confusion.png', result['confusion'], classes, text)
+    text = report.write_scores(out, result, classes, {'pictures': len(known)})
+    print(f'\n{text}, on {len(known)} pictures\n\n{result["report_text"]}')
 
 
 if __name__ == '__main__':

@@ -3,9 +3,8 @@
     python train.py                            with the constants below
     python train.py --img-size 112 --epochs 30 with two of them changed for one run; --help lists all
 
-writes to checkpoints/volo_d1/ (OUTPUT_DIR): best.pth and last.pth, loss.png, acc.png, lr.png, confusion.png, report.txt and
-report.json, result.json, log.csv, class.json. Measured: on 2,821 Plant Seedlings photographs at 112 pixels, from scratch,
-README.md says how far which settings got in how many minutes.
+writes to checkpoints/volo_d1/ (OUTPUT_DIR): best.pth and last.pth, loss.png, acc.png, lr.png, confusion.png,
+report.txt, report.json, result.json, log.csv and class.json. README.md has measured accuracies and times to expect.
 """
 import json
 import math
@@ -28,23 +27,23 @@ from common.images import EpochSampler, ImageFolder, SeededImageFolder, find_bad
 from common.metrics import scores, validate
 from common.progress import Bar, Clock, hours, with_waiting
 from common.settings import UserError
-from models import VARIANTS, WeightsError, create_model, fetch_published, load_weights
+from models import WeightsError, create_model, fetch_published, load_weights
 
 # Data
 DATA_DIR = 'data'                 # what makedata.py made: train/ and val/, one sub-folder for each class
 IMG_SIZE: int | tuple = 224       # pixels, a multiple of 16, or (height, width); 112 takes a quarter of the time
-MEAN: tuple | None = None         # of the red, green, blue channels in [0, 1]; None takes mean_std.json, else ImageNet's
+MEAN: tuple | None = None         # of red, green, blue in [0, 1]; None takes mean_std.json, else ImageNet's
 STD: tuple | None = None          # likewise
 NUM_WORKERS: int | str = 'auto'   # processes that read pictures; 'auto' takes one for each core
 # Model
 MODEL = 'volo_d1'                 # volo_d1 (26 M parameters) … volo_d5 (294 M)
 MODEL_KWARGS = {}                 # more keyword arguments of the network, for example {'drop_rate': 0.1}
-PRETRAINED: bool | str = 'auto'   # ImageNet weights: 'auto' if they can be had, True insists, False never, or a file's path
+PRETRAINED: bool | str = 'auto'   # ImageNet weights: 'auto' if to be had, True insists, False never, or a file's path
 DROP_PATH = 0.1                   # stochastic depth: the last block is skipped this often
 # Optimisation
 EPOCHS = 100                      # the tutorial's 300 pay only for long runs from scratch
 BATCH_SIZE = 32                   # pictures a step, even (Mixup pairs them); halve it if memory runs out
-LR: float | str = 'auto'          # peak learning rate; 'auto': 1e-4 (the tutorial's) on ImageNet weights, 5e-4 from scratch
+LR: float | str = 'auto'          # the peak; 'auto': 1e-4, the tutorial's, on ImageNet weights, else 5e-4 (measured)
 MIN_LR = 1e-6                     # where the cosine ends
 WARMUP_EPOCHS = 2                 # the learning rate rises for so long; the tutorial has no warm-up
 WEIGHT_DECAY = 0.05               # not on norms, biases, pos_embed, cls_token
@@ -86,7 +85,7 @@ def main(cfg):
     for epoch in range(len(history), cfg.EPOCHS):
         start = time.perf_counter()
         data.train.sampler.epoch = epoch
-        row = {'epoch': epoch + 1, **train_one_epoch(cfg, run, data, epoch, clock), 'lr': run.optimizer.param_groups[0]['lr']}
+        row = {'epoch': epoch + 1, **train_one_epoch(cfg, run, data, epoch, clock)}
         trained = time.perf_counter()
         results = {'raw': measure(run.model, data, run, 'validating')}
         if run.ema:
@@ -99,12 +98,13 @@ def main(cfg):
         clock.rest_seconds = time.perf_counter() - trained
         print_epoch(cfg, row, clock.left(epoch + 1, 0))
     best = best_of(history)
-    print(f'\nbest: epoch {best["epoch"]}, {best["weights"]} weights, ACC1 {best["acc1"]:.2f} %; everything is in {out}')
+    print(f'\nbest: epoch {best["epoch"]}, {best["weights"]} weights, ACC1 {best["acc1"]:.2f} %; all of it is in {out}')
 
 
 def check(cfg):
     """Refuse settings that would fail later, each by its name."""
-    for name, least in (('EPOCHS', 1), ('BATCH_SIZE', 2), ('WARMUP_EPOCHS', 0), ('CLIP_GRAD', 0), ('WEIGHT_DECAY', 0)):
+    for name, least in (('EPOCHS', 1), ('BATCH_SIZE', 2), ('WARMUP_EPOCHS', 0), ('CLIP_GRAD', 0), ('WEIGHT_DECAY', 0),
+                        ('MIN_LR', 0), ('JITTER', 0), ('ROTATION', 0), ('MIXUP_ALPHA', 0), ('CUTMIX_ALPHA', 0)):
         if getattr(cfg, name) < least:
             raise UserError(f'{name} = {getattr(cfg, name)} must be at least {least}')
     if cfg.BATCH_SIZE % 2:
@@ -145,12 +145,12 @@ def build_data(cfg):
         raise UserError(f'{len(train_set)} training images but BATCH_SIZE = {cfg.BATCH_SIZE}: lower BATCH_SIZE')
     mean, std = normalisation(cfg, train_set.classes)
     transform = {'img_size': list(cfg.IMG_SIZE), 'mean': list(mean), 'std': list(std)}
-    train_set.transform = augment.train_transform(transform, cfg.ROTATION, cfg.FLIP, cfg.FLIP_VERTICAL, cfg.SHIFT, cfg.ZOOM,
-                                                  cfg.BLUR, cfg.JITTER, cfg.CUTOUT)
+    train_set.transform = augment.train_transform(transform, cfg.ROTATION, cfg.FLIP, cfg.FLIP_VERTICAL, cfg.SHIFT,
+                                                  cfg.ZOOM, cfg.BLUR, cfg.JITTER, cfg.CUTOUT)
     val_set.transform = augment.eval_transform(transform)
     workers = loader_workers(cfg.NUM_WORKERS)
-    common = dict(batch_size=cfg.BATCH_SIZE, num_workers=workers, persistent_workers=workers > 0,
-                  pin_memory=torch.cuda.is_available())
+    common = {'batch_size': cfg.BATCH_SIZE, 'num_workers': workers, 'persistent_workers': workers > 0,
+              'pin_memory': torch.cuda.is_available()}
     return SimpleNamespace(
         train=DataLoader(train_set, sampler=EpochSampler(len(train_set), cfg.SEED), drop_last=True, **common),
         val=DataLoader(val_set, **common), classes=train_set.classes, transform=transform)
@@ -175,7 +175,7 @@ def normalisation(cfg, classes):
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f'{file} is damaged ({error!r}): run mean_std.py again or delete it') from None
     if theirs != classes:
-        print(f'warning: {file} was computed on other classes ({len(theirs)}, here {len(classes)}): run mean_std.py again')
+        print(f'warning: {file} was computed on other classes than these: run mean_std.py again')
     return mean, std
 
 
@@ -187,22 +187,24 @@ def build_training(cfg, data):
     dtype = amp_dtype(device) if cfg.USE_AMP else None
     print(describe(device, dtype))
     try:
-        net = create_model(cfg.MODEL, num_classes=len(data.classes), img_size=cfg.IMG_SIZE, drop_path_rate=cfg.DROP_PATH,
-                           **cfg.MODEL_KWARGS)
+        net = create_model(cfg.MODEL, num_classes=len(data.classes), img_size=cfg.IMG_SIZE,
+                           drop_path_rate=cfg.DROP_PATH, **cfg.MODEL_KWARGS)
     except ValueError as error:
         raise UserError(f'MODEL, MODEL_KWARGS: {error}') from error
     weights = pretrained(cfg, net)
-    print(f'weights: {weights}')
+    print(f'weights: {", ".join(f"{key} {value}" for key, value in weights.items() if value and key != "reason")}')
     net.to(device)
     lr = cfg.LR if cfg.LR != 'auto' else 1e-4 if weights['source'] != 'scratch' else 5e-4
-    optimizer = create_optimizer_v2(net, 'adamw', lr=lr, weight_decay=cfg.WEIGHT_DECAY)
+    optimizer = create_optimizer_v2(net, 'adamw', lr=lr, weight_decay=cfg.WEIGHT_DECAY,
+                                    fused=device.type in ('cpu', 'cuda'))
     steps = len(data.train)
-    warmup = cfg.WARMUP_EPOCHS * steps
-    scheduler = CosineLRScheduler(optimizer, t_initial=cfg.EPOCHS * steps - warmup, lr_min=min(cfg.MIN_LR, lr), warmup_t=warmup,
-                                  warmup_lr_init=min(cfg.MIN_LR, lr), warmup_prefix=True, t_in_epochs=False)
+    warmup, low = cfg.WARMUP_EPOCHS * steps, min(cfg.MIN_LR, lr)
+    scheduler = CosineLRScheduler(optimizer, t_initial=cfg.EPOCHS * steps - warmup, lr_min=low, t_in_epochs=False,
+                                  warmup_t=warmup, warmup_lr_init=low, warmup_prefix=True)
     return SimpleNamespace(
-        net=net, model=parallel(net, device, cfg.USE_DP), device=device, dtype=dtype, weights=weights, optimizer=optimizer,
-        scheduler=scheduler, scaler=torch.amp.GradScaler(device.type, enabled=dtype is torch.float16),
+        net=net, model=parallel(net, device, cfg.USE_DP), device=device, dtype=dtype, weights=weights,
+        optimizer=optimizer, scheduler=scheduler,
+        scaler=torch.amp.GradScaler(device.type, enabled=dtype is torch.float16),
         ema=ModelEmaV3(net, decay=cfg.EMA_DECAY, use_warmup=True) if cfg.USE_EMA else None,
         mixup=Mixup(cfg.MIXUP_ALPHA, cfg.CUTMIX_ALPHA, prob=cfg.MIXUP_PROB, switch_prob=cfg.MIXUP_SWITCH_PROB,
                     label_smoothing=cfg.SMOOTHING, num_classes=len(data.classes)),
@@ -221,8 +223,7 @@ def pretrained(cfg, net):
     except WeightsError as error:
         if wanted != 'auto':
             raise UserError(f'PRETRAINED = {wanted!r}: {error}') from error
-        print(f'{"!" * 20} NO PRETRAINED WEIGHTS: training from scratch, which takes far more pictures and epochs {"!" * 20}')
-        print(f'reason: {error}')
+        print(f'!!! NO PRETRAINED WEIGHTS: training from scratch takes far more pictures and epochs !!!\n{error}')
         return {'source': 'scratch', 'reason': str(error)}
 
 
@@ -265,9 +266,11 @@ def train_one_epoch(cfg, run, data, epoch, clock):
         seconds = time.perf_counter() - start
         clock.step(waiting + time.perf_counter() - begin)
         forecast(cfg, clock, epoch, step)
-        bar.set_postfix_str(f'loss {losses.avg:.3f}, lr {run.optimizer.param_groups[0]["lr"]:.1e}, {seen / seconds:.1f} img/s, '
-                            f'waiting {waited / seconds:.0%}, whole run {hours(clock.left(epoch, step + 1))} left', refresh=False)
-    return {'train_loss': losses.avg, 'train_acc1': acc1.avg if acc1.count else None, 'grad_norm': norms.avg,
+        lr = run.optimizer.param_groups[0]['lr']
+        bar.set_postfix_str(
+            f'loss {losses.avg:.3f}, lr {lr:.1e}, {seen / seconds:.1f} img/s, waiting {waited / seconds:.0%}, '
+            f'whole run {hours(clock.left(epoch, step + 1))} left', refresh=False)
+    return {'lr': lr, 'train_loss': losses.avg, 'train_acc1': acc1.avg if acc1.count else None, 'grad_norm': norms.avg,
             'images_per_s': seen / seconds, 'waiting': waited / seconds}
 
 
@@ -280,7 +283,7 @@ def forecast(cfg, clock, epoch, step):
     text = f'forecast: {hours(left)} for the whole run on this machine'
     if left > 3600:
         small = tuple(max(16, side // 32 * 16) for side in cfg.IMG_SIZE)
-        text += (f'; shorter with fewer EPOCHS (now {cfg.EPOCHS}), with IMG_SIZE = {small} (about a quarter of the time), '
+        text += (f'; shorter with fewer EPOCHS (now {cfg.EPOCHS}), with IMG_SIZE = {small} (about a quarter of it), '
                  'or on a machine with a GPU')
     Bar.write(text)
 
@@ -300,49 +303,39 @@ def best_of(history):
 
 
 def keep(cfg, run, data, out, history, results):
-    """Write checkpoints, tables and pictures after an epoch. `results` are the scores of the raw and the EMA weights."""
+    """Write checkpoints, tables and pictures after an epoch. `results`: the scores of the raw and the EMA weights."""
     best = best_of(history)
     info = {'model': cfg.MODEL, 'model_kwargs': cfg.MODEL_KWARGS, 'classes': data.classes, 'transform': data.transform,
-            'settings': vars(cfg), 'pretrained': run.weights, 'history': history, 'best': best}
+            'settings': vars(cfg), 'pretrained': run.weights, 'best': best}
     raw, ema = run.net.state_dict(), run.ema and run.ema.module.state_dict()
     if best['epoch'] == len(history):
-        result = results[best['weights']]
         checkpoint.save(out / 'best.pth', {**info, 'state_dict': ema if best['weights'] == 'ema' else raw})
-        title = f'epoch {best["epoch"]}, {best["weights"]} weights'
-        text = f'{title}: ACC1 {result["acc1"]:.2f} %, ACC5 {result["acc5"]:.2f} %, balanced accuracy {result["balanced"]:.2f} %'
-        report.write_text(out / 'report.txt', f'{text}\n\n{result["report_text"]}')
-        report.write_json(out / 'report.json', {**best, 'acc5': result['acc5'], 'balanced': result['balanced'],
-                                                'report': result['report'], 'confusion': result['confusion']})
-        report.plot_confusion(out / 'confusion.png', result['confusion'], data.classes, text)
+        report.write_scores(out, results[best['weights']], data.classes, best)
     checkpoint.save(out / 'last.pth', {
-        **info, 'state_dict': raw, 'state_dict_ema': ema, 'optimizer': run.optimizer.state_dict(),
-        'scheduler': run.scheduler.state_dict(), 'scaler': run.scaler.state_dict(), 'random': checkpoint.random_states()})
+        **info, 'history': history, 'state_dict': raw, 'state_dict_ema': ema, 'optimizer': run.optimizer.state_dict(),
+        'scheduler': run.scheduler.state_dict(), 'scaler': run.scaler.state_dict(),
+        'random': checkpoint.random_states()})
     report.write_csv(out / 'log.csv', history)
     report.write_json(out / 'result.json', {
-        'best': best, 'last': history[-1], 'finished': len(history) == cfg.EPOCHS, 'seconds': sum(r['seconds'] for r in history),
-        'pretrained': run.weights, 'parameters': run.parameters, 'device': describe(run.device, run.dtype),
-        'classes': data.classes, 'transform': data.transform, 'settings': vars(cfg), 'torch': torch.__version__})
-    star = best['epoch'], best['acc1'], f'best: {best["acc1"]:.1f} % ({best["weights"]})'
-    report.plot_curves(out / 'loss.png', history, {'train_loss': 'training', 'raw_loss': 'validation',
-                                                   'ema_loss': 'validation, EMA weights'}, 'loss')
-    report.plot_curves(out / 'acc.png', history, {'train_acc1': 'training, augmented', 'raw_acc1': 'validation',
-                                                  'ema_acc1': 'validation, EMA weights'}, 'ACC1, %', star)
-    report.plot_curves(out / 'lr.png', history, {'lr': 'learning rate'}, 'learning rate at the end of the epoch')
+        **info, 'last': history[-1], 'finished': len(history) == cfg.EPOCHS, 'parameters': run.parameters,
+        'seconds': sum(row['seconds'] for row in history), 'device': describe(run.device, run.dtype),
+        'torch': torch.__version__})
+    report.plot_training(out, history, best)
 
 
 def resume(cfg, run, data, out):
     """Take up the state in last.pth and return its history. Settings that would make another run are refused."""
     saved = checkpoint.load(out / 'last.pth')
-    for name, theirs, ours in (('MODEL', saved['model'], cfg.MODEL), ('MODEL_KWARGS', saved['model_kwargs'], cfg.MODEL_KWARGS),
-                               ('IMG_SIZE', tuple(saved['settings']['IMG_SIZE']), cfg.IMG_SIZE),
-                               ('the classes', saved['classes'], data.classes),
-                               ('USE_EMA', saved['state_dict_ema'] is not None, cfg.USE_EMA)):
-        if theirs != ours:
-            raise UserError(f'RESUME: {out}/last.pth was trained with {name} = {theirs}, now {ours}: '
+    before = saved['settings']
+    for name in ('MODEL', 'MODEL_KWARGS', 'IMG_SIZE', 'USE_EMA'):
+        if before[name] != getattr(cfg, name):
+            raise UserError(f'RESUME: {out}/last.pth was trained with {name} = {before[name]!r}: '
                             'set it back, or choose another OUTPUT_DIR')
-    changed = {name for name, value in vars(cfg).items() if saved['settings'].get(name) != value} - {'RESUME'}
+    if saved['classes'] != data.classes:
+        raise UserError(f'RESUME: {out}/last.pth was trained on other classes: choose another OUTPUT_DIR')
+    changed = {name for name, value in vars(cfg).items() if before.get(name) != value} - {'RESUME'}
     for name in sorted(changed):
-        print(f'resume: {name} was {saved["settings"].get(name)!r}, now {getattr(cfg, name)!r}')
+        print(f'resume: {name} was {before.get(name)!r}, now {getattr(cfg, name)!r}')
     run.net.load_state_dict(saved['state_dict'])
     if run.ema:
         run.ema.module.load_state_dict(saved['state_dict_ema'])
@@ -360,9 +353,10 @@ def resume(cfg, run, data, out):
 
 
 def print_epoch(cfg, row, left):
-    best = ', '.join(f'{which} ACC1 {row[f"{which}_acc1"]:.2f} %' for which in ('raw', 'ema') if row[f'{which}_acc1'] is not None)
-    print(f'epoch {row["epoch"]}/{cfg.EPOCHS}: loss {row["train_loss"]:.3f}, val loss {row["raw_loss"]:.3f}, {best}, '
-          f'{row["images_per_s"]:.1f} img/s, waiting {row["waiting"]:.0%}, {hours(row["seconds"])}, {hours(left)} left', flush=True)
+    ema = f' (EMA {row["ema_acc1"]:.2f} %)' if cfg.USE_EMA else ''
+    print(f'epoch {row["epoch"]}/{cfg.EPOCHS}: loss {row["train_loss"]:.3f}, val loss {row["raw_loss"]:.3f}, '
+          f'ACC1 {row["raw_acc1"]:.2f} %{ema}, {row["images_per_s"]:.1f} img/s, waiting {row["waiting"]:.0%}, '
+          f'{hours(row["seconds"])}, {hours(left)} left', flush=True)
 
 
 if __name__ == '__main__':

@@ -15,8 +15,8 @@ class Cutout:
     """torchtoolbox's Cutout: with probability p, one grey box over 2 to 40 % of the picture. PIL image -> uint8 array.
 
     torchtoolbox 0.1.8 (2021, unmaintained) needs help in three places, all of them here. It reads numpy.int as it is
-    imported, which NumPy removed. It imports OpenCV, which Cutout never calls and which fails without libGL. And it mixes
-    up width and height of PIL images, so it gets an array, and box shapes that fit an oblong picture.
+    imported, which NumPy removed. It imports OpenCV, which Cutout never calls and which fails without libGL. And it
+    mixes up width and height of PIL images, so it gets an array, and box shapes that fit an oblong picture.
     """
 
     def __init__(self, p, height, width):
@@ -50,12 +50,13 @@ def _import_cutout():
             namespace.pop(name)
 
 
-def train_transform(settings, rotation=10, flip=0.5, flip_vertical=0., shift=0., zoom=None, blur=0.5, jitter=0.5, cutout=0.5):
+def train_transform(settings, rotation=10, flip=0.5, flip_vertical=0., shift=0., zoom=None, blur=1., jitter=0.5,
+                    cutout=0.5):
     """PIL image -> normalised float tensor (3, H, W), with the tutorial's augmentations at random.
 
-    `settings` as in eval_transform. `rotation` is degrees either way, `flip` and `flip_vertical` are probabilities, `shift`
-    is a share of the side, `zoom` a pair (least, most), `blur` and `cutout` are probabilities, `jitter` the range of
-    brightness, contrast and saturation. 0 (None for zoom) switches one off.
+    `settings` as in eval_transform. `rotation` is degrees either way, `flip` and `flip_vertical` are probabilities,
+    `shift` is a share of the side, `zoom` a pair (least, most), `blur` and `cutout` are probabilities, `jitter` the
+    range of brightness, contrast and saturation. 0 (None for zoom) switches one off.
     """
     height, width = settings['img_size']
     steps = [v2.Resize((height, width))]

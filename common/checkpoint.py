@@ -1,4 +1,4 @@
-"""Checkpoints: plain dicts of tensors and values, written aside and moved into place, and read without running anything."""
+"""Checkpoints: plain dicts of tensors and values, written aside, moved into place, read without running anything."""
 import os
 import random
 from pathlib import Path

@@ -129,8 +129,8 @@ class ImageFolder(datasets.ImageFolder):
 class EpochSampler(Sampler):
     """The shuffled order of an epoch, as (index, seed) keys for SeededImageFolder.
 
-    Both follow from the run's seed and the attribute `epoch` alone, so that they do not depend on the number of workers or
-    on whether the run was interrupted before.
+    Both follow from the run's seed and the attribute `epoch` alone: they depend neither on the number of workers nor on
+    whether the run was interrupted before.
     """
 
     def __init__(self, length, seed):

@@ -1,7 +1,7 @@
 """What a network gets right: ACC1 and ACC5 (timm), and per class what scikit-learn reports.
 
-ACC1 is the share of pictures, in percent, whose most probable class is the right one; ACC5 the share whose right class is
-among the five most probable. With fewer than six classes ACC5 is 100.
+ACC1 is the share of pictures, in percent, whose most probable class is the right one; ACC5 the share whose right class
+is among the five most probable. With fewer than six classes ACC5 is 100.
 """
 import warnings
 
@@ -35,7 +35,7 @@ def scores(logits, targets, classes):
     acc1, acc5 = accuracy(logits, targets, topk=(1, 5))
     truth, guess = targets.numpy(), logits.argmax(1).numpy()
     labels = list(range(len(classes)))
-    named = dict(labels=labels, target_names=classes, zero_division=0)
+    named = {'labels': labels, 'target_names': classes, 'zero_division': 0}
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='y_pred contains classes not in y_true')
         balanced = balanced_accuracy_score(truth, guess)

@@ -8,14 +8,14 @@ PLAIN_SECONDS = 30  # between two lines where the output is not a terminal
 
 
 class Bar(tqdm):
-    """tqdm on a terminal; in a file or a pipe a plain line every PLAIN_SECONDS and nothing for work shorter than that."""
+    """tqdm on a terminal; in a file or a pipe a plain line every PLAIN_SECONDS, none for work shorter than that."""
 
     def __init__(self, *args, **kwargs):
         plain = not sys.stderr.isatty()
         if plain:
-            kwargs |= dict(mininterval=PLAIN_SECONDS, maxinterval=PLAIN_SECONDS, delay=PLAIN_SECONDS,
-                           bar_format='{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]')
-        super().__init__(*args, **kwargs | dict(leave=False, dynamic_ncols=not plain))
+            kwargs |= {'mininterval': PLAIN_SECONDS, 'maxinterval': PLAIN_SECONDS, 'delay': PLAIN_SECONDS,
+                       'bar_format': '{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]'}
+        super().__init__(*args, **kwargs | {'leave': False, 'dynamic_ncols': not plain})
 
     @staticmethod
     def status_printer(file):

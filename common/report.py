@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 
 from common.settings import UserError
 
-matplotlib.rcParams.update({'font.family': ['sans-serif'], 'text.parse_math': False})  # class names may hold a $
+matplotlib.rcParams['text.parse_math'] = False  # class names may hold a $
 
 
 def writable_folder(path, constant):
-    """Make a folder, check that files can be written in it, and return its Path. Raises UserError naming the constant."""
+    """Make a folder, check that files can be written in it, return its Path. Raises UserError naming the constant."""
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -23,7 +23,8 @@ def writable_folder(path, constant):
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UserError(f'{constant} = {str(path)!r} cannot be written to ({error.strerror}): choose another folder') from None
+        raise UserError(f'{constant} = {str(path)!r} cannot be written to ({error.strerror}): '
+                        'choose another folder') from None
     return path
 
 
@@ -55,12 +56,13 @@ def save_figure(figure, path):
 
 
 def plot_curves(path, rows, curves, ylabel, best=None):
-    """Draw columns of the log over the epochs: `curves` is {column: legend}. `best` is (epoch, value, text) to mark."""
+    """Draw columns of the log over the epochs: `curves` is {column: legend}, `best` (epoch, value, text) a mark."""
     figure = Figure(figsize=(7, 4.2), dpi=110, layout='constrained')
     axes = figure.add_subplot()
     for column, legend in curves.items():
         points = [(row['epoch'], row[column]) for row in rows if row[column] is not None]
-        axes.plot(*zip(*points, strict=True), label=legend, marker='.' if len(points) < 40 else None) if points else None
+        if points:
+            axes.plot(*zip(*points, strict=True), label=legend, marker='.' if len(points) < 40 else None)
     if best:
         axes.plot(*best[:2], 'k*', markersize=10, label=best[2])
     axes.set(xlabel='epoch', ylabel=ylabel)
@@ -90,6 +92,26 @@ def plot_confusion(path, matrix, classes, title):
                       color='white' if share[row, column] > 0.5 else 'black')
     axes.set(xlabel='predicted', ylabel='true', title=title)
     save_figure(figure, path)
+
+
+def plot_training(folder, history, best):
+    """loss.png, acc.png and lr.png from the rows of the log, the best epoch marked."""
+    star = best['epoch'], best['acc1'], f'best: {best["acc1"]:.1f} % ({best["weights"]} weights)'
+    losses = {'train_loss': 'training (smoothed labels)', 'raw_loss': 'validation', 'ema_loss': 'validation (EMA)'}
+    accs = {'train_acc1': 'training (augmented)', 'raw_acc1': 'validation', 'ema_acc1': 'validation (EMA)'}
+    plot_curves(folder / 'loss.png', history, losses, 'loss')
+    plot_curves(folder / 'acc.png', history, accs, 'ACC1, %', star)
+    plot_curves(folder / 'lr.png', history, {'lr': 'learning rate'}, "learning rate at the epoch's end")
+
+
+def write_scores(folder, scores, classes, info):
+    """report.txt, report.json and confusion.png from what common.metrics.scores returns. `info` goes into the JSON."""
+    text = f'ACC1 {scores["acc1"]:.2f} %, ACC5 {scores["acc5"]:.2f} %, balanced accuracy {scores["balanced"]:.2f} %'
+    write_text(folder / 'report.txt', f'{text}\n\n{scores["report_text"]}')
+    write_json(folder / 'report.json', {
+        **info, **{key: scores[key] for key in ('acc1', 'acc5', 'balanced', 'report', 'confusion')}})
+    plot_confusion(folder / 'confusion.png', scores['confusion'], classes, text)
+    return text
 
 
 def contact_sheet(path, cells, title, columns=6):

@@ -1,9 +1,10 @@
 """The UPPER_CASE constants at the top of a script are its settings.
 
-`python train.py` uses them as they stand; `python train.py --img-size 96` overrides IMG_SIZE for one run. `run(main)` reads
-them and calls main(cfg), where cfg.IMG_SIZE is the effective value: code takes values from cfg, never from the constants,
-so that an override also holds in worker processes. A constant that may be of several types says so in an annotation
-(`MAX_SIDE: int | None = None`); any other keeps the type of its value. Names with a leading underscore are no settings.
+`python train.py` uses them as they stand; `python train.py --img-size 96` overrides IMG_SIZE for one run. `run(main)`
+reads them and calls main(cfg), where cfg.IMG_SIZE is the effective value: code takes values from cfg, never from the
+constants, so that an override also holds in worker processes. A constant that may be of several types says so in an
+annotation (`MAX_SIDE: int | None = None`); any other keeps the type of its value. Names with a leading underscore are
+no settings.
 """
 import argparse
 import ast
@@ -38,8 +39,8 @@ def run(main):
 def read(module, argv=None):
     """The effective settings of a script's module: a namespace of its constants, overridden by the command line.
 
-    `argv` is sys.argv[1:] unless given. `--help` prints every constant with its comment and leaves. Raises UserError for
-    an unknown name and for a value of the wrong type.
+    `argv` is sys.argv[1:] unless given. `--help` prints every constant with its comment and leaves. Raises UserError
+    for an unknown name and for a value of the wrong type.
     """
     comments = _comments(inspect.getsource(module))
     values = {name: getattr(module, name) for name in comments}
@@ -74,7 +75,7 @@ def _parser(description, values, kinds, comments):
     parser = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     for name, value in values.items():
         text = f'{comments[name]} (default: {value!r})'.strip().replace('%', '%%')
-        flag = dict(nargs='?', const='true') if bool in kinds[name] else {}
+        flag = {'nargs': '?', 'const': 'true'} if bool in kinds[name] else {}
         parser.add_argument(_option(name), dest=name, metavar=name, default=argparse.SUPPRESS, help=text, **flag)
     return parser
 
@@ -106,7 +107,7 @@ def _parse(name, text, kinds):
         return None
     if bool in kinds and text.lower() in ('true', 'false', 'yes', 'no', '1', '0'):
         return text.lower() in ('true', 'yes', '1')
-    for kind in (int, float, tuple, list, dict):
+    for kind in (int, float, tuple, dict):
         if kind in kinds:
             try:
                 value = ast.literal_eval(text.strip())
@@ -120,8 +121,8 @@ def _parse(name, text, kinds):
 
 
 def _describe(kinds):
-    words = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'a text', tuple: 'values with commas',
-             list: 'a list in brackets', dict: "a {'name': value} list", type(None): 'None'}
+    words = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'a text',
+             tuple: 'values with commas', dict: "{'name': value} pairs", type(None): 'None'}
     return ' or '.join(words[kind] for kind in kinds)
 
 

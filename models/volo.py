@@ -1,9 +1,9 @@
 """VOLO, Vision Outlooker: five image classifiers, D1 (27 M parameters) to D5 (296 M).
 
 Paper: Yuan, Hou, Jiang, Feng, Yan, "VOLO: Vision Outlooker for Visual Recognition", arXiv:2106.13112 (TPAMI 2022).
-Official code and weights: github.com/sail-sg/volo (Apache-2.0; its README asks commercial users to contact the authors).
-This file is an independent implementation. Parameter names and shapes are those of the published checkpoints, so that
-these load unchanged here, and ours load there and in timm.
+Official code and weights: github.com/sail-sg/volo (Apache-2.0; commercial users are asked to contact the authors).
+This file is an independent implementation. Names and shapes of the parameters are the published ones: those files load
+unchanged here, and ours load there and in timm.
 
 An image becomes tokens of 8x8 pixels (the stem). Outlookers refine them: each looks at the 3x3 neighbourhood of every
 second token and predicts, from the token in its centre, how the nine neighbours mix. After one 2x downsample,
@@ -27,41 +27,107 @@ VARIANTS = {  # paper, table 2; stage 1 is Outlookers, stages 2 to 4 are Transfo
     'volo_d2': dict(layers=(6, 4, 10, 4), embed_dims=(256, 512), num_heads=(8, 16)),
     'volo_d3': dict(layers=(8, 8, 16, 4), embed_dims=(256, 512), num_heads=(8, 16)),
     'volo_d4': dict(layers=(8, 8, 16, 4), embed_dims=(384, 768), num_heads=(12, 16)),
-    'volo_d5': dict(layers=(12, 12, 20, 4), embed_dims=(384, 768), num_heads=(12, 16), mlp_ratio=4, stem_hidden_dim=128),
+    'volo_d5': dict(layers=(12, 12, 20, 4), embed_dims=(384, 768), num_heads=(12, 16), mlp_ratio=4,
+                    stem_hidden_dim=128),
 }
 PATCH_SIZE = 8      # pixels a side of a stage-1 token; the stem's stride of 2 times its projection's 4
 POOLING_SCALE = 2   # stage-1 tokens a side of a later token, and the grid step of MixToken's box
 STEP = PATCH_SIZE * POOLING_SCALE  # an image side is a multiple of it
 
 
+def gather_windows(x, kernel_size, padding, stride):
+    """The windows of a map, (B, H, W, heads, d) -> (B, h, w, heads, k2, d): one strided copy of the zero-padded map."""
+    x = F.pad(x, (0, 0, 0, 0, padding, padding, padding, padding))
+    B, H, W, heads, d = x.shape
+    h, w = (H - kernel_size) // stride + 1, (W - kernel_size) // stride + 1
+    b, y, c, head, one = x.stride()
+    windows = x.as_strided((B, h, w, heads, kernel_size, kernel_size, d), (b, stride * y, stride * c, head, y, c, one))
+    return windows.flatten(4, 5)
+
+
+def scatter_windows(windows, size, kernel_size, padding, stride):
+    """The adjoint of gather_windows: windows (B, h, w, heads, k2, d) add up to a map (B, *size, heads, d)."""
+    B, h, w, heads, _, d = windows.shape
+    H, W = size[0] + 2 * padding, size[1] + 2 * padding
+    x = windows.new_zeros(B, H, W, heads, d)
+    for i in range(kernel_size):
+        for j in range(kernel_size):
+            x[:, i:i + stride * h:stride, j:j + stride * w:stride] += windows[..., i * kernel_size + j, :]
+    return x[:, padding:H - padding, padding:W - padding]
+
+
+class MixWindows(torch.autograd.Function):
+    """Softmax the logits over the keys, mix each window's values by them, add the windows up.
+
+    values (B, H, W, heads, d), logits (B, h, w, k2 keys, heads, k2 queries) -> (B, H, W, heads, d). The same as
+    mix_windows_plain, which autograd differentiates: this one keeps the map instead of its overlapping windows for the
+    backward pass, and moves memory in whole rows of d. The keys come before the heads because a softmax over nine
+    innermost numbers is several times slower than one over strided ones.
+    """
+
+    @staticmethod
+    def forward(ctx, values, logits, window):
+        with torch.autocast(values.device.type, enabled=False):
+            attn = logits.softmax(3)
+            ctx.save_for_backward(values, attn)
+            ctx.window = window
+            mixed = attn.permute(0, 1, 2, 4, 5, 3) @ gather_windows(values, *window)  # (B, h, w, heads, k2, d)
+            return scatter_windows(mixed, values.shape[1:3], *window)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        values, attn = ctx.saved_tensors
+        with torch.autocast(values.device.type, enabled=False):
+            grad = gather_windows(grad, *ctx.window)
+            grad_attn = gather_windows(values, *ctx.window) @ grad.transpose(-1, -2)  # (B, h, w, heads, keys, queries)
+            grad_values = scatter_windows(attn.permute(0, 1, 2, 4, 3, 5) @ grad, values.shape[1:3], *ctx.window)
+            grad_attn = grad_attn.transpose(3, 4)                                     # (B, h, w, keys, heads, queries)
+            grad_logits = torch._softmax_backward_data(grad_attn, attn, 3, attn.dtype)
+            return grad_values, grad_logits, None
+
+
+def mix_windows_plain(values, logits, window, dropout=0.):
+    """What MixWindows computes, with Unfold and Fold as in the paper's algorithm 1; also drops out weights."""
+    kernel_size, padding, stride = window
+    B, H, W, heads, d = values.shape
+    options = {'kernel_size': kernel_size, 'padding': padding, 'stride': stride}
+    v = F.unfold(rearrange(values, 'b y x h d -> b (h d) y x'), **options)            # (B, heads*d*k2, h*w)
+    v = rearrange(v, 'b (h d k) n -> b n h k d', h=heads, d=d)
+    attn = F.dropout(rearrange(logits.softmax(3), 'b y x j h i -> b (y x) h i j'), dropout)
+    mixed = rearrange(attn @ v, 'b n h k d -> b (h d k) n')
+    return rearrange(F.fold(mixed, (H, W), **options), 'b (h d) y x -> b y x h d', h=heads)
+
+
 class OutlookAttention(nn.Module):
     """Every window of kernel_size² tokens mixes its own values with weights that its centre token predicts.
 
-    (B, H, W, dim) -> (B, H, W, dim). The windows' centres lie `stride` tokens apart; where windows overlap, their results
-    add up. No query meets a key: the weights come from one linear layer (paper, section 3.1).
+    (B, H, W, dim) -> (B, H, W, dim). The windows' centres lie `stride` tokens apart; where windows overlap, their
+    results add up. No query meets a key: the weights come from one linear layer (paper, section 3.1).
     """
 
     def __init__(self, dim, num_heads, kernel_size=3, padding=1, stride=2, qkv_bias=False, attn_drop=0.):
         super().__init__()
-        self.num_heads, self.kernel_size, self.padding, self.stride = num_heads, kernel_size, padding, stride
+        self.num_heads, self.window, self.attn_drop = num_heads, (kernel_size, padding, stride), attn_drop
         self.scale = (dim // num_heads) ** -0.5
         self.v = nn.Linear(dim, dim, bias=qkv_bias)
         self.attn = nn.Linear(dim, kernel_size ** 4 * num_heads)
-        self.attn_drop = nn.Dropout(attn_drop)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x):
-        B, H, W, C = x.shape
-        k2, window = self.kernel_size ** 2, dict(kernel_size=self.kernel_size, padding=self.padding, stride=self.stride)
-        v = F.unfold(self.v(x).permute(0, 3, 1, 2), **window)                        # (B, C*k2, N windows)
-        v = rearrange(v, 'b (h d k) n -> b h n k d', h=self.num_heads, k=k2)
-        centre = F.avg_pool2d(x.permute(0, 3, 1, 2), self.stride, self.stride, ceil_mode=True)
-        attn = self.attn(centre.permute(0, 2, 3, 1))                                  # (B, H/stride, W/stride, heads*k2*k2)
-        attn = rearrange(attn, 'b y x (h i j) -> b h (y x) i j', h=self.num_heads, i=k2)
-        attn = self.attn_drop((attn * self.scale).softmax(dim=-1))
-        out = rearrange(attn @ v, 'b h n k d -> b (h d k) n')
-        out = F.fold(out, output_size=(H, W), **window)                               # (B, C, H, W): overlaps add up
-        return self.proj(out.permute(0, 2, 3, 1))
+        stride, k2 = self.window[2], self.window[0] ** 2
+        values = self.v(x).unflatten(-1, (self.num_heads, -1))                        # (B, H, W, heads, d)
+        centre = F.avg_pool2d(x.permute(0, 3, 1, 2), stride, stride, ceil_mode=True).permute(0, 2, 3, 1)
+        order = {'pattern': '(h i j) ... -> (j h i) ...', 'h': self.num_heads, 'i': k2}  # the outputs keys first
+        weight, bias = (rearrange(p * self.scale, **order) for p in (self.attn.weight, self.attn.bias))
+        logits = F.linear(centre, weight, bias)                                       # (B, h, w, keys*heads*queries)
+        logits = logits.unflatten(-1, (k2, self.num_heads, k2))
+        dropout = self.attn_drop if self.training else 0.
+        if dropout or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():
+            x = mix_windows_plain(values, logits, self.window, dropout)
+        else:
+            x = MixWindows.apply(values, logits, self.window)
+        return self.proj(x.flatten(3))
 
 
 class Outlooker(nn.Module):
@@ -79,6 +145,14 @@ class Outlooker(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
+def attend(q, k, v, dropout=0.):
+    """softmax(q·k / √d)·v, (B, heads, N, d) each. On CPUs PyTorch's fused kernel wins only without a backward pass."""
+    if q.device.type != 'cpu' or dropout or not torch.is_grad_enabled():
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+    with torch.autocast('cpu', enabled=False):  # the softmax stays in q's dtype
+        return ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(-1) @ v
+
+
 class Attention(nn.Module):
     """Multi-head self-attention over all tokens of a map. (B, H, W, dim) -> the same."""
 
@@ -89,14 +163,14 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x):
-        B, H, W, C = x.shape
+        height = x.shape[1]
         q, k, v = rearrange(self.qkv(x), 'b y x (three h d) -> three b h (y x) d', three=3, h=self.num_heads)
-        x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop if self.training else 0.)
-        return self.proj(rearrange(x, 'b h (y x) d -> b y x (h d)', y=H))
+        x = attend(q, k, v, self.attn_drop if self.training else 0.)
+        return self.proj(rearrange(x, 'b h (y x) d -> b y x (h d)', y=height))
 
 
 class Transformer(nn.Module):
-    """Self-attention, then a two-layer perceptron, with stochastic depth on both branches. (B, H, W, dim) -> the same."""
+    """Self-attention, then a two-layer perceptron, both under stochastic depth. (B, H, W, dim) -> the same."""
 
     def __init__(self, dim, num_heads, mlp_ratio, qkv_bias=False, attn_drop=0., drop_path=0.):
         super().__init__()
@@ -124,7 +198,7 @@ class ClassAttention(nn.Module):
     def forward(self, x):
         k, v = rearrange(self.kv(x), 'b n (two h d) -> two b h n d', two=2, h=self.num_heads)
         q = rearrange(self.q(x[:, :1]), 'b one (h d) -> b h one d', h=self.num_heads)
-        x = F.scaled_dot_product_attention(q, k, v, dropout_p=self.attn_drop if self.training else 0.)
+        x = attend(q, k, v, self.attn_drop if self.training else 0.)
         return self.proj(rearrange(x, 'b h one d -> b one (h d)'))
 
 
@@ -146,7 +220,10 @@ class ClassBlock(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """The stem: three convolutions at half resolution, then one that makes tokens. (B, C, H, W) -> (B, dim, H/8, W/8)."""
+    """The stem: three convolutions at half resolution, then one that makes tokens.
+
+    (B, in_chans, H, W) -> (B, embed_dim, H/8, W/8).
+    """
 
     def __init__(self, in_chans, hidden_dim, embed_dim):
         super().__init__()
@@ -158,7 +235,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(hidden_dim, embed_dim, kernel_size=PATCH_SIZE // 2, stride=PATCH_SIZE // 2)
 
     def forward(self, x):
-        return self.proj(self.conv(x))
+        return self.proj(self.conv(x.contiguous(memory_format=torch.channels_last)))
 
 
 class Downsample(nn.Module):
@@ -175,8 +252,8 @@ class Downsample(nn.Module):
 def random_box(height, width):
     """MixToken's box on a grid of height x width cells: (top, left, bottom, right), the ends exclusive.
 
-    Its share of the area is 1 - λ with λ ~ Beta(1, 1), which is the uniform distribution, less what the border cuts off.
-    Drawn from torch's random generator.
+    Its share of the area is 1 - λ with λ ~ Beta(1, 1), which is the uniform distribution, less what the border cuts
+    off. Drawn from torch's random generator.
     """
     side = math.sqrt(1 - torch.rand(()).item())
     half_h, half_w = int(height * side) // 2, int(width * side) // 2
@@ -211,7 +288,7 @@ class VOLO(nn.Module):
                  num_classes=1000, qkv_bias=False, drop_rate=0., attn_drop_rate=0., drop_path_rate=0.,
                  return_mean=False, return_dense=False, mix_token=False):
         super().__init__()
-        self.img_size = to_2tuple(img_size)
+        self.img_size = tuple(to_2tuple(img_size))
         if any(side < STEP or side % STEP for side in self.img_size):
             raise ValueError(f'img_size {img_size}: each side must be a multiple of {STEP} pixels')
         if return_mean and return_dense:
@@ -262,7 +339,7 @@ class VOLO(nn.Module):
     def forward_features(self, x):
         """(B, in_chans, H, W) -> normalised tokens (B, 1 + H/16 · W/16, dim), the class token first, and the box."""
         if x.shape[-2:] != self.img_size:
-            raise ValueError(f'the images are {tuple(x.shape[-2:])}, the network was built with img_size={self.img_size}')
+            raise ValueError(f'the images are {tuple(x.shape[-2:])}, the network was built for {self.img_size}')
         x = self.patch_embed(x).permute(0, 2, 3, 1)  # (B, H/8, W/8, C)
         box = (0, 0, 0, 0)
         if self.mix_token and self.training:

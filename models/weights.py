@@ -1,7 +1,7 @@
 """Weights from files and from the model hub, fitted to a network of another image size or number of classes.
 
-Files: the official ones (d1_224_84.2.pth.tar and its kin), timm's, safetensors, and this project's best.pth and last.pth.
-Only tensors and plain values are ever unpickled. What cannot be loaded raises WeightsError, one line that says why.
+Files: the official ones (d1_224_84.2.pth.tar and its kin), timm's, safetensors, and train.py's best.pth and last.pth.
+Only tensors and plain values are unpickled. What cannot be loaded raises WeightsError, in one line.
 """
 import threading
 import urllib.request
@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from timm.models import load_state_dict_from_hf
 
 PUBLISHED = {  # image sizes of the published ImageNet-1k weights, timm's tags volo_d1_224.sail_in1k and so on
-    'volo_d1': (224, 384), 'volo_d2': (224, 384), 'volo_d3': (224, 448), 'volo_d4': (224, 448), 'volo_d5': (224, 448, 512)}
+    'volo_d1': (224, 384), 'volo_d2': (224, 384), 'volo_d3': (224, 448), 'volo_d4': (224, 448),
+    'volo_d5': (224, 448, 512)}
 HUB_FILE = 'model.safetensors'
 HUB_PATIENCE = 12  # seconds in which the hub must answer; the download that follows takes as long as it takes
 HEADS = ('head', 'aux_head')
@@ -41,8 +42,8 @@ def _probe(url, answer):
 def fetch_published(name, img_size, cache_dir=None):
     """State dict of the published weights, from the local cache or from the model hub (HF_ENDPOINT names a mirror).
 
-    Without a network it raises WeightsError within HUB_PATIENCE seconds: the hub's own client retries for a minute, and a
-    name server may never answer, so one request in a thread of its own goes first.
+    Without a network it raises WeightsError within HUB_PATIENCE seconds: the hub's own client retries for a minute, and
+    a name server may never answer, so one request in a thread of its own goes first.
     """
     tag = published_tag(name, img_size)
     repo = f'timm/{tag}'
@@ -99,30 +100,29 @@ def resize_pos_embed(pos_embed, size):
 def load_weights(model, source):
     """Load a file (its path) or a state dict into the network and return what was done, a dict for a log.
 
-    pos_embed is resized to the network's; a head is left at its initial values only where the shapes differ. Anything else
-    missing, unexpected or of another shape raises WeightsError, and then the network is as it was.
+    pos_embed is resized to the network's; a head is left at its initial values only where the shapes differ, or where
+    the network has none. Anything else missing, unexpected or of another shape raises WeightsError, and the network
+    stays as it was.
     """
-    try:
-        state = state_dict_of(source if isinstance(source, dict) else read_file(source))
-    except WeightsError as error:
-        raise WeightsError(f'{error}' if isinstance(source, dict) or str(source) in str(error) else f'{source}: {error}') from None
+    state = state_dict_of(source if isinstance(source, dict) else read_file(source))
     own = model.state_dict()
     done = {'resized': [], 'dropped': []}
-    if 'pos_embed' in state and state['pos_embed'].ndim == 4 and state['pos_embed'].shape[1:3] != own['pos_embed'].shape[1:3]:
-        done['resized'].append('pos_embed {}x{} to {}x{}'.format(*state['pos_embed'].shape[1:3], *own['pos_embed'].shape[1:3]))
-        state['pos_embed'] = resize_pos_embed(state['pos_embed'], own['pos_embed'].shape[1:3])
+    theirs, size = state.get('pos_embed'), tuple(own['pos_embed'].shape[1:3])
+    if theirs is not None and theirs.ndim == 4 and theirs.shape[1:3] != size:
+        state['pos_embed'] = resize_pos_embed(theirs, size)
+        done['resized'].append('pos_embed {}x{} to {}x{}'.format(*theirs.shape[1:3], *size))
     for head in HEADS:
-        theirs = {name: state[name] for name in state if name.startswith(f'{head}.')}
-        if theirs and any(name not in own or own[name].shape != tensor.shape for name, tensor in theirs.items()):
-            done['dropped'].append(f'{head} of {len(next(iter(theirs.values())))} classes')
-            state = {name: tensor for name, tensor in state.items() if name not in theirs}
-            own = {name: tensor for name, tensor in own.items() if name not in theirs}
+        names = [name for name in state if name.startswith(f'{head}.')]
+        if any(name not in own or own[name].shape != state[name].shape for name in names):
+            done['dropped'].append(f'{head} of {len(state[names[0]])} classes')
+            state = {name: tensor for name, tensor in state.items() if name not in names}
+            own = {name: tensor for name, tensor in own.items() if name not in names}
     wrong = [f'{name} is missing' for name in own if name not in state]
     wrong += [f'{name} is unexpected' for name in state if name not in own]
     wrong += [f'{name} is {tuple(state[name].shape)}, not {tuple(own[name].shape)}'
               for name in own if name in state and state[name].shape != own[name].shape]
     if wrong:
-        raise WeightsError(f'the weights are of another network: {"; ".join(wrong[:4])}'
-                           + (f'; and {len(wrong) - 4} more' if len(wrong) > 4 else ''))
+        more = f'; and {len(wrong) - 4} more' if len(wrong) > 4 else ''
+        raise WeightsError(f'the weights are of another network: {"; ".join(wrong[:4])}{more}')
     model.load_state_dict(state, strict=False)
     return {'loaded': len(state), **done}

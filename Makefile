@@ -1,0 +1,38 @@
+# make demo: set up and run the four steps on the sample in data1/
+# make test: set up and run the tests
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+
+# Settings of the demo: data1/ has 252 training pictures, drawn at any angle, so small images, a low learning rate and only
+# turns and flips as augmentation. Your own photographs want the constants as they stand in train.py.
+DEMO = --pretrained false --img-size 64 --epochs 100 --batch-size 16 --lr 2e-4 --drop-path 0 \
+       --rotation 180 --flip-vertical 0.5 --blur 0 --jitter 0.1 --cutout 0.1 --mixup-prob 0.05 --zoom 0.9,1.1 --ema-decay 0.99
+
+.PHONY: demo test lint setup clean
+
+demo: $(VENV)/.ready
+	$(BIN)/python mean_std.py
+	$(BIN)/python makedata.py
+	$(BIN)/python train.py $(DEMO)
+	$(BIN)/python test.py
+
+test: $(VENV)/.ready-dev
+	$(BIN)/python -m pytest -q
+
+lint: $(VENV)/.ready-dev
+	$(BIN)/ruff check .
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -r requirements.txt
+	touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.ready
+	$(BIN)/python -m pip install -q 'pytest>=8' 'ruff>=0.6'
+	touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache

@@ -1,0 +1,88 @@
+"""common/augment.py: the tutorial's augmentations, and the transform that a checkpoint can rebuild."""
+import pickle
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from PIL import Image
+
+from common.augment import Cutout, eval_transform, train_transform
+
+SETTINGS = {'img_size': [32, 48], 'mean': [0.5, 0.4, 0.3], 'std': [0.2, 0.2, 0.1]}
+
+
+def test_eval_transform_is_resize_scale_normalise():
+    image = Image.new('RGB', (100, 60), (255, 128, 0))
+    out = eval_transform(SETTINGS)(image)
+    assert out.shape == (3, 32, 48) and out.dtype == torch.float32
+    expected = (torch.tensor([1, 128 / 255, 0]) - torch.tensor(SETTINGS['mean'])) / torch.tensor(SETTINGS['std'])
+    torch.testing.assert_close(out, expected.view(3, 1, 1).expand_as(out))
+
+
+def test_without_augmentation_training_sees_what_validation_sees():
+    image = Image.effect_noise((70, 50), 60).convert('RGB')
+    plain = train_transform(SETTINGS, rotation=0, flip=0, blur=0, jitter=0, cutout=0)
+    assert torch.equal(plain(image), eval_transform(SETTINGS)(image))
+
+
+@pytest.mark.parametrize('name, value', [('rotation', 180), ('flip', 1), ('flip_vertical', 1), ('shift', 0.3),
+                                         ('zoom', (0.5, 0.6)), ('blur', 1), ('jitter', 0.9), ('cutout', 1)])
+def test_every_augmentation_does_something(name, value):
+    off = {'rotation': 0, 'flip': 0, 'flip_vertical': 0, 'shift': 0, 'zoom': None, 'blur': 0, 'jitter': 0, 'cutout': 0}
+    image = Image.effect_noise((48, 32), 60).convert('RGB')
+    torch.manual_seed(0)
+    out = train_transform(SETTINGS, **{**off, name: value})(image)
+    assert out.shape == (3, 32, 48) and not torch.equal(out, eval_transform(SETTINGS)(image))
+
+
+def test_cutout_draws_grey_boxes_of_the_tutorials_sizes():
+    image = Image.new('RGB', (64, 64), (1, 2, 3))
+    cutout = Cutout(0.5, 64, 64)
+    shares = []
+    for _ in range(400):
+        out = cutout(image)
+        box = (out != (1, 2, 3)).any(2)
+        shares.append(box.mean())
+        if box.any():
+            assert len(np.unique(out[box])) == 1  # one grey value, all channels alike
+            assert box[np.ix_(box.any(1), box.any(0))].all()  # a rectangle
+    assert 0.35 < np.mean([share > 0 for share in shares]) < 0.65
+    assert max(shares) < 0.42 and np.mean([s for s in shares if s]) == pytest.approx(0.21, abs=0.05)
+    assert image.getpixel((5, 5)) == (1, 2, 3)
+
+
+@pytest.mark.parametrize('size', [(16, 64), (64, 16), (224, 16)])
+def test_cutout_on_oblong_pictures(size):
+    cutout = Cutout(1, *size)
+    for _ in range(300):
+        assert cutout(Image.new('RGB', size[::-1])).shape == (*size, 3)
+
+
+def test_the_import_leaves_numpy_and_the_modules_as_they_were():
+    """Also with an OpenCV that cannot be imported, as on a machine without libGL."""
+    code = f'''
+import sys; sys.path.insert(0, {str(ROOT)!r})
+if sys.argv[1] == 'broken': sys.modules['cv2'] = None
+from common.augment import Cutout
+import numpy as np
+from PIL import Image
+assert Cutout(1, 32, 32)(Image.new('RGB', (32, 32))).any()
+assert not hasattr(np, 'int')
+assert 'cv2' not in sys.modules or sys.modules['cv2'] is None or hasattr(sys.modules['cv2'], '__version__')
+'''
+    for state in ('whole', 'broken'):
+        done = subprocess.run([sys.executable, '-c', code, state], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+def test_transforms_travel_to_spawned_workers():
+    transform = train_transform(SETTINGS)
+    transform(Image.new('RGB', (40, 40)))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        again = pickle.loads(pickle.dumps(transform))
+    assert again(Image.new('RGB', (40, 40))).shape == (3, 32, 48)

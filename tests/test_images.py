@@ -1,0 +1,115 @@
+"""common/images.py: one opener for every kind of picture, class folders, and the order of an epoch."""
+import random
+
+import numpy as np
+import pytest
+import torch
+from conftest import draw_folder
+from PIL import Image
+
+from common.images import (
+    BadImage,
+    EpochSampler,
+    ImageFolder,
+    SeededImageFolder,
+    find_bad,
+    is_image,
+    list_images,
+    open_image,
+)
+from common.settings import UserError
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    Image.new('RGB', (40, 20), 'red').save(tmp_path / 'x.jpg', exif=exif)
+    assert open_image(tmp_path / 'x.jpg').size == (20, 40)
+
+
+def test_sixteen_bits_are_scaled(tmp_path):
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    for suffix in ('.png', '.tif'):
+        Image.fromarray(ramp).save(tmp_path / f'x{suffix}')
+        pixels = np.asarray(open_image(tmp_path / f'x{suffix}'))
+        assert pixels.shape == (16, 16, 3) and pixels.min() == 0 and pixels.max() == 255
+        assert abs(pixels[..., 0].astype(int) - ramp // 257).max() <= 1
+
+
+@pytest.mark.parametrize('mode', ['RGBA', 'LA', 'P'])
+def test_transparency_becomes_white(tmp_path, mode):
+    image = Image.new('RGBA', (8, 8), (0, 0, 0, 0))
+    (image if mode == 'RGBA' else image.convert(mode)).save(tmp_path / 'x.png')
+    assert open_image(tmp_path / 'x.png').getpixel((3, 3)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize('mode', ['1', 'L', 'P', 'CMYK', 'YCbCr', 'LAB', 'F'])
+def test_every_mode_becomes_rgb(tmp_path, mode):
+    white = Image.new('RGB', (8, 8), 'white')
+    drawn = Image.new(mode, (8, 8)) if mode in ('LAB', 'CMYK', 'YCbCr') else white.convert('L').convert(mode)
+    drawn.save(tmp_path / 'x.tif')
+    image = open_image(tmp_path / 'x.tif')
+    assert image.mode == 'RGB' and image.size == (8, 8)
+
+
+@pytest.mark.parametrize('content', [b'', b'hello', b'\x89PNG\r\n\x1a\n' + b'x' * 50])
+def test_bad_files_are_named(tmp_path, content):
+    path = tmp_path / 'bad.jpg'
+    path.write_bytes(content)
+    with pytest.raises(BadImage, match=r'bad\.jpg'):
+        open_image(path)
+
+
+def test_truncated_pictures_are_bad(tmp_path):
+    Image.effect_noise((64, 64), 50).save(tmp_path / 'x.jpg')
+    whole = (tmp_path / 'x.jpg').read_bytes()
+    (tmp_path / 'x.jpg').write_bytes(whole[:len(whole) // 2])
+    (tmp_path / 'y.jpg').write_bytes(whole)
+    assert list(find_bad([tmp_path / 'x.jpg', tmp_path / 'y.jpg'])) == [tmp_path / 'x.jpg']
+
+
+def test_which_files_count():
+    assert all(map(is_image, ('a.jpg', 'A.JPG', 'b.Jpeg', 'x.png', 'x.webp', 'x.tiff', 'x.bmp', 'x.gif')))
+    assert not any(map(is_image, ('.a.jpg', 'a.txt', 'a', 'a.eps', 'a.pdf', 'Thumbs.db', '.DS_Store')))
+
+
+def test_listing_is_sorted_and_recursive(tmp_path):
+    draw_folder(tmp_path, {'b': 2, 'a/deep': 1})
+    assert [path.relative_to(tmp_path).as_posix() for path in list_images(tmp_path)] == [
+        'a/deep/000.png', 'b/000.png', 'b/001.png']
+
+
+def test_image_folder_matches_classes_by_name(tmp_path):
+    draw_folder(tmp_path / 'train', {'a': 2, 'b': 2})
+    draw_folder(tmp_path / 'val', {'b': 1})
+    (tmp_path / 'val' / '__MACOSX').mkdir()
+    with pytest.raises(UserError, match='a is missing'):
+        ImageFolder(tmp_path / 'val', classes=['a', 'b'])
+    (tmp_path / 'val' / 'a').mkdir()
+    with pytest.raises(UserError, match='a'):
+        ImageFolder(tmp_path / 'val', classes=['a', 'b'])
+    val = ImageFolder(tmp_path / 'val', classes=['a', 'b'], allow_empty=True)
+    assert val.targets == [1]
+    (tmp_path / 'val' / 'c').mkdir()
+    with pytest.raises(UserError, match='c is extra'):
+        ImageFolder(tmp_path / 'val', classes=['a', 'b'], allow_empty=True)
+
+
+def test_an_epochs_order_follows_from_seed_and_epoch():
+    sampler, other = EpochSampler(20, 1), EpochSampler(20, 2)
+    first = list(sampler)
+    assert sorted(index for index, _ in first) == list(range(20)) and first == list(sampler) and first != list(other)
+    sampler.epoch = 1
+    assert first != list(sampler)
+
+
+def test_a_samples_randomness_follows_from_its_seed_and_leaves_no_trace(tmp_path):
+    dataset = SeededImageFolder(draw_folder(tmp_path, {'a': 2}), lambda image: (random.random(), torch.rand(1).item()))
+    torch.manual_seed(0)
+    random.seed(0)
+    expected = torch.rand(1), random.random()
+    torch.manual_seed(0)
+    random.seed(0)
+    one, again, another = dataset[0, 5], dataset[1, 5], dataset[0, 6]
+    assert one == again != another
+    assert expected == (torch.rand(1), random.random())

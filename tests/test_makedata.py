@@ -1,0 +1,156 @@
+"""makedata.py: a split that is stratified, repeatable, and never costs anyone a file."""
+import json
+import shutil
+from collections import Counter
+
+import pytest
+from conftest import draw_folder, run_script
+from PIL import Image
+
+
+@pytest.fixture
+def source(tmp_path):
+    return draw_folder(tmp_path / 'data1', {'a': 20, 'b': 10})
+
+
+def split(tmp_path, *arguments):
+    return run_script('makedata.py', *arguments, cwd=tmp_path)
+
+
+def entries(tmp_path):
+    return json.loads((tmp_path / 'data' / 'split.json').read_text(encoding='utf-8'))['files']
+
+
+def sides(tmp_path):
+    return {entry['sha256']: entry['side'] for entry in entries(tmp_path)}
+
+
+def files_below(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob('*') if path.is_file()}
+
+
+def test_stratified_copies_and_manifest(tmp_path, source):
+    before = files_below(source)
+    done = split(tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = files_below(tmp_path / 'data')
+    assert Counter(name.rpartition('/')[0] for name in found) == {
+        'train/a': 14, 'val/a': 6, 'train/b': 7, 'val/b': 3, '': 1}
+    for entry in entries(tmp_path):
+        assert found[entry['file']] == (tmp_path / entry['source']).read_bytes()
+        assert entry['file'].startswith(f'{entry["side"]}/{entry["class"]}/') and len(entry['sha256']) == 64
+    assert files_below(source) == before
+    assert 'a' in done.stdout and '14      6' in done.stdout
+
+
+def test_the_same_again_and_another_seed(tmp_path, source):
+    split(tmp_path)
+    first = files_below(tmp_path / 'data')
+    split(tmp_path)
+    assert files_below(tmp_path / 'data') == first
+    split(tmp_path, '--seed', 7)
+    assert files_below(tmp_path / 'data') != first
+
+
+def test_new_pictures_do_not_move_the_old_ones(tmp_path, source):
+    split(tmp_path)
+    before = sides(tmp_path)
+    draw_folder(tmp_path / 'more', {'a': 10}, seed=5)
+    for path in (tmp_path / 'more' / 'a').iterdir():
+        shutil.copy(path, source / 'a' / f'new_{path.name}')
+    split(tmp_path)
+    after = sides(tmp_path)
+    assert before.items() < after.items() and Counter(after.values()) == {'train': 28, 'val': 12}
+
+
+def test_identical_files_stay_on_one_side_and_wrong_labels_are_named(tmp_path, source):
+    for number in range(12):
+        shutil.copy(source / 'a' / '000.png', source / 'a' / f'copy{number}.png')
+    shutil.copy(source / 'a' / '001.png', source / 'b' / 'same.png')
+    done = split(tmp_path)
+    by_hash = {}
+    for entry in entries(tmp_path):
+        by_hash.setdefault(entry['sha256'], set()).add(entry['side'])
+    assert all(len(side) == 1 for side in by_hash.values())
+    assert 'same picture in 2 classes' in done.stdout and 'b/same.png' in done.stdout
+
+
+def test_formats_letter_case_nested_and_hidden(tmp_path, source):
+    image = Image.new('RGB', (10, 10), 'red')
+    (source / 'a' / 'deep').mkdir()
+    names = ['x.JPG', 'x.jpeg', 'x.webp', 'x.BMP', 'x.tif', 'x.gif', 'x.ppm', 'deep/x.Png']
+    for number, name in enumerate(names):
+        image.putpixel((0, 0), (number, 0, 0))
+        image.save(source / 'a' / name)
+    for name in ('notes.txt', '.hidden.png'):
+        shutil.copy(source / 'a' / '000.png', source / 'a' / name)
+    (source / '.git').mkdir()
+    assert split(tmp_path).returncode == 0
+    found = [entry['source'] for entry in entries(tmp_path)]
+    assert len(found) == 38 and all(any(f.endswith(f'/{name}') for f in found) for name in names)
+
+
+def test_large_pictures_are_shrunk_small_ones_copied(tmp_path, source):
+    Image.new('RGB', (400, 100), 'red').save(source / 'a' / 'wide.jpg')
+    Image.new('RGB', (100, 300), 'blue').save(source / 'a' / 'tall.bmp')
+    before = files_below(source)
+    assert split(tmp_path, '--max-side', 50).returncode == 0
+    found = {entry['source'].split('/')[-1]: tmp_path / 'data' / entry['file'] for entry in entries(tmp_path)}
+    assert Image.open(found['wide.jpg']).size == (50, 12)
+    assert found['tall.bmp'].name == 'tall.bmp.png' and Image.open(found['tall.bmp']).size == (17, 50)
+    assert found['000.png'].read_bytes() in before.values() and files_below(source) == before
+
+
+def test_small_classes_and_imbalance_are_said(tmp_path, source):
+    draw_folder(source, {'one': 1, 'two': 2}, seed=3)
+    done = split(tmp_path)
+    assert done.returncode == 0
+    counts = Counter((entry['class'], entry['side']) for entry in entries(tmp_path))
+    assert counts['one', 'train'] == 1 and counts['two', 'train'] == counts['two', 'val'] == 1
+    assert 'one is too small to split' in done.stdout and '20.0 times as many' in done.stdout
+    assert (tmp_path / 'data' / 'val' / 'one').is_dir()
+
+
+@pytest.mark.parametrize('content', [{}, {'photo.jpg': 'mine'}, {'split.json': '{"made_by": "someone"}'},
+                                     {'split.json': 'not json'}])
+def test_a_folder_of_others_is_left_alone(tmp_path, source, content):
+    (tmp_path / 'data').mkdir()
+    for name, text in content.items():
+        (tmp_path / 'data' / name).write_text(text)
+    before = files_below(tmp_path)
+    done = split(tmp_path)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and 'was not touched' in done.stderr
+    assert files_below(tmp_path) == before
+
+
+def test_a_file_that_someone_put_into_the_split_is_not_lost(tmp_path, source):
+    split(tmp_path)
+    (tmp_path / 'data' / 'train' / 'a' / 'mine.jpg').write_text('precious')
+    done = split(tmp_path)
+    assert done.returncode == 2 and 'mine.jpg' in done.stderr
+    assert (tmp_path / 'data' / 'train' / 'a' / 'mine.jpg').exists()
+
+
+def test_unreadable_files_are_left_out_by_name_and_empty_classes_refused(tmp_path, source):
+    (source / 'a' / 'text.jpg').write_text('no picture')
+    assert 'text.jpg' in split(tmp_path).stdout and len(entries(tmp_path)) == 30
+    (source / 'c').mkdir()
+    done = split(tmp_path)
+    assert done.returncode == 2 and 'no pictures in c' in done.stderr
+
+
+@pytest.mark.parametrize('arguments, words', [
+    (['--val-ratio', 1.5], 'VAL_RATIO'), (['--max-side', 2], 'MAX_SIDE'),
+    (['--target-dir', 'data1/x'], 'must lie apart'), (['--source-dir', 'nowhere'], 'no such folder')])
+def test_mistakes(tmp_path, source, arguments, words):
+    done = split(tmp_path, *arguments)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and words in done.stderr
+
+
+def test_an_interrupted_exchange_is_completed(tmp_path, source):
+    """Killed between moving the old split away and the new one in, the next run still knows the old one."""
+    split(tmp_path)
+    before = sides(tmp_path)
+    (tmp_path / 'data').rename(tmp_path / '.data.makedata-old')
+    assert split(tmp_path).returncode == 0
+    assert sides(tmp_path) == before and not (tmp_path / '.data.makedata-old').exists()

@@ -1,0 +1,68 @@
+"""mean_std.py against the tutorial's loop and against plain NumPy."""
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import draw_folder, run_script
+from PIL import Image
+from torchvision import datasets, transforms
+
+from common.images import list_images
+from mean_std import get_mean_and_std
+
+
+def numpy_stats(folder):
+    """((mean, std) of the per-picture values, (mean, std) over all pixels), straight from the files."""
+    pictures = [np.asarray(Image.open(path).convert('RGB'), dtype=np.float64).reshape(-1, 3) / 255
+                for path in list_images(folder)]
+    pixels = np.concatenate(pictures)
+    return ((np.mean([p.mean(0) for p in pictures], 0), np.mean([p.std(0, ddof=1) for p in pictures], 0)),
+            (pixels.mean(0), pixels.std(0)))
+
+
+def test_get_mean_and_std_is_the_tutorials(tmp_path):
+    dataset = datasets.ImageFolder(draw_folder(tmp_path, {'a': 3, 'b': 4}), transforms.ToTensor())
+    images = torch.stack([image for image, _ in dataset])
+    mean, std = get_mean_and_std(dataset)
+    np.testing.assert_allclose(mean, images.mean((2, 3)).mean(0), atol=1e-6)
+    np.testing.assert_allclose(std, images.std((2, 3)).mean(0), atol=1e-6)
+
+
+def check_against_numpy(folder, tmp_path):
+    done = run_script('mean_std.py', '--data-dir', folder, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / 'mean_std.json').read_text())
+    per_picture, per_pixel = numpy_stats(folder)
+    np.testing.assert_allclose([found['mean'], found['std']], per_picture, atol=1e-5)
+    np.testing.assert_allclose([found['pixel_mean'], found['pixel_std']], per_pixel, atol=1e-5)
+    assert found['images'] == len(list_images(folder)) and found['data_dir'] == str(folder)
+    assert f'MEAN, STD = ({found["mean"][0]:.6f}'[:20] in done.stdout
+
+
+def test_file_agrees_with_numpy_also_for_pictures_of_several_sizes(tmp_path):
+    folder = draw_folder(tmp_path / 'pictures', {'a': 5, 'b': 4})
+    draw_folder(folder, {'c': 6}, size=(50, 9), seed=1)
+    check_against_numpy(folder, tmp_path)
+
+
+def test_seedlings_agree_with_numpy(tmp_path, seedlings):
+    check_against_numpy(seedlings, tmp_path)
+
+
+def test_unreadable_pictures_are_left_out_by_name(tmp_path):
+    folder = draw_folder(tmp_path / 'pictures', {'a': 2, 'b': 2})
+    (folder / 'a' / 'text.jpg').write_text('no picture')
+    done = run_script('mean_std.py', '--data-dir', folder, cwd=tmp_path)
+    assert done.returncode == 0 and 'text.jpg' in done.stdout
+    assert json.loads((tmp_path / 'mean_std.json').read_text())['images'] == 4
+
+
+@pytest.mark.parametrize('folders, words', [([], 'no sub-folders'), (['a'], 'a'), (None, 'no such folder')])
+def test_folders_without_pictures(tmp_path, folders, words):
+    for name in folders or []:
+        (tmp_path / 'pictures' / name).mkdir(parents=True)
+    if folders == []:
+        (tmp_path / 'pictures').mkdir()
+    done = run_script('mean_std.py', '--data-dir', 'pictures', cwd=tmp_path)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and words in done.stderr

@@ -1,0 +1,213 @@
+"""train.py in the same process: what it refuses, what it keeps, how it goes on, and that it learns."""
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, draw_folder
+from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+import models
+import train
+from common import settings
+from common.settings import UserError
+
+SMALL = {'--img-size': 32, '--batch-size': 8, '--epochs': 2, '--warmup-epochs': 0, '--num-workers': 0,
+         '--pretrained': 'false', '--model-kwargs': TINY, '--drop-path': 0, '--lr': 1e-3, '--output-dir': 'out'}
+
+
+def configure(**changes):
+    """The settings of a small run, changed: configure(epochs=3) is --epochs 3."""
+    given = {**SMALL, **{'--' + name.replace('_', '-'): value for name, value in changes.items()}}
+    return settings.read(train, [text for pair in given.items() for text in map(str, pair)])
+
+
+def run(**changes):
+    train.main(configure(**changes))
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    draw_folder(tmp_path / 'data' / 'train', {'a': 9, 'b': 9})
+    draw_folder(tmp_path / 'data' / 'val', {'a': 4, 'b': 4}, seed=1)
+    return tmp_path / 'data'
+
+
+def read_json(path):
+    return json.loads(Path(path).read_text(encoding='utf-8'))
+
+
+def result():
+    return read_json('out/result.json')
+
+
+def test_everything_is_written(data, tmp_path):
+    run()
+    names = {path.name for path in (tmp_path / 'out').iterdir()}
+    assert names == {'best.pth', 'last.pth', 'loss.png', 'acc.png', 'lr.png', 'confusion.png', 'report.txt',
+                     'report.json', 'result.json', 'log.csv', 'class.json'}
+    rows = list(csv.DictReader(Path('out/log.csv').read_text().splitlines()))
+    assert [row['epoch'] for row in rows] == ['1', '2'] and float(rows[1]['lr']) < float(rows[0]['lr'])
+    last, best = (torch.load(f'out/{name}.pth', weights_only=True) for name in ('last', 'best'))
+    assert {'state_dict', 'state_dict_ema', 'optimizer', 'scheduler', 'scaler', 'random', 'classes', 'transform',
+            'settings', 'history'} <= last.keys()
+    assert last['classes'] == best['classes'] == read_json('out/class.json') == ['a', 'b']
+    assert result()['finished'] and result()['settings']['IMG_SIZE'] == [32, 32]
+    chosen = last['state_dict_ema' if best['best']['weights'] == 'ema' else 'state_dict']
+    if best['best']['epoch'] == 2:
+        assert all(torch.equal(chosen[name], tensor) for name, tensor in best['state_dict'].items())
+
+
+def test_interrupted_and_resumed_is_the_same_run(data, tmp_path, monkeypatch):
+    run(epochs=3, mixup_prob=0.5, drop_path=0.1)
+    whole = torch.load('out/last.pth', weights_only=True)
+    shutil.rmtree('out')
+    real, calls = train.train_one_epoch, []
+
+    def stop_in_the_third(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(train, 'train_one_epoch', stop_in_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        run(epochs=3, mixup_prob=0.5, drop_path=0.1)
+    monkeypatch.setattr(train, 'train_one_epoch', real)
+    run(epochs=3, mixup_prob=0.5, drop_path=0.1, resume='true')
+    resumed = torch.load('out/last.pth', weights_only=True)
+    for key in ('state_dict', 'state_dict_ema'):
+        assert all(torch.equal(tensor, resumed[key][name]) for name, tensor in whole[key].items())
+    timing = {'seconds', 'images_per_s', 'waiting'}
+    for a, b in zip(whole['history'], resumed['history'], strict=True):
+        assert {key: a[key] for key in a.keys() - timing} == {key: b[key] for key in b.keys() - timing}
+
+
+def test_resume_refuses_another_run_and_lists_changes(data, capsys):
+    run(epochs=1)
+    with pytest.raises(UserError, match='IMG_SIZE = .32, 32'):
+        run(resume='true', img_size=48)
+    with pytest.raises(UserError, match='raise EPOCHS'):
+        run(resume='true', epochs=1)
+    run(resume='true', epochs=2, clip_grad=1)
+    assert 'resume: CLIP_GRAD was 5.0, now 1' in capsys.readouterr().out
+    draw_folder(data / 'train', {'c': 3})
+    draw_folder(data / 'val', {'c': 3})
+    with pytest.raises(UserError, match='other classes'):
+        run(resume='true', epochs=3)
+
+
+@pytest.mark.parametrize('changes, words', [
+    ({'data_dir': 'nowhere'}, 'makedata.py'), ({'batch_size': 64}, '18 training images but BATCH_SIZE = 64'),
+    ({'batch_size': 7}, 'BATCH_SIZE = 7 must be even'), ({'img_size': 50}, 'IMG_SIZE = 50'), ({'epochs': 0}, 'EPOCHS'),
+    ({'img_size': '32,40'}, 'IMG_SIZE'), ({'model': 'volo_d7'}, 'volo_d7'), ({'lr': 0}, 'LR'), ({'cutout': 2}, 'CUTOUT'),
+    ({'model_kwargs': {'nonsense': 1}}, 'nonsense'), ({'pretrained': 'gone.pth'}, 'gone.pth'), ({'mean': '0,0,0'}, 'STD'),
+    ({'resume': 'true'}, 'last.pth'), ({'output_dir': 'data/train/a/000.png'}, 'OUTPUT_DIR'),
+    ({'warmup_epochs': 2}, 'WARMUP_EPOCHS'), ({'num_workers': 'many'}, 'NUM_WORKERS'),
+    ({'mixup_alpha': 0, 'cutmix_alpha': 0}, 'MIXUP_PROB')])
+def test_mistakes_are_named(data, changes, words):
+    with pytest.raises(UserError, match=words):
+        run(**changes)
+
+
+def test_classes_of_train_and_val_must_agree(data):
+    draw_folder(data / 'val', {'c': 1})
+    with pytest.raises(UserError, match='c is extra'):
+        run()
+    shutil.rmtree(data / 'val' / 'c')
+    (data / 'train' / 'empty').mkdir()
+    with pytest.raises(UserError, match='empty'):
+        run()
+
+
+def test_bad_pictures_are_left_out_before_the_first_epoch(data, capsys):
+    (data / 'train' / 'a' / 'text.jpg').write_text('no picture')
+    run(epochs=1)
+    out = capsys.readouterr().out
+    assert 'left out: data/train/a/text.jpg' in out and out.index('left out') < out.index('epoch 1/1')
+
+
+def test_mean_std_json_is_picked_up_and_doubted(data, capsys):
+    found = {'mean': [.1, .2, .3], 'std': [.4, .5, .6], 'classes': ['a', 'b'], 'images': 18, 'data_dir': 'data1'}
+    Path('mean_std.json').write_text(json.dumps(found))
+    run(epochs=1)
+    assert result()['transform']['mean'] == [.1, .2, .3] and 'computed on 18 pictures' in capsys.readouterr().out
+    Path('mean_std.json').write_text(json.dumps({**found, 'classes': ['x']}))
+    run(epochs=1)
+    assert 'other classes' in capsys.readouterr().out
+    run(epochs=1, mean='0.5,0.5,0.5', std='0.2,0.2,0.2')
+    assert result()['transform']['mean'] == [.5, .5, .5]
+    Path('mean_std.json').write_text('damaged')
+    with pytest.raises(UserError, match=r'mean_std\.json is damaged'):
+        run(epochs=1)
+
+
+def test_auto_pretrained_goes_on_loudly_and_a_path_is_loaded(data, monkeypatch, capsys):
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
+    monkeypatch.setattr('huggingface_hub.try_to_load_from_cache', lambda *args, **kwargs: None)
+    run(epochs=1, pretrained='auto')
+    assert 'NO PRETRAINED WEIGHTS' in capsys.readouterr().out and result()['pretrained']['source'] == 'scratch'
+    with pytest.raises(UserError, match='PRETRAINED = True'):
+        run(epochs=1, pretrained='true')
+    run(epochs=1, pretrained='out/best.pth', output_dir='out2', img_size=48)
+    pretrained = read_json('out2/result.json')['pretrained']
+    assert pretrained['source'] == 'out/best.pth' and pretrained['resized'] == ['pos_embed 2x2 to 3x3']
+
+
+def test_no_decay_on_norms_biases_and_embeddings(data):
+    cfg = configure()
+    train.check(cfg)
+    built = train.build_training(cfg, train.build_data(cfg))
+    names = {id(p): name for name, p in built.net.named_parameters()}
+    free = [group for group in built.optimizer.param_groups if group['weight_decay'] == 0]
+    kept = {names[id(p)] for group in free for p in group['params']}
+    shapes = {name: p.ndim for name, p in built.net.named_parameters()}
+    assert kept == {name for name, ndim in shapes.items() if ndim == 1} | {'pos_embed', 'cls_token'}
+
+
+def test_a_diverged_loss_ends_the_run_in_words(data):
+    with pytest.raises(UserError, match='the loss became .* lower LR'):
+        run(lr=1e9, clip_grad=0, use_amp='false', epochs=5)
+
+
+def test_single_precision_and_without_ema(data):
+    run(epochs=1, use_amp='false', use_ema='false')
+    row = result()['last']
+    assert row['ema_acc1'] is None and result()['best']['weights'] == 'raw' and 'fp32' in result()['device']
+
+
+def test_digits_are_learnt(tmp_path, monkeypatch):
+    """1,797 real scans of handwritten digits that come with scikit-learn."""
+    monkeypatch.chdir(tmp_path)
+    images, labels = load_digits(return_X_y=True)
+    for side, indices in zip(('train', 'val'), train_test_split(range(len(labels)), test_size=0.3, stratify=labels,
+                                                                random_state=0), strict=True):
+        for index in indices:
+            folder = tmp_path / 'data' / side / str(labels[index])
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = (images[index].reshape(8, 8) * 255 / 16).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f'{index}.png')
+    run(epochs=8, batch_size=32, lr=2e-3, warmup_epochs=1, flip=0, blur=0, cutout=0, mixup_prob=0, ema_decay=0.9,
+        model_kwargs={**TINY, 'embed_dims': (48, 96), 'num_heads': (2, 4)})
+    history = torch.load('out/last.pth', weights_only=True)['history']
+    assert history[-1]['train_loss'] < history[0]['train_loss']
+    assert result()['best']['acc1'] >= 90
+
+
+def test_dataparallel_is_used_with_several_gpus(monkeypatch):
+    from common.device import parallel
+    model = torch.nn.Linear(1, 1)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    monkeypatch.setattr(torch.nn, 'DataParallel', lambda module: ('DataParallel', module))
+    assert parallel(model, torch.device('cuda'), True) == ('DataParallel', model)
+    assert parallel(model, torch.device('cuda'), False) is model and parallel(model, torch.device('cpu'), True) is model
+
+
+def test_the_default_model_is_the_tutorials():
+    assert train.MODEL == 'volo_d1' and train.MODEL in models.VARIANTS

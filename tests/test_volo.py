@@ -1,0 +1,124 @@
+"""models/volo.py against timm's port, against the plain formula, and against the paper."""
+import pytest
+import timm
+import torch
+from conftest import tiny_volo
+
+import models
+from models.volo import MixWindows, mix_windows_plain, random_box
+
+PARAMETERS = {'volo_d1': 27, 'volo_d2': 59, 'volo_d3': 86, 'volo_d4': 193, 'volo_d5': 296}  # millions, paper
+
+
+@pytest.mark.parametrize('name', PARAMETERS)
+def test_parameter_counts_are_the_papers(name):
+    with torch.device('meta'):
+        model = models.create_model(name, return_dense=True)
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(PARAMETERS[name], abs=0.6)
+
+
+@pytest.mark.parametrize('name', ['volo_d1', 'volo_d5'])
+@pytest.mark.parametrize('dense', [True, False])
+def test_parity_with_timm(name, dense):
+    theirs = timm.create_model(f'{name}_224', num_classes=12, use_aux_head=dense).eval()
+    ours = timm.create_model(name, num_classes=12, return_dense=dense).eval()  # registered by `import models`
+    images = torch.randn(2, 3, 224, 224)
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    with torch.inference_mode():
+        expected = theirs(images)
+        assert (ours(images) - expected).abs().max() < 1e-4
+        for p in theirs.parameters():
+            p.zero_()
+        theirs.load_state_dict(ours.state_dict(), strict=True)
+        assert torch.equal(theirs(images), expected)
+
+
+def test_bf16_predictions_follow_fp32():
+    model = tiny_volo().eval()
+    images = torch.randn(4, 3, 64, 64)
+    with torch.inference_mode():
+        expected = model(images)
+        with torch.autocast('cpu', torch.bfloat16):
+            assert (model(images).float() - expected).abs().max() < 0.02
+
+
+@pytest.mark.parametrize('grid', [(4, 6), (5, 7), (1, 1), (14, 14)])
+@pytest.mark.parametrize('window', [(3, 1, 2), (3, 1, 1), (5, 2, 2), (1, 0, 1)])
+def test_outlook_mixing_equals_the_plain_formula(grid, window):
+    torch.manual_seed(0)
+    kernel, padding, stride = window
+    h, w = ((side + 2 * padding - kernel) // stride + 1 for side in grid)
+    values = torch.randn(2, *grid, 3, 4, dtype=torch.float64, requires_grad=True)
+    logits = torch.randn(2, h, w, kernel ** 2, 3, kernel ** 2, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn_like(values)
+    results = []
+    for mix in (MixWindows.apply, mix_windows_plain):
+        out = mix(values, logits, window)
+        results.append((out, *torch.autograd.grad((out * weight).sum(), (values, logits))))
+    for fast, plain in zip(*results, strict=True):
+        torch.testing.assert_close(fast, plain)
+
+
+@pytest.mark.parametrize('kwargs', [{}, {'return_mean': True}, {'return_dense': True},
+                                    {'return_dense': True, 'mix_token': True}, {'img_size': (32, 80)}])
+def test_every_parameter_gets_a_gradient(kwargs):
+    model = tiny_volo(**kwargs)
+    out = model(torch.randn(2, 3, *model.img_size))
+    sum(part.sum() for part in (out[:2] if isinstance(out, tuple) else [out])).backward()
+    unused = {'cls_token'} if model.return_mean else set()
+    assert {n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()} <= unused
+
+
+def test_outputs_by_switch():
+    images = torch.randn(4, 3, 64, 64)
+    for model in (tiny_volo(), tiny_volo(return_dense=True), tiny_volo(return_dense=True, mix_token=True)):
+        assert model.eval()(images).shape == (4, 5)
+    assert tiny_volo()(images).shape == (4, 5)
+    logits, tokens, box = tiny_volo(return_dense=True)(images)
+    assert logits.shape == (4, 5) and tokens.shape == (4, 16, 5) and box == (0, 0, 0, 0)
+    assert tiny_volo(num_classes=0).eval()(images).shape == (4, 48)
+
+
+def test_mix_token_swaps_and_swaps_back(monkeypatch):
+    """With the whole grid in the box each image is computed as its partner, and its token logits return to it."""
+    monkeypatch.setattr('models.volo.random_box', lambda height, width: (0, 0, height, width))
+    model = tiny_volo(return_dense=True, mix_token=True)
+    images = torch.randn(4, 3, 64, 64)
+    logits, tokens, box = model(images)
+    model.mix_token = False
+    plain_logits, plain_tokens, _ = model(images)
+    assert box == (0, 0, 4, 4)
+    torch.testing.assert_close(logits, plain_logits.flip(0))
+    torch.testing.assert_close(tokens, plain_tokens)
+
+
+def test_boxes_lie_on_the_grid_and_follow_torchs_generator():
+    torch.manual_seed(3)
+    boxes = [random_box(7, 10) for _ in range(500)]
+    assert all(0 <= top <= bottom <= 7 and 0 <= left <= right <= 10 for top, left, bottom, right in boxes)
+    area = sum((b - t) * (r - left) for t, left, b, r in boxes) / 500 / 70
+    assert 0.15 < area < 0.5  # 0.5 less what the border and rounding cut off
+    torch.manual_seed(3)
+    assert boxes == [random_box(7, 10) for _ in range(500)]
+
+
+def test_stochastic_depth_counts_all_layers_but_is_in_the_transformers_alone():
+    model = models.create_model('volo_d1', drop_path_rate=0.17)
+    rates = [block.drop_path.drop_prob for stage in list(model.network)[2:] for block in stage]
+    assert rates == pytest.approx([0.17 * i / 17 for i in range(4, 18)])
+    assert not hasattr(model.network[0][0], 'drop_path')
+
+
+@pytest.mark.parametrize('kwargs, word', [
+    ({'imgsize': 64}, 'imgsize'), ({'img_size': 100}, 'multiple of 16'), ({'img_size': (64, 40)}, 'multiple of 16'),
+    ({'mix_token': True}, 'return_dense'), ({'return_mean': True, 'return_dense': True}, 'return_mean')])
+def test_wrong_settings_are_refused(kwargs, word):
+    with pytest.raises(ValueError, match=word):
+        models.create_model('volo_d1', **kwargs)
+
+
+def test_unknown_names_and_sizes_are_refused():
+    with pytest.raises(ValueError, match='volo_d1'):
+        models.create_model('volo_d9')
+    with pytest.raises(ValueError, match='80'):
+        tiny_volo()(torch.randn(1, 3, 80, 64))
