@@ -46,7 +46,7 @@ def main(cfg):
         print(f'{row["path"]} → {row["error"] or f"""{row["class"]} ({row["confidence"]:.1%})"""}')
     write_tables(out, rows)
     truth = true_classes(paths, cfg.TEST_DIR, saved['classes'])
-    draw_sheet(out, predictions, rows, truth)
+    draw_sheet(out, predictions, rows, truth, saved['classes'])
     if truth:
         report_accuracy(out, predictions, truth, saved['classes'])
     failed = sum(bool(row['error']) for row in rows)
@@ -142,20 +142,22 @@ def true_classes(paths, test_dir, classes):
     return truth
 
 
-def draw_sheet(out, predictions, rows, truth):
+def draw_sheet(out, predictions, rows, truth, classes):
     """Up to _SHEET of the pictures, evenly over the list; green is right, red is wrong, black has no known truth."""
     cells = []
-    for i in range(min(_SHEET, len(rows))):
-        i = i * len(rows) // min(_SHEET, len(rows))
-        prediction, row = predictions[i], rows[i]
+    count = min(_SHEET, len(rows))
+    for prediction, row in ((predictions[i * len(rows) // count], rows[i * len(rows) // count]) for i in range(count)):
         if prediction.error:
-            cells.append((None, f'{row["path"]}\nunreadable', 'black'))
+            cells.append((None, f'{row["path"][-24:]}\nunreadable', 'black'))
             continue
-        right = truth.get(prediction.path) == prediction.logits.argmax().item()
-        colour = 'black' if prediction.path not in truth else 'green' if right else 'red'
+        text, colour = f'{row["class"]} {row["confidence"]:.0%}', 'black'
+        if prediction.path in truth:
+            expected = classes[truth[prediction.path]]
+            colour = 'green' if row['class'] == expected else 'red'
+            text += '' if row['class'] == expected else f'\nis {expected}'
         image = open_image(prediction.path)
         image.thumbnail((256, 256))
-        cells.append((image, f'{row["class"]}\n{row["confidence"]:.0%}', colour))
+        cells.append((image, text, colour))
     report.contact_sheet(out / 'predictions.png', cells, f'{len(cells)} of {len(rows)} predictions')
 
 

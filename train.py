@@ -276,7 +276,7 @@ def train_one_epoch(cfg, run, data, epoch, clock):
 
 def forecast(cfg, clock, epoch, step):
     """Say once, after a few steps, how long the whole run takes, and what shortens a long one."""
-    if clock.told or clock.count < 3 or (clock.seconds < 10 and step + 1 < clock.steps):
+    if clock.told or clock.count < 2 or (clock.seconds < 10 and step + 1 < clock.steps):
         return
     clock.told = True
     left = clock.left(epoch, step + 1)

@@ -16,13 +16,12 @@ class Cutout:
 
     torchtoolbox 0.1.8 (2021, unmaintained) needs help in three places, all of them here. It reads numpy.int as it is
     imported, which NumPy removed. It imports OpenCV, which Cutout never calls and which fails without libGL. And it
-    mixes up width and height of PIL images, so it gets an array, and box shapes that fit an oblong picture.
+    mixes up width and height of PIL images, so it gets an array, and box shapes that fit into an oblong picture.
     """
 
     def __init__(self, p, height, width):
         self.settings = p, height, width
-        skew = height / width
-        ratio = max(0.4, 0.4 * skew), min(2.5, 2.5 * skew)  # a box of 40 % of the picture stays inside it
+        ratio = 0.4 * height / width, 2.5 * height / width  # the default (0.4, 2.5), in the picture's own proportion
         self.cutout = _import_cutout()(p=p, ratio=ratio)
 
     def __call__(self, image):

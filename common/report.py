@@ -7,11 +7,15 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.figure import Figure
 
 from common.settings import UserError
 
-matplotlib.rcParams['text.parse_math'] = False  # class names may hold a $
+_CJK = {'Noto Sans CJK SC', 'Noto Sans CJK JP', 'Source Han Sans SC', 'Microsoft YaHei', 'PingFang SC', 'SimHei',
+        'Hiragino Sans GB', 'WenQuanYi Micro Hei', 'WenQuanYi Zen Hei'}  # class names may be Chinese
+matplotlib.rcParams['font.family'] = ['DejaVu Sans', *sorted(_CJK.intersection(font_manager.get_font_names()))]
+matplotlib.rcParams['text.parse_math'] = False  # and may hold a $
 
 
 def writable_folder(path, constant):
@@ -115,15 +119,17 @@ def write_scores(folder, scores, classes, info):
 
 
 def contact_sheet(path, cells, title, columns=6):
-    """Draw small pictures with a line below each: `cells` is [(PIL image or None, text, colour)]."""
+    """Draw small pictures with a text below each: `cells` is [(PIL image or None, text, colour)]."""
     columns = min(columns, len(cells))
     rows = math.ceil(len(cells) / columns)
-    figure = Figure(figsize=(2 * columns, 2.35 * rows + 0.5), dpi=110, layout='constrained')
+    figure = Figure(figsize=(2 * columns, 2.5 * rows + 0.5), dpi=110, layout='constrained')
     figure.suptitle(title)
-    for axes, (image, text, colour) in zip(figure.subplots(rows, columns, squeeze=False).flat, cells, strict=False):
+    grid = figure.subplots(rows, columns, squeeze=False).flat
+    for axes, (image, text, colour) in zip(grid, cells, strict=False):
         if image is not None:
             axes.imshow(image)
-        axes.set_title(text, fontsize=8, color=colour, y=-0.02, va='top')
+        axes.set_xlabel(text, fontsize=8, color=colour)
     for axes in figure.axes:
-        axes.set_axis_off()
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
     save_figure(figure, path)

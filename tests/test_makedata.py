@@ -1,20 +1,34 @@
 """makedata.py: a split that is stratified, repeatable, and never costs anyone a file."""
+import contextlib
+import io
 import json
 import shutil
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
-from conftest import draw_folder, run_script
+from conftest import draw_folder
 from PIL import Image
+
+import makedata
+from common import settings
 
 
 @pytest.fixture
-def source(tmp_path):
+def source(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     return draw_folder(tmp_path / 'data1', {'a': 20, 'b': 10})
 
 
-def split(tmp_path, *arguments):
-    return run_script('makedata.py', *arguments, cwd=tmp_path)
+def split(*arguments):
+    """Run makedata.py in this process, in the current folder; test_pipeline.py runs it as a process of its own."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        try:
+            makedata.main(settings.read(makedata, list(map(str, arguments))))
+        except settings.UserError as error:
+            return SimpleNamespace(returncode=2, stdout=out.getvalue(), stderr=str(error))
+    return SimpleNamespace(returncode=0, stdout=out.getvalue(), stderr='')
 
 
 def entries(tmp_path):
@@ -31,7 +45,7 @@ def files_below(folder):
 
 def test_stratified_copies_and_manifest(tmp_path, source):
     before = files_below(source)
-    done = split(tmp_path)
+    done = split()
     assert done.returncode == 0, done.stderr
     found = files_below(tmp_path / 'data')
     assert Counter(name.rpartition('/')[0] for name in found) == {
@@ -44,21 +58,21 @@ def test_stratified_copies_and_manifest(tmp_path, source):
 
 
 def test_the_same_again_and_another_seed(tmp_path, source):
-    split(tmp_path)
+    split()
     first = files_below(tmp_path / 'data')
-    split(tmp_path)
+    split()
     assert files_below(tmp_path / 'data') == first
-    split(tmp_path, '--seed', 7)
+    split('--seed', 7)
     assert files_below(tmp_path / 'data') != first
 
 
 def test_new_pictures_do_not_move_the_old_ones(tmp_path, source):
-    split(tmp_path)
+    split()
     before = sides(tmp_path)
     draw_folder(tmp_path / 'more', {'a': 10}, seed=5)
     for path in (tmp_path / 'more' / 'a').iterdir():
         shutil.copy(path, source / 'a' / f'new_{path.name}')
-    split(tmp_path)
+    split()
     after = sides(tmp_path)
     assert before.items() < after.items() and Counter(after.values()) == {'train': 28, 'val': 12}
 
@@ -67,7 +81,7 @@ def test_identical_files_stay_on_one_side_and_wrong_labels_are_named(tmp_path, s
     for number in range(12):
         shutil.copy(source / 'a' / '000.png', source / 'a' / f'copy{number}.png')
     shutil.copy(source / 'a' / '001.png', source / 'b' / 'same.png')
-    done = split(tmp_path)
+    done = split()
     by_hash = {}
     for entry in entries(tmp_path):
         by_hash.setdefault(entry['sha256'], set()).add(entry['side'])
@@ -85,7 +99,7 @@ def test_formats_letter_case_nested_and_hidden(tmp_path, source):
     for name in ('notes.txt', '.hidden.png'):
         shutil.copy(source / 'a' / '000.png', source / 'a' / name)
     (source / '.git').mkdir()
-    assert split(tmp_path).returncode == 0
+    assert split().returncode == 0
     found = [entry['source'] for entry in entries(tmp_path)]
     assert len(found) == 38 and all(any(f.endswith(f'/{name}') for f in found) for name in names)
 
@@ -94,16 +108,16 @@ def test_large_pictures_are_shrunk_small_ones_copied(tmp_path, source):
     Image.new('RGB', (400, 100), 'red').save(source / 'a' / 'wide.jpg')
     Image.new('RGB', (100, 300), 'blue').save(source / 'a' / 'tall.bmp')
     before = files_below(source)
-    assert split(tmp_path, '--max-side', 50).returncode == 0
+    assert split('--max-side', 50).returncode == 0
     found = {entry['source'].split('/')[-1]: tmp_path / 'data' / entry['file'] for entry in entries(tmp_path)}
-    assert Image.open(found['wide.jpg']).size == (50, 12)
+    assert Image.open(found['wide.jpg']).size == (50, 13)
     assert found['tall.bmp'].name == 'tall.bmp.png' and Image.open(found['tall.bmp']).size == (17, 50)
     assert found['000.png'].read_bytes() in before.values() and files_below(source) == before
 
 
 def test_small_classes_and_imbalance_are_said(tmp_path, source):
     draw_folder(source, {'one': 1, 'two': 2}, seed=3)
-    done = split(tmp_path)
+    done = split()
     assert done.returncode == 0
     counts = Counter((entry['class'], entry['side']) for entry in entries(tmp_path))
     assert counts['one', 'train'] == 1 and counts['two', 'train'] == counts['two', 'val'] == 1
@@ -118,24 +132,24 @@ def test_a_folder_of_others_is_left_alone(tmp_path, source, content):
     for name, text in content.items():
         (tmp_path / 'data' / name).write_text(text)
     before = files_below(tmp_path)
-    done = split(tmp_path)
+    done = split()
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and 'was not touched' in done.stderr
     assert files_below(tmp_path) == before
 
 
 def test_a_file_that_someone_put_into_the_split_is_not_lost(tmp_path, source):
-    split(tmp_path)
+    split()
     (tmp_path / 'data' / 'train' / 'a' / 'mine.jpg').write_text('precious')
-    done = split(tmp_path)
+    done = split()
     assert done.returncode == 2 and 'mine.jpg' in done.stderr
     assert (tmp_path / 'data' / 'train' / 'a' / 'mine.jpg').exists()
 
 
 def test_unreadable_files_are_left_out_by_name_and_empty_classes_refused(tmp_path, source):
     (source / 'a' / 'text.jpg').write_text('no picture')
-    assert 'text.jpg' in split(tmp_path).stdout and len(entries(tmp_path)) == 30
+    assert 'text.jpg' in split().stdout and len(entries(tmp_path)) == 30
     (source / 'c').mkdir()
-    done = split(tmp_path)
+    done = split()
     assert done.returncode == 2 and 'no pictures in c' in done.stderr
 
 
@@ -143,14 +157,14 @@ def test_unreadable_files_are_left_out_by_name_and_empty_classes_refused(tmp_pat
     (['--val-ratio', 1.5], 'VAL_RATIO'), (['--max-side', 2], 'MAX_SIDE'),
     (['--target-dir', 'data1/x'], 'must lie apart'), (['--source-dir', 'nowhere'], 'no such folder')])
 def test_mistakes(tmp_path, source, arguments, words):
-    done = split(tmp_path, *arguments)
+    done = split(*arguments)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and words in done.stderr
 
 
 def test_an_interrupted_exchange_is_completed(tmp_path, source):
     """Killed between moving the old split away and the new one in, the next run still knows the old one."""
-    split(tmp_path)
+    split()
     before = sides(tmp_path)
     (tmp_path / 'data').rename(tmp_path / '.data.makedata-old')
-    assert split(tmp_path).returncode == 0
+    assert split().returncode == 0
     assert sides(tmp_path) == before and not (tmp_path / '.data.makedata-old').exists()

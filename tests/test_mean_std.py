@@ -14,11 +14,10 @@ from mean_std import get_mean_and_std
 
 def numpy_stats(folder):
     """((mean, std) of the per-picture values, (mean, std) over all pixels), straight from the files."""
-    pictures = [np.asarray(Image.open(path).convert('RGB'), dtype=np.float64).reshape(-1, 3) / 255
-                for path in list_images(folder)]
+    pictures = [np.asarray(Image.open(path).convert('RGB')).reshape(-1, 3) for path in list_images(folder)]
+    means, stds = zip(*(((p / 255).mean(0), (p / 255).std(0, ddof=1)) for p in pictures), strict=True)
     pixels = np.concatenate(pictures)
-    return ((np.mean([p.mean(0) for p in pictures], 0), np.mean([p.std(0, ddof=1) for p in pictures], 0)),
-            (pixels.mean(0), pixels.std(0)))
+    return (np.mean(means, 0), np.mean(stds, 0)), ((pixels / 255).mean(0), (pixels / 255).std(0))
 
 
 def test_get_mean_and_std_is_the_tutorials(tmp_path):

@@ -106,9 +106,10 @@ def test_resume_refuses_another_run_and_lists_changes(data, capsys):
 @pytest.mark.parametrize('changes, words', [
     ({'data_dir': 'nowhere'}, 'makedata.py'), ({'batch_size': 64}, '18 training images but BATCH_SIZE = 64'),
     ({'batch_size': 7}, 'BATCH_SIZE = 7 must be even'), ({'img_size': 50}, 'IMG_SIZE = 50'), ({'epochs': 0}, 'EPOCHS'),
-    ({'img_size': '32,40'}, 'IMG_SIZE'), ({'model': 'volo_d7'}, 'volo_d7'), ({'lr': 0}, 'LR'), ({'cutout': 2}, 'CUTOUT'),
-    ({'model_kwargs': {'nonsense': 1}}, 'nonsense'), ({'pretrained': 'gone.pth'}, 'gone.pth'), ({'mean': '0,0,0'}, 'STD'),
-    ({'resume': 'true'}, 'last.pth'), ({'output_dir': 'data/train/a/000.png'}, 'OUTPUT_DIR'),
+    ({'img_size': '32,40'}, 'IMG_SIZE'), ({'model': 'volo_d7'}, 'volo_d7'), ({'lr': 0}, 'LR'),
+    ({'cutout': 2}, 'CUTOUT'), ({'model_kwargs': {'nonsense': 1}}, 'nonsense'),
+    ({'pretrained': 'gone.pth'}, 'gone.pth'), ({'mean': '0,0,0'}, 'STD'), ({'resume': 'true'}, 'last.pth'),
+    ({'output_dir': 'data/train/a/000.png'}, 'OUTPUT_DIR'),
     ({'warmup_epochs': 2}, 'WARMUP_EPOCHS'), ({'num_workers': 'many'}, 'NUM_WORKERS'),
     ({'mixup_alpha': 0, 'cutmix_alpha': 0}, 'MIXUP_PROB')])
 def test_mistakes_are_named(data, changes, words):
