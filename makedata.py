@@ -32,6 +32,7 @@ MAX_SIDE: int | None = None   # pixels; larger pictures are shrunk to this while
 
 _MANIFEST = 'split.json'  # (names with a leading underscore are no settings)
 _MADE_BY = 'makedata.py'
+_LITTER = {'.DS_Store', 'Thumbs.db', 'desktop.ini'}  # what file managers leave in every folder that they show
 _SAVE_OPTIONS = {  # of shrunken copies; other formats become PNG
     '.jpg': {'quality': 95}, '.jpeg': {'quality': 95}, '.png': {}, '.webp': {'quality': 95}}
 
@@ -45,13 +46,15 @@ def main(cfg):
     sides = choose_sides(entries, cfg, earlier)
     for entry in entries:
         entry['side'] = sides[entry['sha256']]
-    build(entries, cfg)
+    entries = build(entries, cfg)
     print_table(entries, cfg)
 
 
 def check(cfg):
     if not 0 < cfg.VAL_RATIO < 1:
         raise UserError(f'VAL_RATIO = {cfg.VAL_RATIO} must lie between 0 and 1')
+    if not 0 <= cfg.SEED < 2 ** 32:
+        raise UserError(f'SEED = {cfg.SEED} must lie between 0 and {2 ** 32 - 1}')
     if cfg.MAX_SIDE is not None and cfg.MAX_SIDE < 16:
         raise UserError(f'MAX_SIDE = {cfg.MAX_SIDE} is too small for a picture: give 16 pixels or more, or None')
     source, target = Path(cfg.SOURCE_DIR).resolve(), Path(cfg.TARGET_DIR).resolve()
@@ -74,16 +77,16 @@ def read_manifest(cfg):
         manifest = json.loads((target / _MANIFEST).read_text(encoding='utf-8'))
         files = {entry['file']: entry for entry in manifest['files']}
         ours = manifest['made_by'] == _MADE_BY and not target.is_symlink()
+        same = all(manifest['settings'][name] == getattr(cfg, name) for name in ('VAL_RATIO', 'SEED'))
     except (OSError, ValueError, KeyError, TypeError):
         ours = False
     if not ours:
         raise UserError(f'{target} exists and was not made by {_MADE_BY}: {advice}')
+    known = files.keys() | {_MANIFEST}
     for path in target.rglob('*'):
-        if not path.is_dir() and path.relative_to(target).as_posix() not in files.keys() | {_MANIFEST}:
+        if not path.is_dir() and path.relative_to(target).as_posix() not in known and path.name not in _LITTER:
             raise UserError(f'{path} was not put there by {_MADE_BY} and would be lost: {advice}')
-    if manifest['settings']['VAL_RATIO'] != cfg.VAL_RATIO or manifest['settings']['SEED'] != cfg.SEED:
-        return {}
-    return {entry['sha256']: entry['side'] for entry in files.values()}
+    return {entry['sha256']: entry['side'] for entry in files.values()} if same else {}
 
 
 def find_entries(cfg):
@@ -140,6 +143,8 @@ def choose_sides(entries, cfg, earlier):
             sides[entry['sha256']] = earlier.get(entry['sha256'])
             groups[entry['class']][entry['sha256']] = None
     for digests in map(sorted, groups.values()):
+        if len({sides[digest] for digest in digests}) == 1:  # all on one side: pictures were taken away; draw anew
+            sides |= dict.fromkeys(digests)
         new = [digest for digest in digests if sides[digest] is None]
         wanted = min(max(1, round(cfg.VAL_RATIO * len(digests))), len(digests) - 1)
         wanted -= sum(sides[digest] == 'val' for digest in digests)
@@ -156,45 +161,53 @@ def _aside(target, what):
 
 
 def build(entries, cfg):
-    """Copy everything into a folder beside TARGET_DIR, then put it in TARGET_DIR's place."""
+    """Copy everything into a folder beside TARGET_DIR, then put it in TARGET_DIR's place. Returns what was copied."""
     target = Path(cfg.TARGET_DIR)
     aside, old = _aside(target, 'new'), _aside(target, 'old')
     for folder in (aside, old):
-        if folder.exists():
-            shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)
     try:
         for side in ('train', 'val'):
             for name in {entry['class'] for entry in entries}:
                 (aside / side / name).mkdir(parents=True)
-        thread_map(lambda entry: place(entry, aside, cfg.MAX_SIDE), entries, max_workers=THREADS, tqdm_class=Bar,
-                   desc='copying', unit='img')
+        problems = thread_map(lambda entry: place(entry, aside, cfg.MAX_SIDE), entries, max_workers=THREADS,
+                              tqdm_class=Bar, desc='copying', unit='img')
+        for problem in filter(None, problems):
+            print(f'left out: {problem}')
+        entries = [entry for entry, problem in zip(entries, problems, strict=True) if not problem]
         write_json(aside / _MANIFEST, {'made_by': _MADE_BY, 'settings': vars(cfg), 'files': [
             {key: entry[key] for key in ('file', 'source', 'class', 'side', 'sha256')} for entry in entries]})
         if target.exists():
             target.rename(old)
         aside.rename(target)
     except OSError as error:
+        if old.exists() and not target.exists():
+            old.rename(target)
         shutil.rmtree(aside, ignore_errors=True)
         raise UserError(f'{target} cannot be written ({error}): free space or choose another TARGET_DIR') from error
-    except BadImage:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
     shutil.rmtree(old, ignore_errors=True)
+    return entries
 
 
 def place(entry, folder, max_side):
-    """Copy one picture into its class's folder, shrunk if it is larger than max_side, and note where it is."""
-    folder = Path(folder)
+    """Copy one picture into its class's folder, shrunk if it is larger than max_side, and note where it is.
+
+    Returns what is wrong with it if it had to be shrunk and cannot be read.
+    """
     file = Path(entry['side'], entry['class'], entry['name'])
-    small = max_side and shrink(entry['source'], max_side)
+    try:
+        small = max_side and shrink(entry['source'], max_side)
+    except BadImage as error:
+        return str(error)
     if small and file.suffix.lower() not in _SAVE_OPTIONS:
-        file = file.with_name(f'{file.name}.png')
+        file = file.with_name(f'{file.name}.shrunk.png')
     (folder / file).parent.mkdir(parents=True, exist_ok=True)
     if small:
         small.save(folder / file, **_SAVE_OPTIONS[file.suffix.lower()])
     else:
-        shutil.copy2(entry['source'], folder / file)
+        shutil.copyfile(entry['source'], folder / file)  # without its permissions: the copy must be replaceable
     entry['file'] = file.as_posix()
+    return None
 
 
 def shrink(path, max_side):

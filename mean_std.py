@@ -5,7 +5,9 @@
 reads every picture below data1/ and writes mean_std.json, which train.py picks up by itself.
 """
 import time
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
@@ -13,7 +15,7 @@ from torchvision import transforms
 from common import settings
 from common.images import BadImage, ImageFolder, loader_workers
 from common.progress import Bar, hours
-from common.report import write_json
+from common.report import writable_folder, write_json
 
 DATA_DIR = 'data1'                # a folder with one sub-folder of pictures for each class
 OUTPUT_FILE = 'mean_std.json'     # where the result goes; train.py looks for this name
@@ -22,6 +24,7 @@ NUM_WORKERS: int | str = 'auto'   # processes that read pictures; 'auto' takes o
 
 def main(cfg):
     settings.show(cfg, __name__)
+    writable_folder(Path(cfg.OUTPUT_FILE).parent, 'OUTPUT_FILE')
     start = time.perf_counter()
     dataset = ImageFolder(cfg.DATA_DIR, transforms.ToTensor())
     stats, bad = channel_stats(dataset, loader_workers(cfg.NUM_WORKERS))
@@ -40,7 +43,8 @@ def main(cfg):
     print(f'mean of the per-picture means and stds: {(mean, std)}')
     print(f'over all pixels together:               {(pixel_mean, pixel_std)}')
     print(f'\n{cfg.OUTPUT_FILE} is written; train.py uses it. To fix the values there instead, paste')
-    print(f'MEAN, STD = {tuple(round(v, 6) for v in mean)}, {tuple(round(v, 6) for v in std)}')
+    for name, values in (('MEAN', mean), ('STD', std)):
+        print(f'{name}: tuple | None = {tuple(round(value, 6) for value in values)}')
 
 
 def get_mean_and_std(dataset, num_workers=0):
@@ -53,10 +57,10 @@ def get_mean_and_std(dataset, num_workers=0):
 
 
 class ChannelStats(Dataset):
-    """For every picture of a dataset a float64 tensor (4, C): mean, std, mean of squares, number of pixels.
+    """For every picture of a dataset a float64 array (4, C): mean, std, mean of squares, number of pixels.
 
     A picture that cannot be read gives its error, a text. The work is done here, in the loader's worker processes, so
-    that only these few numbers travel.
+    that only these few numbers travel; as an array, since a tensor would keep a file open for as long as it lives.
     """
 
     def __init__(self, dataset):
@@ -70,10 +74,12 @@ class ChannelStats(Dataset):
             image = self.dataset[index][0]
         except BadImage as error:
             return str(error)
-        pixels = image.flatten(1).double()  # (C, H*W)
-        size = torch.full((len(pixels),), pixels.shape[1], dtype=torch.float64)
-        std = pixels.std(1, correction=min(1, pixels.shape[1] - 1))
-        return torch.stack([pixels.mean(1), std, pixels.square().mean(1), size])
+        stats = []
+        for pixels in image.flatten(1).numpy():  # a channel at a time: doubles of a large photograph are many
+            pixels = pixels.astype(np.float64)
+            std = pixels.std(ddof=min(1, len(pixels) - 1))
+            stats.append([pixels.mean(), std, np.square(pixels).mean(), len(pixels)])
+        return np.array(stats).T
 
 
 def channel_stats(dataset, num_workers):
@@ -84,9 +90,9 @@ def channel_stats(dataset, num_workers):
         for batch in loader:
             results += batch
             bar.update(len(batch))
-    stats = [result for result in results if isinstance(result, torch.Tensor)]
+    stats = [result for result in results if not isinstance(result, str)]
     bad = [result for result in results if isinstance(result, str)]
-    return torch.stack(stats) if stats else torch.empty(0, 4, 3), bad
+    return torch.from_numpy(np.stack(stats)) if stats else torch.empty(0, 4, 3), bad
 
 
 def tutorial_pair(stats):

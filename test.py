@@ -43,10 +43,13 @@ def main(cfg):
     predictions = predict(cfg, saved, paths)
     rows = [describe_prediction(p, cfg.TEST_DIR, saved['classes']) for p in predictions]
     for row in rows:
-        print(f'{row["path"]} → {row["error"] or f"""{row["class"]} ({row["confidence"]:.1%})"""}')
+        result = row['error'] or f'{row["class"]} ({row["confidence"]:.1%})'
+        print(f'{row["path"]} → {result}')
     write_tables(out, rows)
     truth = true_classes(paths, cfg.TEST_DIR, saved['classes'])
     draw_sheet(out, predictions, rows, truth, saved['classes'])
+    for name in ('report.txt', 'report.json', 'confusion.png'):
+        (out / name).unlink(missing_ok=True)  # of an earlier run
     if truth:
         report_accuracy(out, predictions, truth, saved['classes'])
     failed = sum(bool(row['error']) for row in rows)
@@ -96,7 +99,7 @@ def predict(cfg, saved, paths):
     net = create_model(saved['model'], num_classes=len(saved['classes']), img_size=saved['transform']['img_size'],
                        **saved['model_kwargs'])
     net.load_state_dict(saved['state_dict'])
-    model = parallel(net.to(device).eval(), device, cfg.USE_DP)
+    model = parallel(net.to(device), device, dtype, cfg.USE_DP).eval()
     pictures = Pictures(paths, augment.eval_transform(saved['transform']))
     loader = DataLoader(pictures, cfg.BATCH_SIZE, collate_fn=collate, pin_memory=device.type == 'cuda',
                         num_workers=min(loader_workers(cfg.NUM_WORKERS), len(paths)))
@@ -105,8 +108,7 @@ def predict(cfg, saved, paths):
         for images, errors in loader:
             logits = iter(())
             if images is not None:
-                with torch.autocast(device.type, dtype, enabled=dtype is not None):
-                    logits = iter(model(images.to(device, non_blocking=True)).float().cpu())
+                logits = iter(model(images.to(device, non_blocking=True)).float().cpu())
             for error in errors:
                 predictions.append(Prediction(paths[len(predictions)], None if error else next(logits), error))
             bar.update(len(errors))

@@ -6,14 +6,12 @@
 writes to checkpoints/volo_d1/ (OUTPUT_DIR): best.pth and last.pth, loss.png, acc.png, lr.png, confusion.png,
 report.txt, report.json, result.json, log.csv and class.json. README.md has measured accuracies and times to expect.
 """
-import json
 import math
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.mixup import Mixup
 from timm.loss import SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2
@@ -25,6 +23,7 @@ from common import augment, checkpoint, report, settings
 from common.device import amp_dtype, choose_device, describe, parallel
 from common.images import EpochSampler, ImageFolder, SeededImageFolder, find_bad, loader_workers
 from common.metrics import scores, validate
+from common.normalisation import normalisation
 from common.progress import Bar, Clock, hours, with_waiting
 from common.settings import UserError
 from models import WeightsError, create_model, fetch_published, load_weights
@@ -73,13 +72,18 @@ SEED = 42
 
 
 def main(cfg):
-    check(cfg)
     settings.show(cfg, __name__)
+    check(cfg)
     random_seed(cfg.SEED)
     out = report.writable_folder(cfg.OUTPUT_DIR, 'OUTPUT_DIR')
+    saved = checkpoint.load(out / 'last.pth') if cfg.RESUME else None
     data = build_data(cfg)
-    run = build_training(cfg, data)
-    history = resume(cfg, run, data, out) if cfg.RESUME else []
+    if saved:
+        check_resume(cfg, data, saved, out)
+    run = build_training(cfg, data, saved)
+    if not saved:
+        checkpoint.set_aside(out)
+    history = saved['history'] if saved else []
     report.write_json(out / 'class.json', data.classes)
     clock = Clock(len(data.train), cfg.EPOCHS, rest=len(data.val) * (1 + cfg.USE_EMA) / 3)
     for epoch in range(len(history), cfg.EPOCHS):
@@ -89,7 +93,7 @@ def main(cfg):
         trained = time.perf_counter()
         results = {'raw': measure(run.model, data, run, 'validating')}
         if run.ema:
-            results['ema'] = measure(run.ema.module, data, run, 'validating the EMA weights')
+            results['ema'] = measure(run.ema_model, data, run, 'validating the EMA weights')
         for which in ('raw', 'ema'):
             row |= {f'{which}_{key}': results.get(which, {}).get(key) for key in ('loss', 'acc1', 'acc5', 'balanced')}
         row['seconds'] = time.perf_counter() - start
@@ -101,24 +105,33 @@ def main(cfg):
     print(f'\nbest: epoch {best["epoch"]}, {best["weights"]} weights, ACC1 {best["acc1"]:.2f} %; all of it is in {out}')
 
 
+_RANGES = {  # least and most that make sense
+    'EPOCHS': (1, math.inf), 'BATCH_SIZE': (2, math.inf), 'SEED': (0, 2 ** 32 - 1), 'SMOOTHING': (0, 0.99),
+    **dict.fromkeys(('MIN_LR', 'DROP_PATH', 'EMA_DECAY', 'MIXUP_PROB', 'MIXUP_SWITCH_PROB'), (0, 1)),
+    **dict.fromkeys(('FLIP', 'FLIP_VERTICAL', 'SHIFT', 'BLUR', 'CUTOUT'), (0, 1)),
+    **dict.fromkeys(('WARMUP_EPOCHS', 'WEIGHT_DECAY', 'CLIP_GRAD'), (0, math.inf)),
+    **dict.fromkeys(('ROTATION', 'JITTER', 'MIXUP_ALPHA', 'CUTMIX_ALPHA'), (0, math.inf))}
+_OURS = {'img_size', 'num_classes', 'in_chans', 'drop_path_rate', 'return_dense', 'mix_token'}  # not for MODEL_KWARGS
+
+
 def check(cfg):
     """Refuse settings that would fail later, each by its name."""
-    for name, least in (('EPOCHS', 1), ('BATCH_SIZE', 2), ('WARMUP_EPOCHS', 0), ('CLIP_GRAD', 0), ('WEIGHT_DECAY', 0),
-                        ('MIN_LR', 0), ('JITTER', 0), ('ROTATION', 0), ('MIXUP_ALPHA', 0), ('CUTMIX_ALPHA', 0)):
-        if getattr(cfg, name) < least:
-            raise UserError(f'{name} = {getattr(cfg, name)} must be at least {least}')
+    for name, (least, most) in _RANGES.items():
+        if not least <= getattr(cfg, name) <= most:
+            raise UserError(f'{name} = {getattr(cfg, name)} must be at least {least}'
+                            + (f' and at most {most}' if most < math.inf else ''))
     if cfg.BATCH_SIZE % 2:
         raise UserError(f'BATCH_SIZE = {cfg.BATCH_SIZE} must be even: Mixup works on pairs')
-    if cfg.WARMUP_EPOCHS >= cfg.EPOCHS and cfg.WARMUP_EPOCHS:
+    if 0 < cfg.WARMUP_EPOCHS >= cfg.EPOCHS:
         raise UserError(f'WARMUP_EPOCHS = {cfg.WARMUP_EPOCHS} must be less than EPOCHS = {cfg.EPOCHS}')
     if cfg.LR != 'auto' and not (isinstance(cfg.LR, (int, float)) and cfg.LR > 0):
         raise UserError(f"LR = {cfg.LR!r}: give a positive number or 'auto'")
-    for name in ('FLIP', 'FLIP_VERTICAL', 'BLUR', 'CUTOUT', 'MIXUP_PROB', 'MIXUP_SWITCH_PROB', 'SMOOTHING', 'DROP_PATH',
-                 'SHIFT', 'EMA_DECAY'):
-        if not 0 <= getattr(cfg, name) <= 1:
-            raise UserError(f'{name} = {getattr(cfg, name)} must lie between 0 and 1')
+    if cfg.ZOOM is not None and not (len(cfg.ZOOM) == 2 and 0 < cfg.ZOOM[0] <= cfg.ZOOM[1]):
+        raise UserError(f'ZOOM = {cfg.ZOOM}: give the least and the most, for example (0.8, 1.2), or None')
     if cfg.MIXUP_PROB and not cfg.MIXUP_ALPHA and not cfg.CUTMIX_ALPHA:
         raise UserError('MIXUP_PROB needs MIXUP_ALPHA or CUTMIX_ALPHA above 0: set it to 0 to switch mixing off')
+    if cfg.MODEL_KWARGS.keys() & _OURS:
+        raise UserError(f'MODEL_KWARGS: {", ".join(sorted(cfg.MODEL_KWARGS.keys() & _OURS))} is set by train.py itself')
     sides = (cfg.IMG_SIZE, cfg.IMG_SIZE) if isinstance(cfg.IMG_SIZE, int) else cfg.IMG_SIZE
     if len(sides) != 2 or any(type(side) is not int or side < 16 or side % 16 for side in sides):
         raise UserError(f'IMG_SIZE = {cfg.IMG_SIZE}: each side must be a multiple of 16 pixels')
@@ -134,55 +147,37 @@ def build_data(cfg):
         raise UserError(f'{root}/train and {root}/val are needed: run makedata.py first, or set DATA_DIR')
     train_set = SeededImageFolder(root / 'train')
     val_set = ImageFolder(root / 'val', classes=train_set.classes, allow_empty=True)
+    print(f'checking {len(train_set)} pictures for training and {len(val_set)} for validation')
     bad = find_bad([path for path, _ in train_set.samples + val_set.samples])
     for problem in bad.values():
         print(f'left out: {problem}')
     for dataset in (train_set, val_set):
         dataset.leave_out(bad)
+        if not len(dataset):
+            raise UserError(f'{dataset.root}: none of its files is a readable picture')
     for name in set(range(len(train_set.classes))) - set(val_set.targets):
         print(f'warning: {val_set.root} has no picture of {train_set.classes[name]}, so nothing measures that class')
     if len(train_set) < cfg.BATCH_SIZE:
         raise UserError(f'{len(train_set)} training images but BATCH_SIZE = {cfg.BATCH_SIZE}: lower BATCH_SIZE')
-    mean, std = normalisation(cfg, train_set.classes)
+    mean, std = normalisation(cfg.MEAN, cfg.STD, train_set.classes)
     transform = {'img_size': list(cfg.IMG_SIZE), 'mean': list(mean), 'std': list(std)}
     train_set.transform = augment.train_transform(transform, cfg.ROTATION, cfg.FLIP, cfg.FLIP_VERTICAL, cfg.SHIFT,
                                                   cfg.ZOOM, cfg.BLUR, cfg.JITTER, cfg.CUTOUT)
     val_set.transform = augment.eval_transform(transform)
     workers = loader_workers(cfg.NUM_WORKERS)
-    common = {'batch_size': cfg.BATCH_SIZE, 'num_workers': workers, 'persistent_workers': workers > 0,
-              'pin_memory': torch.cuda.is_available()}
+    common = {'batch_size': cfg.BATCH_SIZE, 'persistent_workers': workers > 0, 'pin_memory': torch.cuda.is_available(),
+              'generator': torch.Generator()}  # its own: a loader takes a number from it when workers start
     return SimpleNamespace(
-        train=DataLoader(train_set, sampler=EpochSampler(len(train_set), cfg.SEED), drop_last=True, **common),
-        val=DataLoader(val_set, **common), classes=train_set.classes, transform=transform)
-
-
-def normalisation(cfg, classes):
-    """(mean, std): the constants, else mean_std.json, else ImageNet's."""
-    if (cfg.MEAN is None) != (cfg.STD is None):
-        raise UserError('MEAN and STD go together: set both or neither')
-    if cfg.MEAN is not None:
-        if len(cfg.MEAN) != 3 or len(cfg.STD) != 3 or min(cfg.STD) <= 0:
-            raise UserError(f'MEAN = {cfg.MEAN}, STD = {cfg.STD}: each needs three numbers, and STD positive ones')
-        return cfg.MEAN, cfg.STD
-    file = Path('mean_std.json')
-    if not file.exists():
-        print("normalisation: ImageNet's mean and std, since mean_std.py has not been run")
-        return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-    try:
-        found = json.loads(file.read_text(encoding='utf-8'))
-        mean, std, theirs = found['mean'], found['std'], found['classes']
-        print(f'normalisation: {file}, computed on {found["images"]} pictures of {found["data_dir"]}')
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f'{file} is damaged ({error!r}): run mean_std.py again or delete it') from None
-    if theirs != classes:
-        print(f'warning: {file} was computed on other classes than these: run mean_std.py again')
-    return mean, std
+        classes=train_set.classes, transform=transform,
+        train=DataLoader(train_set, sampler=EpochSampler(len(train_set), cfg.SEED), drop_last=True, num_workers=workers,
+                         **common),
+        val=DataLoader(val_set, num_workers=(workers + 1) // 2, **common))
 
 
 # ---- network, optimizer, schedule ------------------------------------------------------------------------------------
 
-def build_training(cfg, data):
-    """Everything that a step needs, under one name."""
+def build_training(cfg, data, saved):
+    """Everything that a step needs, under one name; in the state that was saved, if any."""
     device = choose_device()
     dtype = amp_dtype(device) if cfg.USE_AMP else None
     print(describe(device, dtype))
@@ -191,7 +186,7 @@ def build_training(cfg, data):
                            drop_path_rate=cfg.DROP_PATH, **cfg.MODEL_KWARGS)
     except ValueError as error:
         raise UserError(f'MODEL, MODEL_KWARGS: {error}') from error
-    weights = pretrained(cfg, net)
+    weights = saved['pretrained'] if saved else pretrained(cfg, net)
     print(f'weights: {", ".join(f"{key} {value}" for key, value in weights.items() if value and key != "reason")}')
     net.to(device)
     lr = cfg.LR if cfg.LR != 'auto' else 1e-4 if weights['source'] != 'scratch' else 5e-4
@@ -201,14 +196,19 @@ def build_training(cfg, data):
     warmup, low = cfg.WARMUP_EPOCHS * steps, min(cfg.MIN_LR, lr)
     scheduler = CosineLRScheduler(optimizer, t_initial=cfg.EPOCHS * steps - warmup, lr_min=low, t_in_epochs=False,
                                   warmup_t=warmup, warmup_lr_init=low, warmup_prefix=True)
-    return SimpleNamespace(
-        net=net, model=parallel(net, device, cfg.USE_DP), device=device, dtype=dtype, weights=weights,
+    ema = ModelEmaV3(net, decay=cfg.EMA_DECAY, use_warmup=True) if cfg.USE_EMA else None
+    run = SimpleNamespace(
+        net=net, model=parallel(net, device, dtype, cfg.USE_DP), device=device, dtype=dtype, weights=weights,
         optimizer=optimizer, scheduler=scheduler,
         scaler=torch.amp.GradScaler(device.type, enabled=dtype is torch.float16),
-        ema=ModelEmaV3(net, decay=cfg.EMA_DECAY, use_warmup=True) if cfg.USE_EMA else None,
+        ema=ema, ema_model=ema and parallel(ema.module, device, dtype, cfg.USE_DP),
         mixup=Mixup(cfg.MIXUP_ALPHA, cfg.CUTMIX_ALPHA, prob=cfg.MIXUP_PROB, switch_prob=cfg.MIXUP_SWITCH_PROB,
                     label_smoothing=cfg.SMOOTHING, num_classes=len(data.classes)),
         criterion=SoftTargetCrossEntropy(), parameters=sum(p.numel() for p in net.parameters()))
+    if saved:
+        checkpoint.restore_training_state(run, saved)
+        scheduler.step_update(len(saved['history']) * steps)
+    return run
 
 
 def pretrained(cfg, net):
@@ -239,16 +239,15 @@ def train_one_epoch(cfg, run, data, epoch, clock):
         begin = time.perf_counter()
         images, labels = images.to(run.device, non_blocking=True), labels.to(run.device, non_blocking=True)
         images, targets = run.mixup(images, labels)  # Mixup or CutMix now and then; always smoothed one-hot targets
-        with torch.autocast(run.device.type, run.dtype, enabled=run.dtype is not None):
-            logits = run.model(images)
-        loss = run.criterion(logits.float(), targets)
+        logits = run.model(images).float()  # the model runs inside autocast, the loss outside
+        loss = run.criterion(logits, targets)
         run.optimizer.zero_grad()
         run.scaler.scale(loss).backward()
         run.scaler.unscale_(run.optimizer)  # the norm is of the true gradients
         norm = torch.nn.utils.clip_grad_norm_(run.net.parameters(), cfg.CLIP_GRAD or math.inf)
-        if not math.isfinite(loss.item()):
-            raise UserError(f'the loss became {loss.item()} in epoch {epoch + 1}, step {step + 1}: lower LR; '
-                            f'{cfg.OUTPUT_DIR}/last.pth holds the epoch before')
+        if not math.isfinite(loss.item()) or not (math.isfinite(norm) or run.scaler.is_enabled()):
+            raise UserError(f'the loss became {loss.item()} and the gradient {norm.item()} in epoch {epoch + 1}, step '
+                            f'{step + 1}: lower LR; {cfg.OUTPUT_DIR}/last.pth, if there, holds the epoch before')
         run.scaler.step(run.optimizer)
         run.scaler.update()
         done = epoch * len(data.train) + step + 1
@@ -259,9 +258,9 @@ def train_one_epoch(cfg, run, data, epoch, clock):
         losses.update(loss.item(), len(images))
         if math.isfinite(norm):  # fp16 skips the steps in which it is not
             norms.update(norm.item())
-        clear = targets.amax(1) > 1 - cfg.SMOOTHING  # accuracy only on pictures whose label is not a mixture
+        clear = targets.amax(1) >= 1 - cfg.SMOOTHING  # accuracy only on pictures whose label is not a mixture
         if clear.any():
-            acc1.update(accuracy(logits[clear].float(), labels[clear])[0].item(), int(clear.sum()))
+            acc1.update(accuracy(logits[clear], labels[clear])[0].item(), int(clear.sum()))
         waited, seen = waited + waiting, seen + len(images)
         seconds = time.perf_counter() - start
         clock.step(waiting + time.perf_counter() - begin)
@@ -289,7 +288,7 @@ def forecast(cfg, clock, epoch, step):
 
 
 def measure(model, data, run, label):
-    return scores(*validate(model, data.val, run.device, run.dtype, label), data.classes)
+    return scores(*validate(model, data.val, run.device, label), data.classes)
 
 
 # ---- what is kept ----------------------------------------------------------------------------------------------------
@@ -307,25 +306,27 @@ def keep(cfg, run, data, out, history, results):
     best = best_of(history)
     info = {'model': cfg.MODEL, 'model_kwargs': cfg.MODEL_KWARGS, 'classes': data.classes, 'transform': data.transform,
             'settings': vars(cfg), 'pretrained': run.weights, 'best': best}
-    raw, ema = run.net.state_dict(), run.ema and run.ema.module.state_dict()
-    if best['epoch'] == len(history):
-        checkpoint.save(out / 'best.pth', {**info, 'state_dict': ema if best['weights'] == 'ema' else raw})
-        report.write_scores(out, results[best['weights']], data.classes, best)
-    checkpoint.save(out / 'last.pth', {
-        **info, 'history': history, 'state_dict': raw, 'state_dict_ema': ema, 'optimizer': run.optimizer.state_dict(),
-        'scheduler': run.scheduler.state_dict(), 'scaler': run.scaler.state_dict(),
-        'random': checkpoint.random_states()})
-    report.write_csv(out / 'log.csv', history)
-    report.write_json(out / 'result.json', {
-        **info, 'last': history[-1], 'finished': len(history) == cfg.EPOCHS, 'parameters': run.parameters,
-        'seconds': sum(row['seconds'] for row in history), 'device': describe(run.device, run.dtype),
-        'torch': torch.__version__})
-    report.plot_training(out, history, best)
+    state = checkpoint.training_state(run)
+    checkpoint.save(out / 'last.pth', {**info, 'history': history, **state})
+    new_best = best['epoch'] == len(history)
+    if new_best:
+        weights = state['state_dict_ema' if best['weights'] == 'ema' else 'state_dict']
+        checkpoint.save(out / 'best.pth', {**info, 'history': history, 'state_dict': weights})
+    try:
+        if new_best:
+            report.write_scores(out, results[best['weights']], data.classes, best)
+        report.write_csv(out / 'log.csv', history)
+        report.write_json(out / 'result.json', {
+            **info, 'last': history[-1], 'finished': len(history) == cfg.EPOCHS, 'parameters': run.parameters,
+            'seconds': sum(row['seconds'] for row in history), 'device': describe(run.device, run.dtype),
+            'torch': torch.__version__})
+        report.plot_training(out, history, best)
+    except OSError as error:  # a table that is open in another program, say: the next epoch writes it again
+        print(f'warning: {error}')
 
 
-def resume(cfg, run, data, out):
-    """Take up the state in last.pth and return its history. Settings that would make another run are refused."""
-    saved = checkpoint.load(out / 'last.pth')
+def check_resume(cfg, data, saved, out):
+    """Refuse settings that would make another run of the saved one, and list the others that changed."""
     before = saved['settings']
     for name in ('MODEL', 'MODEL_KWARGS', 'IMG_SIZE', 'USE_EMA'):
         if before[name] != getattr(cfg, name):
@@ -333,23 +334,16 @@ def resume(cfg, run, data, out):
                             'set it back, or choose another OUTPUT_DIR')
     if saved['classes'] != data.classes:
         raise UserError(f'RESUME: {out}/last.pth was trained on other classes: choose another OUTPUT_DIR')
-    changed = {name for name, value in vars(cfg).items() if before.get(name) != value} - {'RESUME'}
-    for name in sorted(changed):
-        print(f'resume: {name} was {before.get(name)!r}, now {getattr(cfg, name)!r}')
-    run.net.load_state_dict(saved['state_dict'])
-    if run.ema:
-        run.ema.module.load_state_dict(saved['state_dict_ema'])
-    run.optimizer.load_state_dict(saved['optimizer'])
-    if not changed & {'EPOCHS', 'LR', 'MIN_LR', 'WARMUP_EPOCHS', 'BATCH_SIZE', 'DATA_DIR'}:
-        run.scheduler.load_state_dict(saved['scheduler'])
-    run.scaler.load_state_dict(saved['scaler'])
-    checkpoint.restore_random_states(saved['random'])
-    history = saved['history']
-    if len(history) >= cfg.EPOCHS:
-        raise UserError(f'RESUME: {out}/last.pth has all its {len(history)} epochs behind it: raise EPOCHS to train on')
-    run.scheduler.step_update(len(history) * len(data.train))
-    print(f'resume: {out}/last.pth, after epoch {len(history)}')
-    return history
+    if saved['transform'] != data.transform:
+        raise UserError(f'RESUME: {out}/last.pth was trained with MEAN = {tuple(saved["transform"]["mean"])}, '
+                        f'STD = {tuple(saved["transform"]["std"])}: set them so, or choose another OUTPUT_DIR')
+    if len(saved['history']) >= cfg.EPOCHS:
+        raise UserError(f'RESUME: {out}/last.pth has all its {len(saved["history"])} epochs behind it: '
+                        'raise EPOCHS to train on')
+    for name, value in vars(cfg).items():
+        if before.get(name) != value and name != 'RESUME':
+            print(f'resume: {name} was {before.get(name)!r}, now {value!r}')
+    print(f'resume: {out}/last.pth, after epoch {len(saved["history"])}')
 
 
 def print_epoch(cfg, row, left):

@@ -41,11 +41,45 @@ def load(path):
     return content
 
 
+def set_aside(folder):
+    """Keep the checkpoints of an earlier run in the same folder, once, instead of writing over them."""
+    for name in ('best.pth', 'last.pth'):
+        if (folder / name).exists():
+            os.replace(folder / name, folder / f'previous_{name}')
+            print(f'{folder / name} of an earlier run is now previous_{name}')
+
+
+def training_state(run):
+    """What a resumed run needs besides the settings. `run` has net, ema, optimizer, scheduler and scaler."""
+    return {'state_dict': run.net.state_dict(), 'state_dict_ema': run.ema and run.ema.module.state_dict(),
+            'optimizer': run.optimizer.state_dict(), 'scheduler': run.scheduler.state_dict(),
+            'scaler': run.scaler.state_dict(), 'random': random_states()}
+
+
+def restore_training_state(run, saved):
+    """Put a run where training_state was taken. Learning rate and weight decay stay as the settings have them now.
+
+    The scheduler is not restored: it is a function of the settings and the number of the step.
+    """
+    run.net.load_state_dict(saved['state_dict'])
+    if run.ema:
+        run.ema.module.load_state_dict(saved['state_dict_ema'])
+    keep = 'lr', 'initial_lr', 'weight_decay'
+    settings = [{key: group[key] for key in keep} for group in run.optimizer.param_groups]
+    run.optimizer.load_state_dict(saved['optimizer'])
+    for group, values in zip(run.optimizer.param_groups, settings, strict=True):
+        group.update(values)
+    if saved['scaler']:  # empty where the run had no float16 so far
+        run.scaler.load_state_dict(saved['scaler'])
+    restore_random_states(saved['random'])
+
+
 def random_states():
     """The states of all random generators of this process, as plain values and tensors."""
     kind, numbers, position, has_gauss, cached = np.random.get_state()
     return {'python': random.getstate(), 'numpy': (kind, numbers.tolist(), position, has_gauss, cached),
-            'torch': torch.get_rng_state(), 'cuda': torch.cuda.get_rng_state_all()}
+            'torch': torch.get_rng_state(), 'cuda': torch.cuda.get_rng_state_all(),
+            'mps': torch.mps.get_rng_state() if torch.backends.mps.is_available() else None}
 
 
 def restore_random_states(states):
@@ -55,3 +89,5 @@ def restore_random_states(states):
     torch.set_rng_state(states['torch'])
     if len(states['cuda']) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(states['cuda'])
+    if states['mps'] is not None and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(states['mps'])

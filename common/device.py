@@ -18,10 +18,14 @@ def amp_dtype(device):
     """
     if device.type == 'cuda':
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    if device.type == 'cpu' and platform.machine() in ('x86_64', 'AMD64'):
-        capabilities = torch.cpu.get_capabilities()
-        return torch.bfloat16 if capabilities.get('amx_bf16') or capabilities.get('avx512_bf16') else None
-    return None
+    return torch.bfloat16 if device.type == 'cpu' and _cpu_multiplies_bf16() else None
+
+
+def _cpu_multiplies_bf16():
+    if hasattr(torch.cpu, 'get_capabilities'):
+        found = torch.cpu.get_capabilities()
+        return bool(found.get('amx_bf16') or found.get('avx512_bf16'))
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()  # torch before get_capabilities
 
 
 def describe(device, dtype):
@@ -32,8 +36,21 @@ def describe(device, dtype):
     return f'device: {device.type} ({count}{name}), {precision}'
 
 
-def parallel(model, device, use_dp):
-    """The network as it is, or, with several GPUs and `use_dp`, in DataParallel: each batch is shared among them."""
+class InAutocast(nn.Module):
+    """Enters autocast around a network: DataParallel's threads forget the dtype that the caller's autocast has."""
+
+    def __init__(self, net, dtype):
+        super().__init__()
+        self.net, self.dtype = net, dtype
+
+    def forward(self, x):
+        with torch.autocast(x.device.type, self.dtype, enabled=self.dtype is not None):
+            return self.net(x)
+
+
+def parallel(net, device, dtype, use_dp):
+    """The network in autocast and, with several GPUs and `use_dp`, in DataParallel: each batch is shared among them."""
+    model = InAutocast(net, dtype)
     if use_dp and device.type == 'cuda' and torch.cuda.device_count() > 1:
         return nn.DataParallel(model)
     return model

@@ -14,18 +14,16 @@ from common.progress import Bar
 
 
 @torch.inference_mode()
-def validate(model, loader, device, dtype, label):
-    """Run a network in evaluation mode over a loader of (images, targets).
+def validate(model, loader, device, label):
+    """Run a model of common.device.parallel in evaluation mode over a loader of (images, targets).
 
     Returns (logits (N, classes), targets (N,)) in fp32 on the CPU.
     """
     model.eval()
     logits, targets = [], []
     for images, labels in Bar(loader, desc=label, unit='batch'):
-        with torch.autocast(device.type, dtype, enabled=dtype is not None):
-            output = model(images.to(device, non_blocking=True))
-        logits.append(output.float().cpu())
-        targets.append(labels)
+        logits.append(model(images.to(device, non_blocking=True)).float().cpu())
+        targets.append(labels.clone())  # the worker's own memory would keep a file open
     return torch.cat(logits), torch.cat(targets)
 
 

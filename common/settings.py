@@ -25,6 +25,10 @@ class UserError(Exception):
 def run(main):
     """Call main(cfg) of a script with its settings. A UserError ends it with one line and exit code 2."""
     script = Path(sys.modules[main.__module__].__file__).name
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, 'reconfigure'):  # not so in a notebook
+            # No file name, however odd, ends a run as it is printed; and a line in a log file is there at once.
+            stream.reconfigure(errors='backslashreplace', line_buffering=True)
     try:
         main(read(sys.modules[main.__module__]))
     except UserError as error:
@@ -133,6 +137,8 @@ def _comments(source):
     comments = {}
     for node in ast.parse(source).body:
         target = node.targets[0] if isinstance(node, ast.Assign) else getattr(node, 'target', None)
+        if isinstance(target, ast.Tuple) and all(getattr(name, 'id', '').isupper() for name in target.elts):
+            raise UserError(f'line {node.lineno}: {ast.unparse(node)}: give each constant a line of its own')
         if isinstance(target, ast.Name) and target.id.isupper() and not target.id.startswith('_'):
             words, line = [], node.end_lineno
             while line in lines and (not words or lines[line].line.startswith(' ')):  # an indented line continues it

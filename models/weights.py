@@ -35,7 +35,7 @@ def _probe(url, answer):
     try:
         urllib.request.urlopen(urllib.request.Request(url, method='HEAD'), timeout=HUB_PATIENCE - 2).close()
         answer.append(None)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever it is, there is no answer
         answer.append(error)
 
 
@@ -58,8 +58,8 @@ def fetch_published(name, img_size, cache_dir=None):
             raise WeightsError(f'{tag} is not in the cache and cannot be fetched from {url} ({reason}): '
                                'check the network, set HF_ENDPOINT to a mirror, or give the path of a downloaded file')
     try:
-        return load_state_dict_from_hf(repo, cache_dir=cache_dir)
-    except (OSError, RuntimeError, ValueError) as error:
+        return load_state_dict_from_hf(repo, weights_only=True, cache_dir=cache_dir)
+    except Exception as error:  # the errors of three network libraries, of safetensors and of the disk
         raise WeightsError(f'{tag} cannot be fetched: {first_line(error)}') from error
 
 

@@ -86,7 +86,7 @@ def test_image_folder_matches_classes_by_name(tmp_path):
     with pytest.raises(UserError, match='a is missing'):
         ImageFolder(tmp_path / 'val', classes=['a', 'b'])
     (tmp_path / 'val' / 'a').mkdir()
-    with pytest.raises(UserError, match='a'):
+    with pytest.raises(UserError, match='Found no valid file for the classes a'):
         ImageFolder(tmp_path / 'val', classes=['a', 'b'])
     val = ImageFolder(tmp_path / 'val', classes=['a', 'b'], allow_empty=True)
     assert val.targets == [1]

@@ -54,7 +54,7 @@ def test_stratified_copies_and_manifest(tmp_path, source):
         assert found[entry['file']] == (tmp_path / entry['source']).read_bytes()
         assert entry['file'].startswith(f'{entry["side"]}/{entry["class"]}/') and len(entry['sha256']) == 64
     assert files_below(source) == before
-    assert 'a' in done.stdout and '14      6' in done.stdout
+    assert 'a         14      6' in done.stdout and 'all       21      9' in done.stdout
 
 
 def test_the_same_again_and_another_seed(tmp_path, source):
@@ -111,8 +111,30 @@ def test_large_pictures_are_shrunk_small_ones_copied(tmp_path, source):
     assert split('--max-side', 50).returncode == 0
     found = {entry['source'].split('/')[-1]: tmp_path / 'data' / entry['file'] for entry in entries(tmp_path)}
     assert Image.open(found['wide.jpg']).size == (50, 13)
-    assert found['tall.bmp'].name == 'tall.bmp.png' and Image.open(found['tall.bmp']).size == (17, 50)
+    assert found['tall.bmp'].name == 'tall.bmp.shrunk.png' and Image.open(found['tall.bmp']).size == (17, 50)
     assert found['000.png'].read_bytes() in before.values() and files_below(source) == before
+
+
+def test_a_truncated_picture_does_not_end_the_shrinking(tmp_path, source):
+    Image.effect_noise((200, 200), 50).save(source / 'a' / 'cut.jpg')
+    (source / 'a' / 'cut.jpg').write_bytes((source / 'a' / 'cut.jpg').read_bytes()[:3000])
+    done = split('--max-side', 50)
+    assert done.returncode == 0 and 'left out: data1/a/cut.jpg' in done.stdout and len(entries(tmp_path)) == 30
+
+
+def test_file_managers_litter_blocks_nothing(tmp_path, source):
+    split()
+    (tmp_path / 'data' / 'train' / '.DS_Store').write_text('')
+    assert split().returncode == 0
+
+
+def test_a_class_that_lost_its_training_pictures_is_drawn_anew(tmp_path, source):
+    split()
+    for entry in entries(tmp_path):
+        if entry['class'] == 'b' and entry['side'] == 'train':
+            (tmp_path / entry['source']).unlink()
+    split()
+    assert {entry['side'] for entry in entries(tmp_path) if entry['class'] == 'b'} == {'train', 'val'}
 
 
 def test_small_classes_and_imbalance_are_said(tmp_path, source):

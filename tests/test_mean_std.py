@@ -1,10 +1,12 @@
 """mean_std.py against the tutorial's loop and against plain NumPy."""
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import draw_folder, run_script
+from conftest import ROOT, draw_folder, run_script
 from PIL import Image
 from torchvision import datasets, transforms
 
@@ -36,7 +38,7 @@ def check_against_numpy(folder, tmp_path):
     np.testing.assert_allclose([found['mean'], found['std']], per_picture, atol=1e-5)
     np.testing.assert_allclose([found['pixel_mean'], found['pixel_std']], per_pixel, atol=1e-5)
     assert found['images'] == len(list_images(folder)) and found['data_dir'] == str(folder)
-    assert f'MEAN, STD = ({found["mean"][0]:.6f}'[:20] in done.stdout
+    assert f'\nMEAN: tuple | None = ({round(found["mean"][0], 6)}, ' in done.stdout
 
 
 def test_file_agrees_with_numpy_also_for_pictures_of_several_sizes(tmp_path):
@@ -49,6 +51,23 @@ def test_seedlings_agree_with_numpy(tmp_path, seedlings):
     check_against_numpy(seedlings, tmp_path)
 
 
+def test_few_open_files_are_enough(tmp_path):
+    """Results that held shared memory would keep a file open each, and 1,000 pictures are common."""
+    folder = draw_folder(tmp_path / 'pictures', {'a': 200, 'b': 100}, size=(8, 8))
+    code = ('import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128)); '
+            f'sys.argv = ["mean_std.py", "--data-dir", {str(folder)!r}]; sys.path.insert(0, {str(ROOT)!r}); '
+            f'runpy.run_path({str(ROOT / "mean_std.py")!r}, run_name="__main__")')
+    done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_unwritable_output_is_said_before_the_work(tmp_path):
+    folder = draw_folder(tmp_path / 'pictures', {'a': 2})
+    (tmp_path / 'file').write_text('')
+    done = run_script('mean_std.py', '--data-dir', folder, '--output-file', 'file/x.json', cwd=tmp_path)
+    assert done.returncode == 2 and 'OUTPUT_FILE' in done.stderr and len(done.stderr.splitlines()) == 1
+
+
 def test_unreadable_pictures_are_left_out_by_name(tmp_path):
     folder = draw_folder(tmp_path / 'pictures', {'a': 2, 'b': 2})
     (folder / 'a' / 'text.jpg').write_text('no picture')
@@ -57,7 +76,8 @@ def test_unreadable_pictures_are_left_out_by_name(tmp_path):
     assert json.loads((tmp_path / 'mean_std.json').read_text())['images'] == 4
 
 
-@pytest.mark.parametrize('folders, words', [([], 'no sub-folders'), (['a'], 'a'), (None, 'no such folder')])
+@pytest.mark.parametrize('folders, words', [
+    ([], 'no sub-folders'), (['a'], 'for the classes a'), (None, 'no such folder')])
 def test_folders_without_pictures(tmp_path, folders, words):
     for name in folders or []:
         (tmp_path / 'pictures' / name).mkdir(parents=True)

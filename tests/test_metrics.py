@@ -27,6 +27,7 @@ def test_acc5_counts_the_five_most_probable():
     assert scores(logits, torch.arange(10), [str(i) for i in range(10)])['acc5'] == 50
 
 
+@pytest.mark.filterwarnings('ignore:Glyph')  # where no Chinese font is installed
 def test_tables_and_pictures(tmp_path):
     history = [{'epoch': epoch, 'lr': 0.1, 'train_loss': 3 / epoch, 'raw_loss': 2., 'ema_loss': None, 'train_acc1': 30.,
                 'raw_acc1': 10. * epoch, 'ema_acc1': None} for epoch in (1, 2, 3)]

@@ -69,6 +69,12 @@ def test_wrong_type_in_the_file(module):
         settings.read(module, [])
 
 
+def test_two_constants_on_a_line_are_refused(module, monkeypatch):
+    monkeypatch.setattr('inspect.getsource', lambda _: SCRIPT + 'MEAN, STD = (0, 0, 0), (1, 1, 1)\n')
+    with pytest.raises(UserError, match='MEAN, STD = .* a line of its own'):
+        settings.read(module, [])
+
+
 def test_help_lists_every_constant_with_comment_and_default(module, capsys):
     with pytest.raises(SystemExit) as left:
         settings.read(module, ['--help'])

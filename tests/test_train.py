@@ -2,6 +2,7 @@
 import csv
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from sklearn.model_selection import train_test_split
 import models
 import train
 from common import settings
+from common.device import InAutocast, parallel
+from common.progress import Clock
 from common.settings import UserError
 
 SMALL = {'--img-size': 32, '--batch-size': 8, '--epochs': 2, '--warmup-epochs': 0, '--num-workers': 0,
@@ -59,13 +62,65 @@ def test_everything_is_written(data, tmp_path):
             'settings', 'history'} <= last.keys()
     assert last['classes'] == best['classes'] == read_json('out/class.json') == ['a', 'b']
     assert result()['finished'] and result()['settings']['IMG_SIZE'] == [32, 32]
-    chosen = last['state_dict_ema' if best['best']['weights'] == 'ema' else 'state_dict']
-    if best['best']['epoch'] == 2:
-        assert all(torch.equal(chosen[name], tensor) for name, tensor in best['state_dict'].items())
 
 
-def test_interrupted_and_resumed_is_the_same_run(data, tmp_path, monkeypatch):
-    run(epochs=3, mixup_prob=0.5, drop_path=0.1)
+@pytest.mark.parametrize('better', ['raw', 'ema'])
+def test_best_holds_the_better_weights(data, monkeypatch, better):
+    real = train.measure
+
+    def measure(model, *arguments):
+        averaged = arguments[-1] == 'validating the EMA weights'
+        return {**real(model, *arguments), 'acc1': 60. if averaged == (better == 'ema') else 40.}
+
+    monkeypatch.setattr(train, 'measure', measure)
+    run(epochs=1)
+    last, best = (torch.load(f'out/{name}.pth', weights_only=True) for name in ('last', 'best'))
+    assert best['best'] == {'epoch': 1, 'weights': better, 'acc1': 60.}
+    chosen = last['state_dict_ema' if better == 'ema' else 'state_dict']
+    assert all(torch.equal(chosen[name], tensor) for name, tensor in best['state_dict'].items())
+    assert not all(torch.equal(last['state_dict'][name], tensor) for name, tensor in last['state_dict_ema'].items())
+
+
+@pytest.mark.parametrize('dtype, scaled', [(torch.bfloat16, False), (torch.float16, True)])
+def test_mixed_precision_is_on_and_the_norm_is_of_the_true_gradients(data, monkeypatch, dtype, scaled):
+    seen = []
+    monkeypatch.setattr(train, 'amp_dtype', lambda device: dtype)
+    real = torch.nn.functional.linear
+    monkeypatch.setattr(torch.nn.functional, 'linear', lambda *a: seen.append(real(*a).dtype) or real(*a))
+    run(epochs=1)
+    assert set(seen) == {dtype}
+    norm = result()['last']['grad_norm']
+    last = torch.load('out/last.pth', weights_only=True)
+    assert bool(last['scaler']) == scaled
+    run(epochs=1, use_amp='false', output_dir='single')
+    single = read_json('single/result.json')['last']['grad_norm']
+    assert 0.7 < norm / single < 1.4  # a scaled one would be some 60,000 times larger
+    run(epochs=2, resume='true', use_amp='false')  # resumed on a processor without that precision
+    assert result()['finished']
+
+
+def test_training_accuracy_counts_pictures_with_one_label(data):
+    for smoothing in (0, 0.1):
+        run(epochs=1, smoothing=smoothing, mixup_prob=0)
+        assert result()['last']['train_acc1'] is not None
+    run(epochs=1, mixup_prob=1, cutmix_alpha=0)  # every batch mixed: only partners of one class count
+    assert result()['last']['train_acc1'] is None or result()['last']['train_acc1'] <= 100
+
+
+def test_an_earlier_runs_checkpoints_are_kept_once(data, tmp_path, capsys):
+    run(epochs=1)
+    before = Path('out/best.pth').read_bytes()
+    with pytest.raises(UserError):
+        run(epochs=1, data_dir='nowhere')
+    assert Path('out/best.pth').read_bytes() == before
+    run(epochs=1, seed=7)
+    assert Path('out/previous_best.pth').read_bytes() == before != Path('out/best.pth').read_bytes()
+    assert 'previous_best.pth' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('num_workers', [0, 1])
+def test_interrupted_and_resumed_is_the_same_run(data, monkeypatch, num_workers):
+    run(epochs=3, mixup_prob=0.5, drop_path=0.1, num_workers=num_workers)
     whole = torch.load('out/last.pth', weights_only=True)
     shutil.rmtree('out')
     real, calls = train.train_one_epoch, []
@@ -78,9 +133,9 @@ def test_interrupted_and_resumed_is_the_same_run(data, tmp_path, monkeypatch):
 
     monkeypatch.setattr(train, 'train_one_epoch', stop_in_the_third)
     with pytest.raises(KeyboardInterrupt):
-        run(epochs=3, mixup_prob=0.5, drop_path=0.1)
+        run(epochs=3, mixup_prob=0.5, drop_path=0.1, num_workers=num_workers)
     monkeypatch.setattr(train, 'train_one_epoch', real)
-    run(epochs=3, mixup_prob=0.5, drop_path=0.1, resume='true')
+    run(epochs=3, mixup_prob=0.5, drop_path=0.1, num_workers=num_workers, resume='true')
     resumed = torch.load('out/last.pth', weights_only=True)
     for key in ('state_dict', 'state_dict_ema'):
         assert all(torch.equal(tensor, resumed[key][name]) for name, tensor in whole[key].items())
@@ -95,8 +150,12 @@ def test_resume_refuses_another_run_and_lists_changes(data, capsys):
         run(resume='true', img_size=48)
     with pytest.raises(UserError, match='raise EPOCHS'):
         run(resume='true', epochs=1)
-    run(resume='true', epochs=2, clip_grad=1)
-    assert 'resume: CLIP_GRAD was 5.0, now 1' in capsys.readouterr().out
+    with pytest.raises(UserError, match='MEAN'):
+        run(resume='true', epochs=2, mean='0.5,0.5,0.5', std='0.1,0.1,0.1')
+    run(resume='true', epochs=2, weight_decay=0.01)
+    assert 'resume: WEIGHT_DECAY was 0.05, now 0.01' in capsys.readouterr().out
+    groups = torch.load('out/last.pth', weights_only=True)['optimizer']['param_groups']
+    assert {group['weight_decay'] for group in groups} == {0, 0.01}
     draw_folder(data / 'train', {'c': 3})
     draw_folder(data / 'val', {'c': 3})
     with pytest.raises(UserError, match='other classes'):
@@ -111,7 +170,8 @@ def test_resume_refuses_another_run_and_lists_changes(data, capsys):
     ({'pretrained': 'gone.pth'}, 'gone.pth'), ({'mean': '0,0,0'}, 'STD'), ({'resume': 'true'}, 'last.pth'),
     ({'output_dir': 'data/train/a/000.png'}, 'OUTPUT_DIR'),
     ({'warmup_epochs': 2}, 'WARMUP_EPOCHS'), ({'num_workers': 'many'}, 'NUM_WORKERS'),
-    ({'mixup_alpha': 0, 'cutmix_alpha': 0}, 'MIXUP_PROB')])
+    ({'mixup_alpha': 0, 'cutmix_alpha': 0}, 'MIXUP_PROB'), ({'seed': -1}, 'SEED'), ({'zoom': '1.2,0.8'}, 'ZOOM'),
+    ({'model_kwargs': {'img_size': 64}}, 'MODEL_KWARGS')])
 def test_mistakes_are_named(data, changes, words):
     with pytest.raises(UserError, match=words):
         run(**changes)
@@ -145,7 +205,7 @@ def test_mean_std_json_is_picked_up_and_doubted(data, capsys):
     run(epochs=1, mean='0.5,0.5,0.5', std='0.2,0.2,0.2')
     assert result()['transform']['mean'] == [.5, .5, .5]
     Path('mean_std.json').write_text('damaged')
-    with pytest.raises(UserError, match=r'mean_std\.json is damaged'):
+    with pytest.raises(UserError, match=r'mean_std\.json is of no use'):
         run(epochs=1)
 
 
@@ -164,7 +224,7 @@ def test_auto_pretrained_goes_on_loudly_and_a_path_is_loaded(data, monkeypatch, 
 def test_no_decay_on_norms_biases_and_embeddings(data):
     cfg = configure()
     train.check(cfg)
-    built = train.build_training(cfg, train.build_data(cfg))
+    built = train.build_training(cfg, train.build_data(cfg), None)
     names = {id(p): name for name, p in built.net.named_parameters()}
     free = [group for group in built.optimizer.param_groups if group['weight_decay'] == 0]
     kept = {names[id(p)] for group in free for p in group['params']}
@@ -202,12 +262,33 @@ def test_digits_are_learnt(tmp_path, monkeypatch):
 
 
 def test_dataparallel_is_used_with_several_gpus(monkeypatch):
-    from common.device import parallel
-    model = torch.nn.Linear(1, 1)
+    net, kinds = torch.nn.Linear(1, 1), []
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
-    monkeypatch.setattr(torch.nn, 'DataParallel', lambda module: ('DataParallel', module))
-    assert parallel(model, torch.device('cuda'), True) == ('DataParallel', model)
-    assert parallel(model, torch.device('cuda'), False) is model and parallel(model, torch.device('cpu'), True) is model
+    monkeypatch.setattr(torch.nn, 'DataParallel', lambda module: kinds.append(type(module)))
+    for device, use_dp in (('cuda', False), ('cpu', True), ('cuda', True)):
+        model = parallel(net, torch.device(device), torch.bfloat16, use_dp)
+        assert (model is None) == (device == 'cuda' and use_dp)
+    assert kinds == [InAutocast]
+
+
+def test_autocasts_dtype_holds_in_other_threads():
+    """DataParallel runs its replicas in threads, where the dtype of the caller's autocast is forgotten."""
+    model, dtypes = InAutocast(torch.nn.Linear(4, 4), torch.float16), []
+    thread = threading.Thread(target=lambda: dtypes.append(model(torch.randn(2, 4)).dtype))
+    thread.start()
+    thread.join()
+    assert dtypes == [torch.float16]
+
+
+def test_the_forecast_comes_once_and_names_what_shortens_a_long_run(data, capsys):
+    cfg = configure(epochs=3, img_size='64,32')
+    train.check(cfg)
+    clock = Clock(steps=10, epochs=3, rest=5)
+    for step, seconds in enumerate((30, 600, 600)):
+        clock.step(seconds)
+        train.forecast(cfg, clock, 0, step)
+    out = capsys.readouterr().out
+    assert out.count('forecast') == 1 and '7 h' in out and 'IMG_SIZE = (32, 16)' in out and 'EPOCHS (now 3)' in out
 
 
 def test_the_default_model_is_the_tutorials():

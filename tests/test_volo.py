@@ -5,7 +5,8 @@ import torch
 from conftest import tiny_volo
 
 import models
-from models.volo import MixWindows, mix_windows_plain, random_box
+from models.outlook import MixWindows, mix_windows_plain
+from models.volo import random_box
 
 PARAMETERS = {'volo_d1': 27, 'volo_d2': 59, 'volo_d3': 86, 'volo_d4': 193, 'volo_d5': 296}  # millions, paper
 

@@ -1,0 +1,33 @@
+"""Mean and standard deviation of the colour channels: written by mean_std.py, used by train.py."""
+import json
+from pathlib import Path
+
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+from common.settings import UserError
+
+FILE = 'mean_std.json'
+
+
+def normalisation(mean, std, classes):
+    """(mean, std) for a set of these classes: MEAN and STD if they are set, else mean_std.json, else ImageNet's."""
+    if (mean is None) != (std is None):
+        raise UserError('MEAN and STD go together: set both or neither')
+    if mean is not None:
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise UserError(f'MEAN = {mean}, STD = {std}: each needs three numbers, and STD positive ones')
+        return mean, std
+    if not Path(FILE).exists():
+        print(f"normalisation: ImageNet's mean and std, since there is no {FILE}: mean_std.py has not been run")
+        return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    try:
+        found = json.loads(Path(FILE).read_text(encoding='utf-8'))
+        mean, std, theirs = found['mean'], found['std'], found['classes']
+        if min(std) <= 0:
+            raise ValueError('a standard deviation of 0')
+        print(f'normalisation: {FILE}, computed on {found["images"]} pictures of {found["data_dir"]}')
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f'{FILE} is of no use ({error!r}): run mean_std.py again or delete it') from None
+    if theirs != classes:
+        print(f'warning: {FILE} was computed on other classes than these: run mean_std.py again')
+    return mean, std
