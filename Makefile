@@ -1,5 +1,6 @@
 # make demo: set up and run the four steps on the sample in data1/
 # make test: set up and run the tests
+# make bench: time the network beside timm's
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
@@ -9,7 +10,7 @@ BIN     = $(VENV)/bin
 DEMO = --pretrained false --img-size 64 --epochs 100 --batch-size 16 --lr 2e-4 --drop-path 0 \
        --rotation 180 --flip-vertical 0.5 --blur 0 --jitter 0.1 --cutout 0.1 --mixup-prob 0.05 --zoom 0.9,1.1 --ema-decay 0.99
 
-.PHONY: demo test lint setup clean
+.PHONY: demo test lint bench setup clean
 
 demo: $(VENV)/.ready
 	$(BIN)/python mean_std.py
@@ -23,9 +24,13 @@ test: $(VENV)/.ready-dev
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .
 
+bench: $(VENV)/.ready
+	$(BIN)/python tests/bench_model.py
+
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 10) or sys.exit("Python 3.10 or newer is needed: make PYTHON=python3.12 …")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -r requirements.txt
 	touch $@

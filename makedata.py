@@ -18,9 +18,9 @@ from sklearn.model_selection import train_test_split
 from tqdm.contrib.concurrent import thread_map
 
 from common import settings
-from common.images import THREADS, BadImage, class_folders, list_images, open_image
+from common.files import write_json
+from common.images import THREADS, BadImage, class_folders, is_image, list_images, open_image
 from common.progress import Bar
-from common.report import write_json
 from common.settings import UserError
 
 SOURCE_DIR = 'data1'          # a folder with one sub-folder of pictures for each class
@@ -38,7 +38,6 @@ _SAVE_OPTIONS = {  # of shrunken copies; other formats become PNG
 
 
 def main(cfg):
-    settings.show(cfg, __name__)
     check(cfg)
     earlier = read_manifest(cfg)
     entries = find_entries(cfg)
@@ -93,6 +92,10 @@ def find_entries(cfg):
     """[{source, class, file name below its class, sha256}] of all pictures, unreadable ones left out by name."""
     source = Path(cfg.SOURCE_DIR)
     found = [(name, path) for name in class_folders(source) for path in list_images(source / name)]
+    others = Counter(path.suffix.lower() for name in class_folders(source) for path in (source / name).rglob('*')
+                     if path.suffix and path.is_file() and not is_image(path))
+    if others:
+        print('left out, no pictures to Pillow: ' + ', '.join(f'{n} {kind}' for kind, n in others.most_common()))
     if not found:
         raise UserError(f'{source}: no pictures in its sub-folders')
     hashes = thread_map(hash_picture, [path for _, path in found], max_workers=THREADS, tqdm_class=Bar,
@@ -116,7 +119,7 @@ def hash_picture(path):
         with Image.open(path):
             pass
         return hashlib.sha256(Path(path).read_bytes()).hexdigest(), None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # Pillow's errors on a damaged file are of a dozen types
         return None, f'{path}: not a readable image ({error})'
 
 
@@ -180,11 +183,12 @@ def build(entries, cfg):
         if target.exists():
             target.rename(old)
         aside.rename(target)
-    except OSError as error:
+    except (OSError, UserError) as error:
         if old.exists() and not target.exists():
             old.rename(target)
         shutil.rmtree(aside, ignore_errors=True)
-        raise UserError(f'{target} cannot be written ({error}): free space or choose another TARGET_DIR') from error
+        raise UserError(f'{target} cannot be written ({error}): close programs that have files of it open, free some '
+                        'space, or choose another TARGET_DIR') from error
     shutil.rmtree(old, ignore_errors=True)
     return entries
 

@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from common import settings
+from common.files import writable_folder, write_json
 from common.images import BadImage, ImageFolder, loader_workers
-from common.progress import Bar, hours
-from common.report import writable_folder, write_json
+from common.progress import Bar, format_duration
 
 DATA_DIR = 'data1'                # a folder with one sub-folder of pictures for each class
 OUTPUT_FILE = 'mean_std.json'     # where the result goes; train.py looks for this name
@@ -23,7 +23,6 @@ NUM_WORKERS: int | str = 'auto'   # processes that read pictures; 'auto' takes o
 
 
 def main(cfg):
-    settings.show(cfg, __name__)
     writable_folder(Path(cfg.OUTPUT_FILE).parent, 'OUTPUT_FILE')
     start = time.perf_counter()
     dataset = ImageFolder(cfg.DATA_DIR, transforms.ToTensor())
@@ -39,7 +38,7 @@ def main(cfg):
         'data_dir': cfg.DATA_DIR, 'classes': dataset.classes, 'images': len(stats), 'mean': mean, 'std': std,
         'pixel_mean': pixel_mean, 'pixel_std': pixel_std, 'left_out': bad,
         'computed_at': time.strftime('%Y-%m-%d %H:%M:%S'), 'seconds': round(seconds, 1)})
-    print(f'\n{len(stats)} pictures, {len(dataset.classes)} classes, {hours(seconds)}')
+    print(f'\n{len(stats)} pictures, {len(dataset.classes)} classes, {format_duration(seconds)}')
     print(f'mean of the per-picture means and stds: {(mean, std)}')
     print(f'over all pixels together:               {(pixel_mean, pixel_std)}')
     print(f'\n{cfg.OUTPUT_FILE} is written; train.py uses it. To fix the values there instead, paste')

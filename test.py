@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from common import augment, checkpoint, report, settings
 from common.device import amp_dtype, choose_device, describe, parallel
+from common.files import writable_folder, write_csv, write_json
 from common.images import BadImage, list_images, loader_workers, open_image
 from common.metrics import scores
 from common.progress import Bar
@@ -36,10 +37,9 @@ Prediction = namedtuple('Prediction', 'path logits error')  # logits is None whe
 def main(cfg):
     if cfg.BATCH_SIZE < 1:
         raise UserError(f'BATCH_SIZE = {cfg.BATCH_SIZE} must be at least 1')
-    settings.show(cfg, __name__)
     saved = checkpoint.load(cfg.CHECKPOINT)
     paths = find_pictures(cfg.TEST_DIR)
-    out = report.writable_folder(cfg.OUTPUT_DIR, 'OUTPUT_DIR')
+    out = writable_folder(cfg.OUTPUT_DIR, 'OUTPUT_DIR')
     predictions = predict(cfg, saved, paths)
     rows = [describe_prediction(p, cfg.TEST_DIR, saved['classes']) for p in predictions]
     for row in rows:
@@ -127,8 +127,8 @@ def describe_prediction(prediction, test_dir, classes):
 
 
 def write_tables(out, rows):
-    report.write_json(out / 'predictions.json', rows)
-    report.write_csv(out / 'predictions.csv', [
+    write_json(out / 'predictions.json', rows)
+    write_csv(out / 'predictions.csv', [
         {**row, 'top5': '; '.join(f'{top["class"]} {top["confidence"]:.4f}' for top in row['top5'])} for row in rows])
 
 
@@ -136,7 +136,7 @@ def true_classes(paths, test_dir, classes):
     """{path: class index} for the pictures in sub-folders named like classes, {} where there are none."""
     if Path(test_dir).is_file():
         return {}
-    folders = {path: path.relative_to(test_dir).parts[0] for path in paths}
+    folders = {path: path.relative_to(test_dir).parts[0] for path in paths if path.parent != Path(test_dir)}
     truth = {path: classes.index(name) for path, name in folders.items() if name in classes}
     unknown = sorted({name for path, name in folders.items() if name not in classes})
     if truth and unknown:
@@ -147,8 +147,9 @@ def true_classes(paths, test_dir, classes):
 def draw_sheet(out, predictions, rows, truth, classes):
     """Up to _SHEET of the pictures, evenly over the list; green is right, red is wrong, black has no known truth."""
     cells = []
-    count = min(_SHEET, len(rows))
-    for prediction, row in ((predictions[i * len(rows) // count], rows[i * len(rows) // count]) for i in range(count)):
+    pairs = list(zip(predictions, rows, strict=True))
+    count = min(_SHEET, len(pairs))
+    for prediction, row in (pairs[i * len(pairs) // count] for i in range(count)):
         if prediction.error:
             cells.append((None, f'{row["path"][-24:]}\nunreadable', 'black'))
             continue

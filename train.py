@@ -21,10 +21,11 @@ from torch.utils.data import DataLoader
 
 from common import augment, checkpoint, report, settings
 from common.device import amp_dtype, choose_device, describe, parallel
+from common.files import writable_folder, write_csv, write_json
 from common.images import EpochSampler, ImageFolder, SeededImageFolder, find_bad, loader_workers
 from common.metrics import scores, validate
 from common.normalisation import normalisation
-from common.progress import Bar, Clock, hours, with_waiting
+from common.progress import Bar, Clock, format_duration, with_waiting
 from common.settings import UserError
 from models import WeightsError, create_model, fetch_published, load_weights
 
@@ -40,10 +41,10 @@ MODEL_KWARGS = {}                 # more keyword arguments of the network, for e
 PRETRAINED: bool | str = 'auto'   # ImageNet weights: 'auto' if to be had, True insists, False never, or a file's path
 DROP_PATH = 0.1                   # stochastic depth: the last block is skipped this often
 # Optimisation
-EPOCHS = 100                      # the tutorial's 300 pay only for long runs from scratch
+EPOCHS = 100                      # passes over the training set; the tutorial's 300 can pay from scratch
 BATCH_SIZE = 32                   # pictures a step, even (Mixup pairs them); halve it if memory runs out
-LR: float | str = 'auto'          # the peak; 'auto': 1e-4, the tutorial's, on ImageNet weights, else 5e-4 (measured)
-MIN_LR = 1e-6                     # where the cosine ends
+LR: float | str = 'auto'          # peak learning rate; 'auto': the tutorial's 1e-4 on loaded weights, else 5e-4
+MIN_LR = 1e-6                     # learning rate at the end of the cosine
 WARMUP_EPOCHS = 2                 # the learning rate rises for so long; the tutorial has no warm-up
 WEIGHT_DECAY = 0.05               # not on norms, biases, pos_embed, cls_token
 CLIP_GRAD = 5.0                   # largest norm of the gradient; 0 does not clip
@@ -56,9 +57,9 @@ ROTATION = 10                     # degrees either way; 180 for pictures without
 FLIP = 0.5                        # probability of a mirror image; 0 where left and right differ, as in text
 FLIP_VERTICAL = 0.0               # likewise, upside down
 SHIFT = 0.0                       # largest shift, as a share of the side
-ZOOM: tuple | None = None         # least and most, for example (0.8, 1.2)
+ZOOM: tuple | None = None         # least and most random scale, for example (0.8, 1.2); None: off
 BLUR = 1.0                        # probability of a Gaussian blur
-JITTER = 0.5                      # range of brightness, contrast and saturation
+JITTER = 0.5                      # brightness, contrast and saturation times 1 - JITTER to 1 + JITTER
 CUTOUT = 0.5                      # probability of a grey box (torchtoolbox's Cutout)
 MIXUP_ALPHA = 0.8                 # of Mixup's Beta distribution
 CUTMIX_ALPHA = 1.0                # of CutMix's
@@ -72,10 +73,9 @@ SEED = 42
 
 
 def main(cfg):
-    settings.show(cfg, __name__)
     check(cfg)
     random_seed(cfg.SEED)
-    out = report.writable_folder(cfg.OUTPUT_DIR, 'OUTPUT_DIR')
+    out = writable_folder(cfg.OUTPUT_DIR, 'OUTPUT_DIR')
     saved = checkpoint.load(out / 'last.pth') if cfg.RESUME else None
     data = build_data(cfg)
     if saved:
@@ -84,21 +84,23 @@ def main(cfg):
     if not saved:
         checkpoint.set_aside(out)
     history = saved['history'] if saved else []
-    report.write_json(out / 'class.json', data.classes)
-    clock = Clock(len(data.train), cfg.EPOCHS, rest=len(data.val) * (1 + cfg.USE_EMA) / 3)
+    write_json(out / 'class.json', data.classes)
+    forward = 1 / 3  # of the time that a training step takes
+    clock = Clock(len(data.train), cfg.EPOCHS, rest=len(data.val) * (1 + cfg.USE_EMA) * forward)
     for epoch in range(len(history), cfg.EPOCHS):
         start = time.perf_counter()
         data.train.sampler.epoch = epoch
         row = {'epoch': epoch + 1, **train_one_epoch(cfg, run, data, epoch, clock)}
         trained = time.perf_counter()
-        results = {'raw': measure(run.model, data, run, 'validating')}
+        results = {'raw': evaluate(run.model, data, run, 'validating')}
         if run.ema:
-            results['ema'] = measure(run.ema_model, data, run, 'validating the EMA weights')
+            results['ema'] = evaluate(run.ema_model, data, run, 'validating the EMA weights')
         for which in ('raw', 'ema'):
-            row |= {f'{which}_{key}': results.get(which, {}).get(key) for key in ('loss', 'acc1', 'acc5', 'balanced')}
+            scored = results.get(which, {})
+            row |= {f'{which}_{key}': scored.get(key) for key in ('loss', 'acc1', 'acc5', 'balanced_accuracy')}
         row['seconds'] = time.perf_counter() - start
         history.append(row)
-        keep(cfg, run, data, out, history, results)
+        save_epoch(cfg, run, data, out, history, results)
         clock.rest_seconds = time.perf_counter() - trained
         print_epoch(cfg, row, clock.left(epoch + 1, 0))
     best = best_of(history)
@@ -123,7 +125,7 @@ def check(cfg):
     if cfg.BATCH_SIZE % 2:
         raise UserError(f'BATCH_SIZE = {cfg.BATCH_SIZE} must be even: Mixup works on pairs')
     if 0 < cfg.WARMUP_EPOCHS >= cfg.EPOCHS:
-        raise UserError(f'WARMUP_EPOCHS = {cfg.WARMUP_EPOCHS} must be less than EPOCHS = {cfg.EPOCHS}')
+        raise UserError(f'WARMUP_EPOCHS = {cfg.WARMUP_EPOCHS} must be less than EPOCHS = {cfg.EPOCHS}; 0: none')
     if cfg.LR != 'auto' and not (isinstance(cfg.LR, (int, float)) and cfg.LR > 0):
         raise UserError(f"LR = {cfg.LR!r}: give a positive number or 'auto'")
     if cfg.ZOOM is not None and not (len(cfg.ZOOM) == 2 and 0 < cfg.ZOOM[0] <= cfg.ZOOM[1]):
@@ -153,16 +155,21 @@ def build_data(cfg):
         print(f'left out: {problem}')
     for dataset in (train_set, val_set):
         dataset.leave_out(bad)
-        if not len(dataset):
-            raise UserError(f'{dataset.root}: none of its files is a readable picture')
-    for name in set(range(len(train_set.classes))) - set(val_set.targets):
-        print(f'warning: {val_set.root} has no picture of {train_set.classes[name]}, so nothing measures that class')
+    if not len(val_set):
+        raise UserError(f'{val_set.root}: none of its files is a readable picture')
+    trained, measured = set(train_set.targets), set(val_set.targets)
+    for index, name in enumerate(train_set.classes):
+        if index not in trained:
+            raise UserError(f'{train_set.root}/{name}: none of its files is a readable picture')
+        if index not in measured:
+            print(f'warning: {val_set.root} has no picture of {name}, so nothing measures that class')
     if len(train_set) < cfg.BATCH_SIZE:
         raise UserError(f'{len(train_set)} training images but BATCH_SIZE = {cfg.BATCH_SIZE}: lower BATCH_SIZE')
     mean, std = normalisation(cfg.MEAN, cfg.STD, train_set.classes)
     transform = {'img_size': list(cfg.IMG_SIZE), 'mean': list(mean), 'std': list(std)}
-    train_set.transform = augment.train_transform(transform, cfg.ROTATION, cfg.FLIP, cfg.FLIP_VERTICAL, cfg.SHIFT,
-                                                  cfg.ZOOM, cfg.BLUR, cfg.JITTER, cfg.CUTOUT)
+    train_set.transform = augment.train_transform(
+        transform, rotation=cfg.ROTATION, flip=cfg.FLIP, flip_vertical=cfg.FLIP_VERTICAL, shift=cfg.SHIFT,
+        zoom=cfg.ZOOM, blur=cfg.BLUR, jitter=cfg.JITTER, cutout=cfg.CUTOUT)
     val_set.transform = augment.eval_transform(transform)
     workers = loader_workers(cfg.NUM_WORKERS)
     common = {'batch_size': cfg.BATCH_SIZE, 'persistent_workers': workers > 0, 'pin_memory': torch.cuda.is_available(),
@@ -244,9 +251,9 @@ def train_one_epoch(cfg, run, data, epoch, clock):
         run.optimizer.zero_grad()
         run.scaler.scale(loss).backward()
         run.scaler.unscale_(run.optimizer)  # the norm is of the true gradients
-        norm = torch.nn.utils.clip_grad_norm_(run.net.parameters(), cfg.CLIP_GRAD or math.inf)
+        norm = torch.nn.utils.clip_grad_norm_(run.net.parameters(), cfg.CLIP_GRAD or math.inf).item()
         if not math.isfinite(loss.item()) or not (math.isfinite(norm) or run.scaler.is_enabled()):
-            raise UserError(f'the loss became {loss.item()} and the gradient {norm.item()} in epoch {epoch + 1}, step '
+            raise UserError(f'the loss became {loss.item()} and the gradient {norm} in epoch {epoch + 1}, step '
                             f'{step + 1}: lower LR; {cfg.OUTPUT_DIR}/last.pth, if there, holds the epoch before')
         run.scaler.step(run.optimizer)
         run.scaler.update()
@@ -257,10 +264,10 @@ def train_one_epoch(cfg, run, data, epoch, clock):
 
         losses.update(loss.item(), len(images))
         if math.isfinite(norm):  # fp16 skips the steps in which it is not
-            norms.update(norm.item())
-        clear = targets.amax(1) >= 1 - cfg.SMOOTHING  # accuracy only on pictures whose label is not a mixture
-        if clear.any():
-            acc1.update(accuracy(logits[clear], labels[clear])[0].item(), int(clear.sum()))
+            norms.update(norm)
+        unmixed = targets.amax(1) >= 1 - cfg.SMOOTHING  # accuracy only on pictures whose label is not a mixture
+        if unmixed.any():
+            acc1.update(accuracy(logits[unmixed], labels[unmixed])[0].item(), int(unmixed.sum()))
         waited, seen = waited + waiting, seen + len(images)
         seconds = time.perf_counter() - start
         clock.step(waiting + time.perf_counter() - begin)
@@ -268,7 +275,7 @@ def train_one_epoch(cfg, run, data, epoch, clock):
         lr = run.optimizer.param_groups[0]['lr']
         bar.set_postfix_str(
             f'loss {losses.avg:.3f}, lr {lr:.1e}, {seen / seconds:.1f} img/s, waiting {waited / seconds:.0%}, '
-            f'whole run {hours(clock.left(epoch, step + 1))} left', refresh=False)
+            f'whole run {format_duration(clock.left(epoch, step + 1))} left', refresh=False)
     return {'lr': lr, 'train_loss': losses.avg, 'train_acc1': acc1.avg if acc1.count else None, 'grad_norm': norms.avg,
             'images_per_s': seen / seconds, 'waiting': waited / seconds}
 
@@ -279,7 +286,7 @@ def forecast(cfg, clock, epoch, step):
         return
     clock.told = True
     left = clock.left(epoch, step + 1)
-    text = f'forecast: {hours(left)} for the whole run on this machine'
+    text = f'forecast: {format_duration(left)} for the whole run on this machine'
     if left > 3600:
         small = tuple(max(16, side // 32 * 16) for side in cfg.IMG_SIZE)
         text += (f'; shorter with fewer EPOCHS (now {cfg.EPOCHS}), with IMG_SIZE = {small} (about a quarter of it), '
@@ -287,7 +294,7 @@ def forecast(cfg, clock, epoch, step):
     Bar.write(text)
 
 
-def measure(model, data, run, label):
+def evaluate(model, data, run, label):
     return scores(*validate(model, data.val, run.device, label), data.classes)
 
 
@@ -295,33 +302,31 @@ def measure(model, data, run, label):
 
 def best_of(history):
     """{epoch, weights ('raw' or 'ema'), acc1} of the highest ACC1 so far, the earliest of equals."""
-    found = [(row[f'{which}_acc1'], -row['epoch'], which) for row in history for which in ('raw', 'ema')
-             if row[f'{which}_acc1'] is not None]
-    acc1, epoch, which = max(found)
-    return {'epoch': -epoch, 'weights': which, 'acc1': acc1}
+    found = [{'epoch': row['epoch'], 'weights': which, 'acc1': row[f'{which}_acc1']}
+             for row in history for which in ('raw', 'ema') if row[f'{which}_acc1'] is not None]
+    return max(found, key=lambda best: best['acc1'])
 
 
-def keep(cfg, run, data, out, history, results):
+def save_epoch(cfg, run, data, out, history, results):
     """Write checkpoints, tables and pictures after an epoch. `results`: the scores of the raw and the EMA weights."""
     best = best_of(history)
     info = {'model': cfg.MODEL, 'model_kwargs': cfg.MODEL_KWARGS, 'classes': data.classes, 'transform': data.transform,
             'settings': vars(cfg), 'pretrained': run.weights, 'best': best}
     state = checkpoint.training_state(run)
-    checkpoint.save(out / 'last.pth', {**info, 'history': history, **state})
-    new_best = best['epoch'] == len(history)
-    if new_best:
+    if best['epoch'] == len(history):
         weights = state['state_dict_ema' if best['weights'] == 'ema' else 'state_dict']
         checkpoint.save(out / 'best.pth', {**info, 'history': history, 'state_dict': weights})
+    checkpoint.save(out / 'last.pth', {**info, 'history': history, **state})  # second: best.pth must not miss an epoch
     try:
-        if new_best:
-            report.write_scores(out, results[best['weights']], data.classes, best)
-        report.write_csv(out / 'log.csv', history)
-        report.write_json(out / 'result.json', {
+        write_csv(out / 'log.csv', history)
+        write_json(out / 'result.json', {
             **info, 'last': history[-1], 'finished': len(history) == cfg.EPOCHS, 'parameters': run.parameters,
             'seconds': sum(row['seconds'] for row in history), 'device': describe(run.device, run.dtype),
             'torch': torch.__version__})
         report.plot_training(out, history, best)
-    except OSError as error:  # a table that is open in another program, say: the next epoch writes it again
+        if best['epoch'] == len(history):
+            report.write_scores(out, results[best['weights']], data.classes, best)
+    except UserError as error:  # a table that is open in another program, say; the training is worth more
         print(f'warning: {error}')
 
 
@@ -350,7 +355,7 @@ def print_epoch(cfg, row, left):
     ema = f' (EMA {row["ema_acc1"]:.2f} %)' if cfg.USE_EMA else ''
     print(f'epoch {row["epoch"]}/{cfg.EPOCHS}: loss {row["train_loss"]:.3f}, val loss {row["raw_loss"]:.3f}, '
           f'ACC1 {row["raw_acc1"]:.2f} %{ema}, {row["images_per_s"]:.1f} img/s, waiting {row["waiting"]:.0%}, '
-          f'{hours(row["seconds"])}, {hours(left)} left', flush=True)
+          f'{format_duration(row["seconds"])}, {format_duration(left)} left', flush=True)
 
 
 if __name__ == '__main__':

@@ -49,13 +49,13 @@ def _import_cutout():
             namespace.pop(name)
 
 
-def train_transform(settings, rotation=10, flip=0.5, flip_vertical=0., shift=0., zoom=None, blur=1., jitter=0.5,
-                    cutout=0.5):
+def train_transform(settings, *, rotation=0, flip=0., flip_vertical=0., shift=0., zoom=None, blur=0., jitter=0.,
+                    cutout=0.):
     """PIL image -> normalised float tensor (3, H, W), with the tutorial's augmentations at random.
 
     `settings` as in eval_transform. `rotation` is degrees either way, `flip` and `flip_vertical` are probabilities,
     `shift` is a share of the side, `zoom` a pair (least, most), `blur` and `cutout` are probabilities, `jitter` the
-    range of brightness, contrast and saturation. 0 (None for zoom) switches one off.
+    range of brightness, contrast and saturation. All of them are off unless given.
     """
     height, width = settings['img_size']
     steps = [v2.Resize((height, width))]

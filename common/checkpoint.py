@@ -1,11 +1,11 @@
 """Checkpoints: plain dicts of tensors and values, written aside, moved into place, read without running anything."""
 import os
 import random
-from pathlib import Path
 
 import numpy as np
 import torch
 
+from common.files import replacing
 from common.settings import UserError
 from models import WeightsError
 from models.weights import read_file
@@ -15,17 +15,10 @@ FORMAT = 1  # of the checkpoint's content; raised when an older test.py could no
 
 def save(path, content):
     """Write a dict so that `path` holds, at every moment, either the old content whole or the new."""
-    path = Path(path)
-    aside = path.with_name(f'.{path.name}.tmp')
-    try:
-        with open(aside, 'wb') as file:
-            torch.save({'format': FORMAT, **content}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except (OSError, RuntimeError) as error:  # torch's zip writer reports a full disk as a RuntimeError
-        aside.unlink(missing_ok=True)
-        raise UserError(f'{path} cannot be written ({error}): free some space or choose another OUTPUT_DIR') from error
+    with replacing(path) as aside, open(aside, 'wb') as file:
+        torch.save({'format': FORMAT, **content}, file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def load(path):
@@ -42,7 +35,7 @@ def load(path):
 
 
 def set_aside(folder):
-    """Keep the checkpoints of an earlier run in the same folder, once, instead of writing over them."""
+    """Rename the checkpoints of the run before to previous_*.pth; those of the run before that are overwritten."""
     for name in ('best.pth', 'last.pth'):
         if (folder / name).exists():
             os.replace(folder / name, folder / f'previous_{name}')

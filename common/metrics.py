@@ -28,7 +28,7 @@ def validate(model, loader, device, label):
 
 
 def scores(logits, targets, classes):
-    """Plain numbers from logits (N, classes) and targets (N,): loss, acc1, acc5, balanced (all but loss in percent),
+    """Plain numbers from logits (N, classes) and targets (N,): loss, acc1, acc5, balanced_accuracy (percent),
     report (scikit-learn's, as text and as a dict) and the confusion matrix (rows: truth)."""
     acc1, acc5 = accuracy(logits, targets, topk=(1, 5))
     truth, guess = targets.numpy(), logits.argmax(1).numpy()
@@ -38,7 +38,7 @@ def scores(logits, targets, classes):
         warnings.filterwarnings('ignore', message='y_pred contains classes not in y_true')
         balanced = balanced_accuracy_score(truth, guess)
     return {'loss': F.cross_entropy(logits, targets).item(), 'acc1': acc1.item(), 'acc5': acc5.item(),
-            'balanced': 100 * float(balanced),
+            'balanced_accuracy': 100 * float(balanced),
             'report_text': classification_report(truth, guess, **named, digits=3),
             'report': classification_report(truth, guess, **named, output_dict=True),
             'confusion': confusion_matrix(truth, guess, labels=labels).tolist()}

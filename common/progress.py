@@ -71,7 +71,7 @@ class Clock:
         return seconds and max(0., seconds * (self.epochs - epoch - step / (self.steps + self.rest)))
 
 
-def hours(seconds):
+def format_duration(seconds):
     """'2 h 05 min', '3 min 20 s' or '12 s'; '?' for None."""
     if seconds is None:
         return '?'

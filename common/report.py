@@ -1,62 +1,17 @@
-"""What people look at: curves, the confusion matrix, a contact sheet, tables as CSV and JSON."""
-import csv
-import json
+"""What people look at: curves, the report per class, the confusion matrix, a contact sheet."""
 import math
-import os
-from pathlib import Path
 
 import matplotlib
 import numpy as np
 from matplotlib import font_manager
 from matplotlib.figure import Figure
 
-from common.settings import UserError
+from common.files import replacing, write_json, write_text
 
 _CJK = {'Noto Sans CJK SC', 'Noto Sans CJK JP', 'Source Han Sans SC', 'Microsoft YaHei', 'PingFang SC', 'SimHei',
         'Hiragino Sans GB', 'WenQuanYi Micro Hei', 'WenQuanYi Zen Hei'}  # class names may be Chinese
 matplotlib.rcParams['font.family'] = ['DejaVu Sans', *sorted(_CJK.intersection(font_manager.get_font_names()))]
 matplotlib.rcParams['text.parse_math'] = False  # and may hold a $
-
-
-def writable_folder(path, constant):
-    """Make a folder, check that files can be written in it, return its Path. Raises UserError naming the constant."""
-    path = Path(path)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe = path / '.write_test'
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(f'{constant} = {str(path)!r} cannot be written to ({error.strerror}): '
-                        'choose another folder') from None
-    return path
-
-
-def write_text(path, text):
-    """Write a whole text file aside and move it into place."""
-    aside = Path(path).with_name(f'.{Path(path).name}.tmp')
-    aside.write_text(text, encoding='utf-8')
-    os.replace(aside, path)
-
-
-def write_json(path, value):
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + '\n')
-
-
-def write_csv(path, rows):
-    """Rows are dicts with the same keys; the keys are the header."""
-    aside = Path(path).with_name(f'.{Path(path).name}.tmp')
-    with open(aside, 'w', newline='', encoding='utf-8') as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    os.replace(aside, path)
-
-
-def save_figure(figure, path):
-    aside = Path(path).with_name(f'.{Path(path).name}.tmp')
-    figure.savefig(aside, format='png')
-    os.replace(aside, path)
 
 
 def plot_curves(path, rows, curves, ylabel, best=None):
@@ -75,7 +30,8 @@ def plot_curves(path, rows, curves, ylabel, best=None):
     axes.spines[['top', 'right']].set_visible(False)
     if len(curves) > 1 or best:
         axes.legend(frameon=False)
-    save_figure(figure, path)
+    with replacing(path) as aside:
+        figure.savefig(aside, format='png')
 
 
 def plot_confusion(path, matrix, classes, title):
@@ -95,7 +51,8 @@ def plot_confusion(path, matrix, classes, title):
             axes.text(column, row, counts[row, column], ha='center', va='center', fontsize=8,
                       color='white' if share[row, column] > 0.5 else 'black')
     axes.set(xlabel='predicted', ylabel='true', title=title)
-    save_figure(figure, path)
+    with replacing(path) as aside:
+        figure.savefig(aside, format='png')
 
 
 def plot_training(folder, history, best):
@@ -110,10 +67,11 @@ def plot_training(folder, history, best):
 
 def write_scores(folder, scores, classes, info):
     """report.txt, report.json and confusion.png from what common.metrics.scores returns. `info` goes into the JSON."""
-    text = f'ACC1 {scores["acc1"]:.2f} %, ACC5 {scores["acc5"]:.2f} %, balanced accuracy {scores["balanced"]:.2f} %'
+    text = (f'ACC1 {scores["acc1"]:.2f} %, ACC5 {scores["acc5"]:.2f} %, '
+            f'balanced accuracy {scores["balanced_accuracy"]:.2f} %')
     write_text(folder / 'report.txt', f'{text}\n\n{scores["report_text"]}')
     write_json(folder / 'report.json', {
-        **info, **{key: scores[key] for key in ('acc1', 'acc5', 'balanced', 'report', 'confusion')}})
+        **info, **{key: scores[key] for key in ('acc1', 'acc5', 'balanced_accuracy', 'report', 'confusion')}})
     plot_confusion(folder / 'confusion.png', scores['confusion'], classes, text)
     return text
 
@@ -132,4 +90,5 @@ def contact_sheet(path, cells, title, columns=6):
     for axes in figure.axes:
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
-    save_figure(figure, path)
+    with replacing(path) as aside:
+        figure.savefig(aside, format='png')

@@ -23,14 +23,17 @@ class UserError(Exception):
 
 
 def run(main):
-    """Call main(cfg) of a script with its settings. A UserError ends it with one line and exit code 2."""
-    script = Path(sys.modules[main.__module__].__file__).name
+    """Print a script's settings and call its main(cfg). A UserError ends it with one line and exit code 2."""
+    module = sys.modules[main.__module__]
+    script = Path(module.__file__).name
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, 'reconfigure'):  # not so in a notebook
             # No file name, however odd, ends a run as it is printed; and a line in a log file is there at once.
             stream.reconfigure(errors='backslashreplace', line_buffering=True)
     try:
-        main(read(sys.modules[main.__module__]))
+        cfg = read(module)
+        show(cfg, module)
+        main(cfg)
     except UserError as error:
         sys.stdout.flush()
         print(f'{script}: {" ".join(str(error).split())}', file=sys.stderr)
@@ -61,10 +64,9 @@ def read(module, argv=None):
     return types.SimpleNamespace(**values)
 
 
-def show(cfg, module_name):
+def show(cfg, module):
     """Print the effective values, and beside an overridden one what the script says."""
-    module = sys.modules[module_name]
-    width = max(map(len, vars(cfg)))
+    width = max(map(len, vars(cfg)), default=0)
     for name, value in vars(cfg).items():
         changed = '' if value == getattr(module, name) else f'   (in the file: {getattr(module, name)!r})'
         print(f'{name:{width}} = {value!r}{changed}')

@@ -11,7 +11,7 @@ from PIL import Image
 import models
 
 ROOT = Path(__file__).resolve().parent.parent
-SEEDLINGS = ROOT.parent / 'shared' / 'seedlings'
+SEEDLINGS = Path(os.environ.get('SEEDLINGS', ROOT.parent / 'shared' / 'seedlings'))
 TINY = {'layers': (1, 1, 1, 1), 'embed_dims': (24, 48), 'num_heads': (2, 4), 'stem_hidden_dim': 16}
 
 
@@ -32,12 +32,13 @@ def draw_folder(root, counts, size=(20, 24), suffix='.png', seed=0):
 
 def run_script(script, *arguments, cwd=None, env=None):
     """Run a script as a user would, in a folder of its own; returns the finished process with its output as text."""
-    return subprocess.run([sys.executable, ROOT / script, *map(str, arguments)], cwd=cwd, text=True, encoding='utf-8',
-                          capture_output=True, env={**os.environ, 'HF_HUB_OFFLINE': '1', **(env or {})})
+    env = {**os.environ, 'HF_HUB_OFFLINE': '1', 'PYTHONUTF8': '1', **(env or {})}
+    return subprocess.run([sys.executable, ROOT / script, *map(str, arguments)], cwd=cwd, env=env, text=True,
+                          encoding='utf-8', capture_output=True)
 
 
 @pytest.fixture
 def seedlings():
     if not SEEDLINGS.is_dir():
-        pytest.skip(f'the photographs in {SEEDLINGS} are not here')
+        pytest.skip('set SEEDLINGS to a folder of the Plant Seedlings photographs')
     return SEEDLINGS

@@ -25,17 +25,16 @@ def test_eval_transform_is_resize_scale_normalise():
 
 def test_without_augmentation_training_sees_what_validation_sees():
     image = Image.effect_noise((70, 50), 60).convert('RGB')
-    plain = train_transform(SETTINGS, rotation=0, flip=0, blur=0, jitter=0, cutout=0)
+    plain = train_transform(SETTINGS)
     assert torch.equal(plain(image), eval_transform(SETTINGS)(image))
 
 
 @pytest.mark.parametrize('name, value', [('rotation', 180), ('flip', 1), ('flip_vertical', 1), ('shift', 0.3),
                                          ('zoom', (0.5, 0.6)), ('blur', 1), ('jitter', 0.9), ('cutout', 1)])
 def test_every_augmentation_does_something(name, value):
-    off = {'rotation': 0, 'flip': 0, 'flip_vertical': 0, 'shift': 0, 'zoom': None, 'blur': 0, 'jitter': 0, 'cutout': 0}
     image = Image.effect_noise((48, 32), 60).convert('RGB')
     torch.manual_seed(0)
-    out = train_transform(SETTINGS, **{**off, name: value})(image)
+    out = train_transform(SETTINGS, **{name: value})(image)
     assert out.shape == (3, 32, 48) and not torch.equal(out, eval_transform(SETTINGS)(image))
 
 
@@ -80,7 +79,7 @@ assert 'cv2' not in sys.modules or sys.modules['cv2'] is None or hasattr(sys.mod
 
 
 def test_transforms_travel_to_spawned_workers():
-    transform = train_transform(SETTINGS)
+    transform = train_transform(SETTINGS, rotation=10, blur=1, jitter=0.5, cutout=1)
     transform(Image.new('RGB', (40, 40)))
     with warnings.catch_warnings():
         warnings.simplefilter('error')

@@ -99,9 +99,11 @@ def test_formats_letter_case_nested_and_hidden(tmp_path, source):
     for name in ('notes.txt', '.hidden.png'):
         shutil.copy(source / 'a' / '000.png', source / 'a' / name)
     (source / '.git').mkdir()
-    assert split().returncode == 0
+    done = split()
+    assert done.returncode == 0
     found = [entry['source'] for entry in entries(tmp_path)]
-    assert len(found) == 38 and all(any(f.endswith(f'/{name}') for f in found) for name in names)
+    assert '1 .txt' in done.stdout and len(found) == 38
+    assert all(any(f.endswith(f'/{name}') for f in found) for name in names)
 
 
 def test_large_pictures_are_shrunk_small_ones_copied(tmp_path, source):

@@ -1,4 +1,4 @@
-"""common/metrics.py, common/report.py and common/progress.py."""
+"""common/metrics.py, common/report.py, common/files.py and common/progress.py."""
 import csv
 import json
 
@@ -8,15 +8,16 @@ import torch
 from PIL import Image
 
 from common import report
+from common.files import replacing, writable_folder, write_csv
 from common.metrics import scores
-from common.progress import Clock, hours
+from common.progress import Clock, format_duration
 from common.settings import UserError
 
 
 def test_scores_of_a_known_case():
     logits = torch.tensor([[3., 0, 0], [3, 0, 0], [0, 3, 0], [3, 0, 0]])
     result = scores(logits, torch.tensor([0, 0, 1, 1]), ['a', 'b', 'never'])
-    assert result['acc1'] == 75 and result['acc5'] == 100 and result['balanced'] == 75
+    assert result['acc1'] == 75 and result['acc5'] == 100 and result['balanced_accuracy'] == 75
     assert result['confusion'] == [[2, 0, 0], [1, 1, 0], [0, 0, 0]]
     assert result['report']['b']['recall'] == 0.5 and 'never' in result['report_text']
     assert result['loss'] == pytest.approx(torch.nn.functional.cross_entropy(logits, torch.tensor([0, 0, 1, 1])).item())
@@ -32,13 +33,13 @@ def test_tables_and_pictures(tmp_path):
     history = [{'epoch': epoch, 'lr': 0.1, 'train_loss': 3 / epoch, 'raw_loss': 2., 'ema_loss': None, 'train_acc1': 30.,
                 'raw_acc1': 10. * epoch, 'ema_acc1': None} for epoch in (1, 2, 3)]
     report.plot_training(tmp_path, history, {'epoch': 3, 'acc1': 30., 'weights': 'raw'})
-    report.write_csv(tmp_path / 'log.csv', history)
+    write_csv(tmp_path / 'log.csv', history)
     classes = ['plain', '$x^2$', '植物', 'a_b']
     logits = torch.eye(4)
     report.write_scores(tmp_path, scores(logits, torch.arange(4), classes), classes, {'epoch': 3})
     cells = [(Image.new('RGB', (9, 9), 'red'), '$y', 'red'), (None, 'unreadable', 'black')]
     report.contact_sheet(tmp_path / 'predictions.png', cells, 'two')
-    assert len(list(csv.DictReader((tmp_path / 'log.csv').read_text().splitlines()))) == 3
+    assert len(list(csv.DictReader((tmp_path / 'log.csv').read_text(encoding='utf-8-sig').splitlines()))) == 3
     assert json.loads((tmp_path / 'report.json').read_text(encoding='utf-8'))['epoch'] == 3
     for name in ('loss', 'acc', 'lr', 'confusion', 'predictions'):
         pixels = np.asarray(Image.open(tmp_path / f'{name}.png').convert('L'))
@@ -49,7 +50,15 @@ def test_tables_and_pictures(tmp_path):
 def test_a_folder_that_cannot_be_written_to(tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(UserError, match="OUTPUT_DIR = .*file/x' cannot be written"):
-        report.writable_folder(tmp_path / 'file' / 'x', 'OUTPUT_DIR')
+        writable_folder(tmp_path / 'file' / 'x', 'OUTPUT_DIR')
+
+
+def test_a_file_is_whole_or_the_old_one(tmp_path):
+    (tmp_path / 'x').write_text('old')
+    with pytest.raises(UserError, match='x cannot be written'), replacing(tmp_path / 'x') as aside:
+        aside.write_text('half')
+        raise OSError('disk full')
+    assert (tmp_path / 'x').read_text() == 'old' and len(list(tmp_path.iterdir())) == 1
 
 
 def test_clock():
@@ -62,5 +71,5 @@ def test_clock():
     assert clock.left(2, 0) == 48 and clock.left(4, 0) == 0
 
 
-def test_hours():
-    assert [hours(s) for s in (None, 9.6, 75, 3725)] == ['?', '10 s', '1 min 15 s', '1 h 02 min']
+def test_format_duration():
+    assert [format_duration(s) for s in (None, 9.6, 75, 3725)] == ['?', '10 s', '1 min 15 s', '1 h 02 min']

@@ -40,7 +40,7 @@ def test_val_is_predicted_with_the_accuracy_of_training(project):
     assert f'ACC1 {result["best"]["acc1"]:.2f} %' in out
     names = sorted(p.relative_to(project / 'data/val').as_posix() for p in (project / 'data' / 'val').rglob('*.png'))
     assert [row['path'] for row in rows] == names
-    with open(project / 'predictions' / 'predictions.csv', encoding='utf-8', newline='') as file:
+    with open(project / 'predictions' / 'predictions.csv', encoding='utf-8-sig', newline='') as file:
         assert [(row['path'], row['class']) for row in csv.DictReader(file)] == [(r['path'], r['class']) for r in rows]
     for row in rows:
         shares = [top['confidence'] for top in row['top5']]

@@ -21,7 +21,12 @@ def test_every_file_it_names_exists():
         assert (ROOT / name).exists(), name
 
 
+def test_the_line_without_make_is_the_demo():
+    demo = re.search(r'^DEMO = (.*?)\n\n', (ROOT / 'Makefile').read_text(encoding='utf-8'), re.M | re.S)[1]
+    assert 'python train.py ' + ' '.join(demo.replace('\\', ' ').split()) in README
+
+
 def test_its_commands_are_in_the_makefile():
-    makefile = (ROOT / 'Makefile').read_text()
+    makefile = (ROOT / 'Makefile').read_text(encoding='utf-8')
     for target in re.findall(r'(?:^|`)make (\w+)', README, re.M):
         assert re.search(rf'^{target}:', makefile, re.M), target

@@ -10,7 +10,7 @@ from common import settings
 from common.settings import UserError
 
 SCRIPT = '''"""A script."""
-from os import EX_OK
+from stat import ST_MODE
 
 IMG_SIZE: int | tuple = 224  # pixels
 EPOCHS = 3          # passes,
@@ -85,7 +85,7 @@ def test_help_lists_every_constant_with_comment_and_default(module, capsys):
 
 
 def test_show_marks_what_was_overridden(module, capsys):
-    settings.show(settings.read(module, ['--epochs', '5']), 'a_script')
+    settings.show(settings.read(module, ['--epochs', '5']), module)
     lines = capsys.readouterr().out.splitlines()
     assert 'EPOCHS     = 5   (in the file: 3)' in lines and 'LR         = 0.001' in lines
 

@@ -55,7 +55,7 @@ def test_everything_is_written(data, tmp_path):
     names = {path.name for path in (tmp_path / 'out').iterdir()}
     assert names == {'best.pth', 'last.pth', 'loss.png', 'acc.png', 'lr.png', 'confusion.png', 'report.txt',
                      'report.json', 'result.json', 'log.csv', 'class.json'}
-    rows = list(csv.DictReader(Path('out/log.csv').read_text().splitlines()))
+    rows = list(csv.DictReader(Path('out/log.csv').read_text(encoding='utf-8-sig').splitlines()))
     assert [row['epoch'] for row in rows] == ['1', '2'] and float(rows[1]['lr']) < float(rows[0]['lr'])
     last, best = (torch.load(f'out/{name}.pth', weights_only=True) for name in ('last', 'best'))
     assert {'state_dict', 'state_dict_ema', 'optimizer', 'scheduler', 'scaler', 'random', 'classes', 'transform',
@@ -66,13 +66,13 @@ def test_everything_is_written(data, tmp_path):
 
 @pytest.mark.parametrize('better', ['raw', 'ema'])
 def test_best_holds_the_better_weights(data, monkeypatch, better):
-    real = train.measure
+    real = train.evaluate
 
-    def measure(model, *arguments):
+    def evaluate(model, *arguments):
         averaged = arguments[-1] == 'validating the EMA weights'
         return {**real(model, *arguments), 'acc1': 60. if averaged == (better == 'ema') else 40.}
 
-    monkeypatch.setattr(train, 'measure', measure)
+    monkeypatch.setattr(train, 'evaluate', evaluate)
     run(epochs=1)
     last, best = (torch.load(f'out/{name}.pth', weights_only=True) for name in ('last', 'best'))
     assert best['best'] == {'epoch': 1, 'weights': better, 'acc1': 60.}
@@ -192,6 +192,13 @@ def test_bad_pictures_are_left_out_before_the_first_epoch(data, capsys):
     run(epochs=1)
     out = capsys.readouterr().out
     assert 'left out: data/train/a/text.jpg' in out and out.index('left out') < out.index('epoch 1/1')
+
+
+def test_a_class_without_a_readable_picture_is_refused(data):
+    for path in (data / 'train' / 'a').iterdir():
+        path.write_text('no picture')
+    with pytest.raises(UserError, match='train/a: none of its files'):
+        run()
 
 
 def test_mean_std_json_is_picked_up_and_doubted(data, capsys):

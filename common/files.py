@@ -1,0 +1,54 @@
+"""Files that are either whole or not there: written aside, then moved into place."""
+import csv
+import json
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
+from common.settings import UserError
+
+
+def writable_folder(path, constant):
+    """Make a folder, check that files can be written in it, return its Path. Raises UserError naming the constant."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / '.write_test'
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f'{constant} = {str(path)!r} cannot be written to ({error.strerror}): '
+                        'choose another folder') from None
+    return path
+
+
+@contextmanager
+def replacing(path):
+    """Yields a path to write to; what is there takes the place of `path` at the end. Raises UserError if that fails."""
+    path = Path(path)
+    aside = path.with_name(f'.{path.name}.tmp')
+    try:
+        yield aside
+        os.replace(aside, path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        raise UserError(f'{path} cannot be written ({error}): close programs that have it open, free some space or '
+                        'choose another folder') from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_text(path, text):
+    with replacing(path) as aside:
+        aside.write_text(text, encoding='utf-8')
+
+
+def write_json(path, value):
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + '\n')
+
+
+def write_csv(path, rows):
+    """Rows are dicts with the same keys; the keys are the header. With a byte-order mark, for Excel's sake."""
+    with replacing(path) as aside, open(aside, 'w', newline='', encoding='utf-8-sig') as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
