@@ -90,7 +90,7 @@ def collate(items):
     return default_collate(images) if images else None, [error for _, error in items]
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode, which the threads of DataParallel would leave
 def predict(cfg, saved, paths):
     """A Prediction for every path, in the same order."""
     device = choose_device()

@@ -85,6 +85,7 @@ def main(cfg):
         checkpoint.set_aside(out)
     history = saved['history'] if saved else []
     write_json(out / 'class.json', data.classes)
+    print(f'Ctrl-C stops; RESUME = True (--resume) then goes on after the last whole epoch in {out}')
     forward = 1 / 3  # of the time that a training step takes
     clock = Clock(len(data.train), cfg.EPOCHS, rest=len(data.val) * (1 + cfg.USE_EMA) * forward)
     for epoch in range(len(history), cfg.EPOCHS):
@@ -295,6 +296,7 @@ def forecast(cfg, clock, epoch, step):
 
 
 def evaluate(model, data, run, label):
+    """The scores of a model on the validation set."""
     return scores(*validate(model, data.val, run.device, label), data.classes)
 
 

@@ -16,7 +16,10 @@ FORMAT = 1  # of the checkpoint's content; raised when an older test.py could no
 def save(path, content):
     """Write a dict so that `path` holds, at every moment, either the old content whole or the new."""
     with replacing(path) as aside, open(aside, 'wb') as file:
-        torch.save({'format': FORMAT, **content}, file)
+        try:
+            torch.save({'format': FORMAT, **content}, file)
+        except RuntimeError as error:  # how torch's zip writer reports a full disk
+            raise OSError(error) from error
         file.flush()
         os.fsync(file.fileno())
 

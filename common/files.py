@@ -30,7 +30,7 @@ def replacing(path):
     try:
         yield aside
         os.replace(aside, path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+    except OSError as error:
         raise UserError(f'{path} cannot be written ({error}): close programs that have it open, free some space or '
                         'choose another folder') from error
     finally:

@@ -106,7 +106,7 @@ class ImageFolder(datasets.ImageFolder):
         try:
             super().__init__(str(root), transform, loader=open_image, is_valid_file=is_image, allow_empty=allow_empty)
         except FileNotFoundError as error:
-            raise UserError(f'{root}: {str(error).splitlines()[0]}') from None
+            raise UserError(f'{root}: {str(error).splitlines()[0]} Add pictures or remove the folder.') from None
         if not self.samples:
             raise UserError(f'{root}: no images in it')
 

@@ -13,7 +13,7 @@ from timm.utils import accuracy
 from common.progress import Bar
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode, which the threads of DataParallel would leave
 def validate(model, loader, device, label):
     """Run a model of common.device.parallel in evaluation mode over a loader of (images, targets).
 

@@ -17,6 +17,14 @@ class Bar(tqdm):
                        'bar_format': '{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]'}
         super().__init__(*args, **kwargs | {'leave': False, 'dynamic_ncols': not plain})
 
+    @classmethod
+    def write(cls, text):
+        """Print a line, on a terminal above the bar."""
+        if sys.stderr.isatty():
+            super().write(text)
+        else:
+            print(text)
+
     @staticmethod
     def status_printer(file):
         if file.isatty():

@@ -129,7 +129,7 @@ def _parse(name, text, kinds):
 def _describe(kinds):
     words = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'a text',
              tuple: 'values with commas', dict: "{'name': value} pairs", type(None): 'None'}
-    return ' or '.join(words[kind] for kind in kinds)
+    return ' or '.join(words.get(kind, kind.__name__) for kind in kinds)
 
 
 def _comments(source):
