@@ -20,7 +20,7 @@ from common.images import BadImage, list_images, loader_workers, open_image
 from common.metrics import scores
 from common.progress import Bar
 from common.settings import UserError
-from models import create_model
+from models import WeightsError, restore_model
 
 CHECKPOINT = 'checkpoints/volo_d1/best.pth'  # what train.py wrote
 TEST_DIR = 'data/val'             # a folder of pictures, flat or nested, or one picture
@@ -96,9 +96,10 @@ def predict(cfg, saved, paths):
     device = choose_device()
     dtype = amp_dtype(device) if cfg.USE_AMP else None
     print(describe(device, dtype))
-    net = create_model(saved['model'], num_classes=len(saved['classes']), img_size=saved['transform']['img_size'],
-                       **saved['model_kwargs'])
-    net.load_state_dict(saved['state_dict'])
+    try:
+        net = restore_model(saved)
+    except WeightsError as error:
+        raise UserError(f'{cfg.CHECKPOINT}: {error}') from error
     model = parallel(net.to(device), device, dtype, cfg.USE_DP).eval()
     pictures = Pictures(paths, augment.eval_transform(saved['transform']))
     loader = DataLoader(pictures, cfg.BATCH_SIZE, collate_fn=collate, pin_memory=device.type == 'cuda',

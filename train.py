@@ -8,12 +8,11 @@ report.txt, report.json, result.json, log.csv and class.json. README.md has meas
 """
 import math
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-from timm.data.mixup import Mixup
-from timm.loss import SoftTargetCrossEntropy
+import torch.nn.functional as F
+from timm.data.mixup import Mixup, mixup_target
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from timm.utils import AverageMeter, ModelEmaV3, accuracy, random_seed
@@ -22,30 +21,41 @@ from torch.utils.data import DataLoader
 from common import augment, checkpoint, report, settings
 from common.device import amp_dtype, choose_device, describe, parallel
 from common.files import writable_folder, write_csv, write_json
-from common.images import EpochSampler, ImageFolder, SeededImageFolder, find_bad, loader_workers
+from common.images import EpochSampler, loader_workers, open_split
 from common.metrics import scores, validate
+from common.network import build_network, find_weights, print_cost
 from common.normalisation import normalisation
 from common.progress import Bar, Clock, format_duration, with_waiting
 from common.settings import UserError
-from models import WeightsError, create_model, fetch_published, load_weights
+from models import VARIANTS, default_cfg, heads_of, token_label_loss
 
 # Data
 DATA_DIR = 'data'                 # what makedata.py made: train/ and val/, one sub-folder for each class
 IMG_SIZE: int | tuple = 224       # pixels, a multiple of 16, or (height, width); 112 takes a quarter of the time
-MEAN: tuple | None = None         # of red, green, blue in [0, 1]; None takes mean_std.json, else ImageNet's
+INTERPOLATION = 'bilinear'        # of the resizing; 'bicubic' is what the published weights were trained with
+CROP: float | str | None = None   # in val and test: None squeezes the whole picture into IMG_SIZE, 0.96 takes the
+                                  # middle 96 % in its proportions, 'published' the share that MODEL was tested with
+NORMALISATION = 'auto'            # 'weights': as the loaded weights had it; 'data': mean_std.json; 'auto': the first
+                                  # where weights are loaded, else the second
+MEAN: tuple | None = None         # of red, green, blue in [0, 1]: overrides NORMALISATION
 STD: tuple | None = None          # likewise
 NUM_WORKERS: int | str = 'auto'   # processes that read pictures; 'auto' takes one for each core
 # Model
-MODEL = 'volo_d1'                 # volo_d1 (26 M parameters) … volo_d5 (294 M)
+MODEL = 'volo_d1'                 # volo_d1 (26 M parameters) … volo_d5 (294 M), or a network of timm, say 'resnet50'
 MODEL_KWARGS = {}                 # more keyword arguments of the network, for example {'drop_rate': 0.1}
 PRETRAINED: bool | str = 'auto'   # ImageNet weights: 'auto' if to be had, True insists, False never, or a file's path
+FREEZE_EPOCHS = 0                 # for so many epochs only the head learns, the loaded weights stay as they are
 DROP_PATH = 0.1                   # stochastic depth: the last block is skipped this often
+TOKEN_LABEL = False               # VOLO only: MixToken and a loss on every token, the paper's training; MIXUP_PROB = 0
+GRAD_CHECKPOINTING = False        # a third or less of the memory for a quarter more time, for large networks and sizes
 # Optimisation
 EPOCHS = 100                      # passes over the training set; the tutorial's 300 can pay from scratch
-BATCH_SIZE = 32                   # pictures a step, even (Mixup pairs them); halve it if memory runs out
+BATCH_SIZE = 32                   # pictures at a time, even (Mixup pairs them); halve it if memory runs out
+ACCUMULATE_STEPS = 1              # batches to each step of the optimizer: 4 with BATCH_SIZE = 8 learn like 32
 LR: float | str = 'auto'          # peak learning rate; 'auto': the tutorial's 1e-4 on loaded weights, else 5e-4
 MIN_LR = 1e-6                     # learning rate at the end of the cosine
 WARMUP_EPOCHS = 2                 # the learning rate rises for so long; the tutorial has no warm-up
+LAYER_DECAY = 1.0                 # each layer learns so much slower than the one above it; 0.75 is usual with weights
 WEIGHT_DECAY = 0.05               # not on norms, biases, pos_embed, cls_token
 CLIP_GRAD = 5.0                   # largest norm of the gradient; 0 does not clip
 USE_AMP = True                    # mixed precision, where the processor gains from it
@@ -77,10 +87,11 @@ def main(cfg):
     random_seed(cfg.SEED)
     out = writable_folder(cfg.OUTPUT_DIR, 'OUTPUT_DIR')
     saved = checkpoint.load(out / 'last.pth') if cfg.RESUME else None
-    data = build_data(cfg)
+    weights, content = (saved['pretrained'], None) if saved else find_weights(cfg)
+    data = build_data(cfg, weights)
     if saved:
-        check_resume(cfg, data, saved, out)
-    run = build_training(cfg, data, saved)
+        checkpoint.check_resume(cfg, data, saved, out)
+    run = build_training(cfg, data, weights, content, saved)
     if not saved:
         checkpoint.set_aside(out)
     history = saved['history'] if saved else []
@@ -109,65 +120,64 @@ def main(cfg):
 
 
 _RANGES = {  # least and most that make sense
-    'EPOCHS': (1, math.inf), 'BATCH_SIZE': (2, math.inf), 'SEED': (0, 2 ** 32 - 1), 'SMOOTHING': (0, 0.99),
+    'EPOCHS': (1, math.inf), 'BATCH_SIZE': (1, math.inf), 'ACCUMULATE_STEPS': (1, math.inf), 'SEED': (0, 2 ** 32 - 1),
+    'SMOOTHING': (0, 0.99), 'LAYER_DECAY': (0.01, 1),
     **dict.fromkeys(('MIN_LR', 'DROP_PATH', 'EMA_DECAY', 'MIXUP_PROB', 'MIXUP_SWITCH_PROB'), (0, 1)),
     **dict.fromkeys(('FLIP', 'FLIP_VERTICAL', 'SHIFT', 'BLUR', 'CUTOUT'), (0, 1)),
-    **dict.fromkeys(('WARMUP_EPOCHS', 'WEIGHT_DECAY', 'CLIP_GRAD'), (0, math.inf)),
+    **dict.fromkeys(('WARMUP_EPOCHS', 'FREEZE_EPOCHS', 'WEIGHT_DECAY', 'CLIP_GRAD'), (0, math.inf)),
     **dict.fromkeys(('ROTATION', 'JITTER', 'MIXUP_ALPHA', 'CUTMIX_ALPHA'), (0, math.inf))}
 _OURS = {'img_size', 'num_classes', 'in_chans', 'drop_path_rate', 'return_dense', 'mix_token'}  # not for MODEL_KWARGS
 
 
 def check(cfg):
     """Refuse settings that would fail later, each by its name."""
-    for name, (least, most) in _RANGES.items():
-        if not least <= getattr(cfg, name) <= most:
-            raise UserError(f'{name} = {getattr(cfg, name)} must be at least {least}'
-                            + (f' and at most {most}' if most < math.inf else ''))
-    if cfg.BATCH_SIZE % 2:
-        raise UserError(f'BATCH_SIZE = {cfg.BATCH_SIZE} must be even: Mixup works on pairs')
+    settings.check_ranges(cfg, _RANGES)
+    mixing = cfg.MIXUP_PROB > 0 and (cfg.MIXUP_ALPHA > 0 or cfg.CUTMIX_ALPHA > 0)
+    if mixing and cfg.BATCH_SIZE % 2:
+        raise UserError(f'BATCH_SIZE = {cfg.BATCH_SIZE} must be even: Mixup works on pairs; or set MIXUP_PROB = 0')
+    if cfg.MIXUP_PROB and not mixing:
+        raise UserError('MIXUP_PROB needs MIXUP_ALPHA or CUTMIX_ALPHA above 0: set it to 0 to switch mixing off')
+    if cfg.TOKEN_LABEL and mixing:
+        raise UserError('TOKEN_LABEL mixes tokens itself and does not go with Mixup and CutMix: set MIXUP_PROB = 0')
+    if cfg.TOKEN_LABEL and cfg.MODEL not in VARIANTS:
+        raise UserError(f'TOKEN_LABEL: {cfg.MODEL} gives no logits for tokens, only {", ".join(VARIANTS)} do')
     if 0 < cfg.WARMUP_EPOCHS >= cfg.EPOCHS:
         raise UserError(f'WARMUP_EPOCHS = {cfg.WARMUP_EPOCHS} must be less than EPOCHS = {cfg.EPOCHS}; 0: none')
+    if cfg.FREEZE_EPOCHS and cfg.PRETRAINED is False:
+        raise UserError('FREEZE_EPOCHS needs weights to freeze: set it to 0, or PRETRAINED to something')
     if cfg.LR != 'auto' and not (isinstance(cfg.LR, (int, float)) and cfg.LR > 0):
         raise UserError(f"LR = {cfg.LR!r}: give a positive number or 'auto'")
     if cfg.ZOOM is not None and not (len(cfg.ZOOM) == 2 and 0 < cfg.ZOOM[0] <= cfg.ZOOM[1]):
         raise UserError(f'ZOOM = {cfg.ZOOM}: give the least and the most, for example (0.8, 1.2), or None')
-    if cfg.MIXUP_PROB and not cfg.MIXUP_ALPHA and not cfg.CUTMIX_ALPHA:
-        raise UserError('MIXUP_PROB needs MIXUP_ALPHA or CUTMIX_ALPHA above 0: set it to 0 to switch mixing off')
+    if cfg.INTERPOLATION not in ('bilinear', 'bicubic'):
+        raise UserError(f"INTERPOLATION = {cfg.INTERPOLATION!r}: choose 'bilinear' or 'bicubic'")
+    if cfg.CROP not in (None, 'published') and not (isinstance(cfg.CROP, (int, float)) and 0.1 <= cfg.CROP <= 2):
+        raise UserError(f"CROP = {cfg.CROP!r}: give a ratio such as 0.96, 'published' or None")
     if cfg.MODEL_KWARGS.keys() & _OURS:
         raise UserError(f'MODEL_KWARGS: {", ".join(sorted(cfg.MODEL_KWARGS.keys() & _OURS))} is set by train.py itself')
+    try:
+        published = default_cfg(cfg.MODEL)
+    except ValueError as error:
+        raise UserError(f'MODEL: {error}') from error
+    if cfg.CROP == 'published':
+        cfg.CROP = published['crop_pct']
     sides = (cfg.IMG_SIZE, cfg.IMG_SIZE) if isinstance(cfg.IMG_SIZE, int) else cfg.IMG_SIZE
-    if len(sides) != 2 or any(type(side) is not int or side < 16 or side % 16 for side in sides):
-        raise UserError(f'IMG_SIZE = {cfg.IMG_SIZE}: each side must be a multiple of 16 pixels')
+    unit = 16 if cfg.MODEL in VARIANTS else 1
+    if len(sides) != 2 or any(type(side) is not int or side < 16 or side % unit for side in sides):
+        raise UserError(f'IMG_SIZE = {cfg.IMG_SIZE}: each side must be a multiple of {unit} pixels, 16 at least')
     cfg.IMG_SIZE = tuple(sides)
 
 
 # ---- data ------------------------------------------------------------------------------------------------------------
 
-def build_data(cfg):
+def build_data(cfg, weights):
     """The two loaders, the class names, and the transform's settings as plain values."""
-    root = Path(cfg.DATA_DIR)
-    if not (root / 'train').is_dir() or not (root / 'val').is_dir():
-        raise UserError(f'{root}/train and {root}/val are needed: run makedata.py first, or set DATA_DIR')
-    train_set = SeededImageFolder(root / 'train')
-    val_set = ImageFolder(root / 'val', classes=train_set.classes, allow_empty=True)
-    print(f'checking {len(train_set)} pictures for training and {len(val_set)} for validation')
-    bad = find_bad([path for path, _ in train_set.samples + val_set.samples])
-    for problem in bad.values():
-        print(f'left out: {problem}')
-    for dataset in (train_set, val_set):
-        dataset.leave_out(bad)
-    if not len(val_set):
-        raise UserError(f'{val_set.root}: none of its files is a readable picture')
-    trained, measured = set(train_set.targets), set(val_set.targets)
-    for index, name in enumerate(train_set.classes):
-        if index not in trained:
-            raise UserError(f'{train_set.root}/{name}: none of its files is a readable picture')
-        if index not in measured:
-            print(f'warning: {val_set.root} has no picture of {name}, so nothing measures that class')
+    train_set, val_set = open_split(cfg.DATA_DIR)
     if len(train_set) < cfg.BATCH_SIZE:
         raise UserError(f'{len(train_set)} training images but BATCH_SIZE = {cfg.BATCH_SIZE}: lower BATCH_SIZE')
-    mean, std = normalisation(cfg.MEAN, cfg.STD, train_set.classes)
-    transform = {'img_size': list(cfg.IMG_SIZE), 'mean': list(mean), 'std': list(std)}
+    mean, std = normalisation(cfg, weights, train_set.classes)
+    transform = {'img_size': list(cfg.IMG_SIZE), 'mean': list(mean), 'std': list(std),
+                 'interpolation': cfg.INTERPOLATION, 'crop': cfg.CROP}
     train_set.transform = augment.train_transform(
         transform, rotation=cfg.ROTATION, flip=cfg.FLIP, flip_vertical=cfg.FLIP_VERTICAL, shift=cfg.SHIFT,
         zoom=cfg.ZOOM, blur=cfg.BLUR, jitter=cfg.JITTER, cutout=cfg.CUTOUT)
@@ -184,55 +194,52 @@ def build_data(cfg):
 
 # ---- network, optimizer, schedule ------------------------------------------------------------------------------------
 
-def build_training(cfg, data, saved):
+def plain_loss(outputs, targets):
+    logits = outputs.float()
+    return logits, F.cross_entropy(logits, targets, reduction='none')
+
+
+def token_loss(outputs, targets):
+    """The logits for the training accuracy are those of the image's own tokens: the class token saw a mixture."""
+    logits, token_logits, box = outputs
+    outputs = logits.float(), token_logits.float(), box
+    return outputs[1].mean(1), token_label_loss(outputs, targets)
+
+
+def build_training(cfg, data, weights, content, saved):
     """Everything that a step needs, under one name; in the state that was saved, if any."""
     device = choose_device()
     dtype = amp_dtype(device) if cfg.USE_AMP else None
     print(describe(device, dtype))
-    try:
-        net = create_model(cfg.MODEL, num_classes=len(data.classes), img_size=cfg.IMG_SIZE,
-                           drop_path_rate=cfg.DROP_PATH, **cfg.MODEL_KWARGS)
-    except ValueError as error:
-        raise UserError(f'MODEL, MODEL_KWARGS: {error}') from error
-    weights = saved['pretrained'] if saved else pretrained(cfg, net)
-    print(f'weights: {", ".join(f"{key} {value}" for key, value in weights.items() if value and key != "reason")}')
+    net, kwargs = build_network(cfg, data.classes, weights, content)
     net.to(device)
-    lr = cfg.LR if cfg.LR != 'auto' else 1e-4 if weights['source'] != 'scratch' else 5e-4
+    print_cost(cfg, net, device, dtype)
+    loaded = weights['source'] != 'scratch'
+    if cfg.FREEZE_EPOCHS and not loaded:
+        print('FREEZE_EPOCHS is ignored: no weights were loaded')
+    lr = cfg.LR if cfg.LR != 'auto' else 1e-4 if loaded else 5e-4
     optimizer = create_optimizer_v2(net, 'adamw', lr=lr, weight_decay=cfg.WEIGHT_DECAY,
+                                    layer_decay=cfg.LAYER_DECAY if cfg.LAYER_DECAY < 1 else None,
                                     fused=device.type in ('cpu', 'cuda'))
-    steps = len(data.train)
-    warmup, low = cfg.WARMUP_EPOCHS * steps, min(cfg.MIN_LR, lr)
-    scheduler = CosineLRScheduler(optimizer, t_initial=cfg.EPOCHS * steps - warmup, lr_min=low, t_in_epochs=False,
+    updates = math.ceil(len(data.train) / cfg.ACCUMULATE_STEPS)  # in an epoch
+    warmup, low = cfg.WARMUP_EPOCHS * updates, min(cfg.MIN_LR, lr)
+    scheduler = CosineLRScheduler(optimizer, t_initial=cfg.EPOCHS * updates - warmup, lr_min=low, t_in_epochs=False,
                                   warmup_t=warmup, warmup_lr_init=low, warmup_prefix=True)
     ema = ModelEmaV3(net, decay=cfg.EMA_DECAY, use_warmup=True) if cfg.USE_EMA else None
+    loss = token_loss if cfg.TOKEN_LABEL else plain_loss
     run = SimpleNamespace(
-        net=net, model=parallel(net, device, dtype, cfg.USE_DP), device=device, dtype=dtype, weights=weights,
-        optimizer=optimizer, scheduler=scheduler,
+        net=net, kwargs=kwargs, model=parallel(net, device, dtype, cfg.USE_DP, loss), device=device, dtype=dtype,
+        weights=weights, optimizer=optimizer, scheduler=scheduler, updates=updates,
         scaler=torch.amp.GradScaler(device.type, enabled=dtype is torch.float16),
         ema=ema, ema_model=ema and parallel(ema.module, device, dtype, cfg.USE_DP),
+        frozen_epochs=cfg.FREEZE_EPOCHS if loaded else 0,
         mixup=Mixup(cfg.MIXUP_ALPHA, cfg.CUTMIX_ALPHA, prob=cfg.MIXUP_PROB, switch_prob=cfg.MIXUP_SWITCH_PROB,
-                    label_smoothing=cfg.SMOOTHING, num_classes=len(data.classes)),
-        criterion=SoftTargetCrossEntropy(), parameters=sum(p.numel() for p in net.parameters()))
+                    label_smoothing=cfg.SMOOTHING, num_classes=len(data.classes)) if cfg.MIXUP_PROB else None,
+        parameters=sum(p.numel() for p in net.parameters()))
     if saved:
         checkpoint.restore_training_state(run, saved)
-        scheduler.step_update(len(saved['history']) * steps)
+        scheduler.step_update(len(saved['history']) * updates)
     return run
-
-
-def pretrained(cfg, net):
-    """Load the weights that PRETRAINED asks for. Returns {'source': …, and what was resized or dropped}."""
-    wanted = cfg.PRETRAINED
-    if wanted is False:
-        return {'source': 'scratch'}
-    try:
-        if wanted not in (True, 'auto'):
-            return {'source': wanted, **load_weights(net, wanted)}
-        return {'source': 'ImageNet', **load_weights(net, fetch_published(cfg.MODEL, cfg.IMG_SIZE))}
-    except WeightsError as error:
-        if wanted != 'auto':
-            raise UserError(f'PRETRAINED = {wanted!r}: {error}') from error
-        print(f'!!! NO PRETRAINED WEIGHTS: training from scratch takes far more pictures and epochs !!!\n{error}')
-        return {'source': 'scratch', 'reason': str(error)}
 
 
 # ---- the epoch loop --------------------------------------------------------------------------------------------------
@@ -241,39 +248,37 @@ def train_one_epoch(cfg, run, data, epoch, clock):
     """One pass over the training set. Returns the columns of the log that belong to it."""
     losses, acc1, norms = AverageMeter(), AverageMeter(), AverageMeter()
     waited, seen, start = 0., 0, time.perf_counter()
-    run.model.train()
-    bar = Bar(with_waiting(data.train), total=len(data.train), desc=f'epoch {epoch + 1}/{cfg.EPOCHS}', unit='step')
+    set_mode(run.net, frozen=epoch < run.frozen_epochs)
+    steps, together, norm = len(data.train), cfg.ACCUMULATE_STEPS, 0.
+    bar = Bar(with_waiting(data.train), total=steps, desc=f'epoch {epoch + 1}/{cfg.EPOCHS}', unit='step')
     for step, (waiting, (images, labels)) in enumerate(bar):
         begin = time.perf_counter()
         images, labels = images.to(run.device, non_blocking=True), labels.to(run.device, non_blocking=True)
-        images, targets = run.mixup(images, labels)  # Mixup or CutMix now and then; always smoothed one-hot targets
-        logits = run.model(images).float()  # the model runs inside autocast, the loss outside
-        loss = run.criterion(logits, targets)
-        run.optimizer.zero_grad()
-        run.scaler.scale(loss).backward()
-        run.scaler.unscale_(run.optimizer)  # the norm is of the true gradients
-        norm = torch.nn.utils.clip_grad_norm_(run.net.parameters(), cfg.CLIP_GRAD or math.inf).item()
+        if run.mixup:  # Mixup or CutMix now and then; smoothed one-hot targets always
+            images, targets = run.mixup(images, labels)
+        else:
+            targets = mixup_target(labels, len(data.classes), 1., cfg.SMOOTHING)
+        logits, each = run.model(images, targets)  # in autocast; the losses in fp32
+        loss = each.mean()
+        share = min(together, steps - step // together * together)  # the last group of an epoch may be smaller
+        run.scaler.scale(loss / share).backward()
+        if (step + 1) % together == 0 or step + 1 == steps:
+            norm = update(cfg, run, epoch * run.updates + step // together + 1)
+            if math.isfinite(norm):  # fp16 skips the steps in which it is not
+                norms.update(norm)
         if not math.isfinite(loss.item()) or not (math.isfinite(norm) or run.scaler.is_enabled()):
             raise UserError(f'the loss became {loss.item()} and the gradient {norm} in epoch {epoch + 1}, step '
                             f'{step + 1}: lower LR; {cfg.OUTPUT_DIR}/last.pth, if there, holds the epoch before')
-        run.scaler.step(run.optimizer)
-        run.scaler.update()
-        done = epoch * len(data.train) + step + 1
-        run.scheduler.step_update(done)
-        if run.ema:
-            run.ema.update(run.net, step=done)
 
         losses.update(loss.item(), len(images))
-        if math.isfinite(norm):  # fp16 skips the steps in which it is not
-            norms.update(norm)
         unmixed = targets.amax(1) >= 1 - cfg.SMOOTHING  # accuracy only on pictures whose label is not a mixture
         if unmixed.any():
             acc1.update(accuracy(logits[unmixed], labels[unmixed])[0].item(), int(unmixed.sum()))
         waited, seen = waited + waiting, seen + len(images)
         seconds = time.perf_counter() - start
         clock.step(waiting + time.perf_counter() - begin)
-        forecast(cfg, clock, epoch, step)
-        lr = run.optimizer.param_groups[0]['lr']
+        clock.forecast(cfg, epoch, step)
+        lr = max(group['lr'] for group in run.optimizer.param_groups)
         bar.set_postfix_str(
             f'loss {losses.avg:.3f}, lr {lr:.1e}, {seen / seconds:.1f} img/s, waiting {waited / seconds:.0%}, '
             f'whole run {format_duration(clock.left(epoch, step + 1))} left', refresh=False)
@@ -281,18 +286,28 @@ def train_one_epoch(cfg, run, data, epoch, clock):
             'images_per_s': seen / seconds, 'waiting': waited / seconds}
 
 
-def forecast(cfg, clock, epoch, step):
-    """Say once, after a few steps, how long the whole run takes, and what shortens a long one."""
-    if clock.told or clock.count < 2 or (clock.seconds < 10 and step + 1 < clock.steps):
-        return
-    clock.told = True
-    left = clock.left(epoch, step + 1)
-    text = f'forecast: {format_duration(left)} for the whole run on this machine'
-    if left > 3600:
-        small = tuple(max(16, side // 32 * 16) for side in cfg.IMG_SIZE)
-        text += (f'; shorter with fewer EPOCHS (now {cfg.EPOCHS}), with IMG_SIZE = {small} (about a quarter of it), '
-                 'or on a machine with a GPU')
-    Bar.write(text)
+def set_mode(net, frozen):
+    """Ready for training; if frozen, all but the heads stand still, their BatchNorm statistics and dropout too."""
+    net.train()
+    heads = tuple(f'{head}.' for head in heads_of(net))
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(not frozen or name.startswith(heads))
+    if frozen:
+        for child in net.children():  # not the network itself: token labels need its training mode
+            child.eval()
+
+
+def update(cfg, run, done):
+    """Step number `done` of the optimizer, by the gradients since the last. Returns their norm before clipping."""
+    run.scaler.unscale_(run.optimizer)  # the norm is of the true gradients
+    norm = torch.nn.utils.clip_grad_norm_(run.net.parameters(), cfg.CLIP_GRAD or math.inf).item()
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    run.optimizer.zero_grad()
+    run.scheduler.step_update(done)
+    if run.ema:
+        run.ema.update(run.net, step=done)
+    return norm
 
 
 def evaluate(model, data, run, label):
@@ -312,7 +327,7 @@ def best_of(history):
 def save_epoch(cfg, run, data, out, history, results):
     """Write checkpoints, tables and pictures after an epoch. `results`: the scores of the raw and the EMA weights."""
     best = best_of(history)
-    info = {'model': cfg.MODEL, 'model_kwargs': cfg.MODEL_KWARGS, 'classes': data.classes, 'transform': data.transform,
+    info = {'model': cfg.MODEL, 'model_kwargs': run.kwargs, 'classes': data.classes, 'transform': data.transform,
             'settings': vars(cfg), 'pretrained': run.weights, 'best': best}
     state = checkpoint.training_state(run)
     if best['epoch'] == len(history):
@@ -330,27 +345,6 @@ def save_epoch(cfg, run, data, out, history, results):
             report.write_scores(out, results[best['weights']], data.classes, best)
     except UserError as error:  # a table that is open in another program, say; the training is worth more
         print(f'warning: {error}')
-
-
-def check_resume(cfg, data, saved, out):
-    """Refuse settings that would make another run of the saved one, and list the others that changed."""
-    before = saved['settings']
-    for name in ('MODEL', 'MODEL_KWARGS', 'IMG_SIZE', 'USE_EMA'):
-        if before[name] != getattr(cfg, name):
-            raise UserError(f'RESUME: {out}/last.pth was trained with {name} = {before[name]!r}: '
-                            'set it back, or choose another OUTPUT_DIR')
-    if saved['classes'] != data.classes:
-        raise UserError(f'RESUME: {out}/last.pth was trained on other classes: choose another OUTPUT_DIR')
-    if saved['transform'] != data.transform:
-        raise UserError(f'RESUME: {out}/last.pth was trained with MEAN = {tuple(saved["transform"]["mean"])}, '
-                        f'STD = {tuple(saved["transform"]["std"])}: set them so, or choose another OUTPUT_DIR')
-    if len(saved['history']) >= cfg.EPOCHS:
-        raise UserError(f'RESUME: {out}/last.pth has all its {len(saved["history"])} epochs behind it: '
-                        'raise EPOCHS to train on')
-    for name, value in vars(cfg).items():
-        if before.get(name) != value and name != 'RESUME':
-            print(f'resume: {name} was {before.get(name)!r}, now {value!r}')
-    print(f'resume: {out}/last.pth, after epoch {len(saved["history"])}')
 
 
 def print_epoch(cfg, row, left):

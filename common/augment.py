@@ -8,6 +8,7 @@ import types
 
 import numpy as np
 import torch
+from timm.data.transforms import CenterCropOrPad, ResizeKeepRatio
 from torchvision.transforms import v2
 
 
@@ -58,7 +59,7 @@ def train_transform(settings, *, rotation=0, flip=0., flip_vertical=0., shift=0.
     range of brightness, contrast and saturation. All of them are off unless given.
     """
     height, width = settings['img_size']
-    steps = [v2.Resize((height, width))]
+    steps = [_squeeze(settings)]
     if rotation or shift or zoom:
         steps.append(v2.RandomAffine(rotation, translate=(shift, shift) if shift else None, scale=zoom,
                                      interpolation=v2.InterpolationMode.BILINEAR,
@@ -76,9 +77,19 @@ def train_transform(settings, *, rotation=0, flip=0., flip_vertical=0., shift=0.
 def eval_transform(settings):
     """PIL image -> normalised float tensor (3, H, W), nothing at random.
 
-    `settings` are plain values: img_size (height, width) in pixels, mean and std of the [0, 1] channels.
+    `settings` are plain values: img_size (height, width) in pixels, mean and std of the [0, 1] channels, interpolation
+    ('bilinear' or 'bicubic') and crop. With crop None the whole picture is squeezed into img_size. A ratio resizes it,
+    in its proportions, until it just covers img_size / crop, and takes the middle; beyond 1 that leaves a black border.
     """
-    return v2.Compose([v2.Resize(tuple(settings['img_size'])), *_to_tensor(settings)])
+    if settings['crop'] is None:
+        return v2.Compose([_squeeze(settings), *_to_tensor(settings)])
+    cover = [int(side / settings['crop']) for side in settings['img_size']]
+    return v2.Compose([ResizeKeepRatio(cover, interpolation=settings['interpolation']),
+                       CenterCropOrPad(settings['img_size']), *_to_tensor(settings)])
+
+
+def _squeeze(settings):
+    return v2.Resize(settings['img_size'], v2.InterpolationMode(settings['interpolation']))
 
 
 def _to_tensor(settings):

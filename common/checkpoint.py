@@ -10,7 +10,7 @@ from common.settings import UserError
 from models import WeightsError
 from models.weights import read_file
 
-FORMAT = 1  # of the checkpoint's content; raised when an older test.py could no longer read it
+FORMAT = 2  # of the checkpoint's content; raised when an older test.py could no longer read it
 
 
 def save(path, content):
@@ -30,11 +30,16 @@ def load(path):
         content = read_file(path)
     except WeightsError as error:
         raise UserError(f'{error}: run train.py first, or name one of its checkpoints') from None
-    if not isinstance(content, dict) or 'format' not in content:
+    if not is_checkpoint(content):
         raise UserError(f'{path}: not a checkpoint of train.py')
-    if content['format'] > FORMAT:
-        raise UserError(f'{path}: written by a newer version of this project (format {content["format"]}): update it')
+    if content['format'] != FORMAT:
+        raise UserError(f'{path}: written by another version of this project (its format is {content["format"]}, this '
+                        f'one reads {FORMAT}): use that version')
     return content
+
+
+def is_checkpoint(content):
+    return isinstance(content, dict) and 'format' in content
 
 
 def set_aside(folder):
@@ -43,6 +48,28 @@ def set_aside(folder):
         if (folder / name).exists():
             os.replace(folder / name, folder / f'previous_{name}')
             print(f'{folder / name} of an earlier run is now previous_{name}')
+
+
+def check_resume(cfg, data, saved, out):
+    """Refuse settings that would make another run of the saved one, and list the others that changed."""
+    before = saved['settings']
+    for name in ('MODEL', 'MODEL_KWARGS', 'IMG_SIZE', 'USE_EMA', 'TOKEN_LABEL', 'LAYER_DECAY'):
+        if before[name] != getattr(cfg, name):
+            raise UserError(f'RESUME: {out}/last.pth was trained with {name} = {before[name]!r}: '
+                            'set it back, or choose another OUTPUT_DIR')
+    if saved['classes'] != data.classes:
+        raise UserError(f'RESUME: {out}/last.pth was trained on other classes: choose another OUTPUT_DIR')
+    if saved['transform'] != data.transform:
+        were = ', '.join(f'{key.upper()} = {value}' for key, value in saved['transform'].items()
+                         if value != data.transform[key])
+        raise UserError(f'RESUME: {out}/last.pth was trained with {were}: set it so, or choose another OUTPUT_DIR')
+    if len(saved['history']) >= cfg.EPOCHS:
+        raise UserError(f'RESUME: {out}/last.pth has all its {len(saved["history"])} epochs behind it: '
+                        'raise EPOCHS to train on')
+    for name, value in vars(cfg).items():
+        if before.get(name) != value and name != 'RESUME':
+            print(f'resume: {name} was {before.get(name)!r}, now {value!r}')
+    print(f'resume: {out}/last.pth, after epoch {len(saved["history"])}')
 
 
 def training_state(run):

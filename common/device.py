@@ -37,20 +37,25 @@ def describe(device, dtype):
 
 
 class InAutocast(nn.Module):
-    """Enters autocast around a network: DataParallel's threads forget the dtype that the caller's autocast has."""
+    """Enters autocast around a network: DataParallel's threads forget the dtype that the caller's autocast has.
 
-    def __init__(self, net, dtype):
+    Called with targets too it returns (logits, losses), both with one row for each image, as `loss` (outputs, targets)
+    computes them in fp32: within each replica, so that DataParallel gathers nothing else.
+    """
+
+    def __init__(self, net, dtype, loss=None):
         super().__init__()
-        self.net, self.dtype = net, dtype
+        self.net, self.dtype, self.loss = net, dtype, loss
 
-    def forward(self, x):
+    def forward(self, x, targets=None):
         with torch.autocast(x.device.type, self.dtype, enabled=self.dtype is not None):
-            return self.net(x)
+            outputs = self.net(x)
+        return outputs if targets is None else self.loss(outputs, targets)
 
 
-def parallel(net, device, dtype, use_dp):
+def parallel(net, device, dtype, use_dp, loss=None):
     """The network in autocast and, with several GPUs and `use_dp`, in DataParallel: each batch is shared among them."""
-    model = InAutocast(net, dtype)
+    model = InAutocast(net, dtype, loss)
     if use_dp and device.type == 'cuda' and torch.cuda.device_count() > 1:
         return nn.DataParallel(model)
     return model

@@ -157,3 +157,30 @@ class SeededImageFolder(ImageFolder):
             item = super().__getitem__(index)
         random.setstate(python_state)
         return item
+
+
+def open_split(data_dir):
+    """(training set, validation set) of a folder that makedata.py made, without the files that are no pictures.
+
+    Every file is decoded once. Raises UserError where a class has no picture to learn from.
+    """
+    root = Path(data_dir)
+    if not (root / 'train').is_dir() or not (root / 'val').is_dir():
+        raise UserError(f'{root}/train and {root}/val are needed: run makedata.py first, or set DATA_DIR')
+    train_set = SeededImageFolder(root / 'train')
+    val_set = ImageFolder(root / 'val', classes=train_set.classes, allow_empty=True)
+    print(f'checking {len(train_set)} pictures for training and {len(val_set)} for validation')
+    bad = find_bad([path for path, _ in train_set.samples + val_set.samples])
+    for problem in bad.values():
+        print(f'left out: {problem}')
+    for dataset in (train_set, val_set):
+        dataset.leave_out(bad)
+    if not len(val_set):
+        raise UserError(f'{val_set.root}: none of its files is a readable picture')
+    trained, measured = set(train_set.targets), set(val_set.targets)
+    for index, name in enumerate(train_set.classes):
+        if index not in trained:
+            raise UserError(f'{train_set.root}/{name}: none of its files is a readable picture')
+        if index not in measured:
+            print(f'warning: {val_set.root} has no picture of {name}, so nothing measures that class')
+    return train_set, val_set

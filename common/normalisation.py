@@ -9,14 +9,26 @@ from common.settings import UserError
 FILE = 'mean_std.json'
 
 
-def normalisation(mean, std, classes):
-    """(mean, std) for a set of these classes: MEAN and STD if they are set, else mean_std.json, else ImageNet's."""
+def normalisation(cfg, weights, classes):
+    """(mean, std) for a set of these classes: MEAN and STD if they are set, else what NORMALISATION says.
+
+    'data' is mean_std.json, or ImageNet's without one; 'weights' is what common.network.find_weights found beside the
+    initial weights; 'auto' is 'weights' where some are loaded, else 'data'.
+    """
+    mean, std = cfg.MEAN, cfg.STD
+    if cfg.NORMALISATION not in ('auto', 'weights', 'data'):
+        raise UserError(f"NORMALISATION = {cfg.NORMALISATION!r}: choose 'auto', 'weights' or 'data'")
     if (mean is None) != (std is None):
         raise UserError('MEAN and STD go together: set both or neither')
     if mean is not None:
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise UserError(f'MEAN = {mean}, STD = {std}: each needs three numbers, and STD positive ones')
         return mean, std
+    if cfg.NORMALISATION == 'weights' and 'mean' not in weights:
+        raise UserError("NORMALISATION = 'weights', but no weights are loaded: choose 'auto' or 'data'")
+    if cfg.NORMALISATION != 'data' and 'mean' in weights:
+        print('normalisation: that of the loaded weights')
+        return weights['mean'], weights['std']
     if not Path(FILE).exists():
         print(f"normalisation: ImageNet's mean and std, since there is no {FILE}: mean_std.py has not been run")
         return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD

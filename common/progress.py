@@ -78,6 +78,19 @@ class Clock:
         seconds = self.epoch_seconds()
         return seconds and max(0., seconds * (self.epochs - epoch - step / (self.steps + self.rest)))
 
+    def forecast(self, cfg, epoch, step):
+        """Say once, after a few steps, how long a run with these settings takes, and what shortens a long one."""
+        if self.told or self.count < 2 or (self.seconds < 10 and step + 1 < self.steps):
+            return
+        self.told = True
+        left = self.left(epoch, step + 1)
+        text = f'forecast: {format_duration(left)} for the whole run on this machine'
+        if left > 3600:
+            small = tuple(max(16, side // 32 * 16) for side in cfg.IMG_SIZE)
+            text += (f'; shorter with fewer EPOCHS (now {cfg.EPOCHS}), with IMG_SIZE = {small} (about a quarter of '
+                     'it), or on a machine with a GPU')
+        Bar.write(text)
+
 
 def format_duration(seconds):
     """'2 h 05 min', '3 min 20 s' or '12 s'; '?' for None."""

@@ -11,6 +11,7 @@ import ast
 import difflib
 import inspect
 import io
+import math
 import sys
 import tokenize
 import types
@@ -62,6 +63,14 @@ def read(module, argv=None):
     for option, text in vars(overrides).items():
         values[option] = _parse(option, text, kinds[option])
     return types.SimpleNamespace(**values)
+
+
+def check_ranges(cfg, ranges):
+    """Raise UserError for a setting outside its range; `ranges` is {name: (least, most)}."""
+    for name, (least, most) in ranges.items():
+        if not least <= getattr(cfg, name) <= most:
+            raise UserError(f'{name} = {getattr(cfg, name)} must be at least {least}'
+                            + (f' and at most {most}' if most < math.inf else ''))
 
 
 def show(cfg, module):

@@ -1,18 +1,98 @@
-"""The network (volo.py) and its weights (weights.py). Importing it also registers volo_d1 … volo_d5 with timm."""
+"""The network (volo.py), its weights (weights.py), and timm's other networks beside it.
+
+Importing it also registers volo_d1 … volo_d5 with timm.
+"""
+import difflib
+
 import timm
+from timm.models import PretrainedCfg
 
+from models import volo
+from models.token_label import token_label_loss
 from models.volo import VARIANTS, VOLO, volo_d1, volo_d2, volo_d3, volo_d4, volo_d5
-from models.weights import WeightsError, fetch_published, load_weights
+from models.weights import (
+    PUBLISHED,
+    WeightsError,
+    fetch_published,
+    heads_of,
+    load_weights,
+    published_tag,
+    reach_hub,
+    read_file,
+)
 
-__all__ = ['VARIANTS', 'VOLO', 'WeightsError', 'create_model', 'fetch_published', 'load_weights',
+__all__ = ['PUBLISHED', 'VARIANTS', 'VOLO', 'WeightsError', 'create_model', 'default_cfg', 'fetch_weights', 'heads_of',
+           'load_weights', 'read_file', 'restore_model', 'token_label_loss',
            'volo_d1', 'volo_d2', 'volo_d3', 'volo_d4', 'volo_d5']
 
+# What timm.create_model takes for itself; a checkpoint that asks for it could make it read other files.
+_TIMMS_OWN = {'pretrained', 'pretrained_cfg', 'pretrained_cfg_overlay', 'checkpoint_path', 'cache_dir', 'scriptable',
+              'exportable', 'no_jit', 'features_only'}
 
-def create_model(name, **kwargs):
-    """Build a network by its name. Raises ValueError, one line, for a name or a setting that does not exist."""
-    if name not in VARIANTS:
-        raise ValueError(f'there is no network {name!r}: choose one of {", ".join(VARIANTS)}')
+
+def default_cfg(name):
+    """The published preprocessing of a network and more, by its name. Raises ValueError for a name that is none."""
+    if name in VARIANTS:
+        return volo.default_cfg(name)
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(name, [*VARIANTS, *timm.list_models()], n=3)
+        raise ValueError(f'there is no network {name!r}: choose one of {", ".join(VARIANTS)}, or another of timm'
+                         + (f', perhaps {", ".join(near)}' if near else ''))
+    try:
+        found = timm.get_pretrained_cfg(name)
+    except RuntimeError as error:  # an unknown tag, resnet50.nothing
+        raise ValueError(f'{name}: {error}') from error
+    return (found or PretrainedCfg()).to_dict()
+
+
+def create_model(name, img_size=224, drop_path_rate=0., **kwargs):
+    """Build a network: volo_d1 … volo_d5, or one of timm's. `img_size` is pixels, a number or (height, width).
+
+    Raises ValueError, one line, for a name or a setting that does not exist.
+    """
+    if kwargs.keys() & _TIMMS_OWN:
+        raise ValueError(f'{", ".join(sorted(kwargs.keys() & _TIMMS_OWN))} is no setting of a network')
+    if name in VARIANTS or default_cfg(name).get('fixed_input_size'):
+        kwargs['img_size'] = img_size
+    if drop_path_rate:
+        kwargs['drop_path_rate'] = drop_path_rate  # not every network of timm has it
     try:
         return timm.create_model(name, **kwargs)
-    except TypeError as error:  # an unknown keyword
+    except TypeError if name in VARIANTS else Exception as error:  # each of timm's networks refuses in its own way
         raise ValueError(f'{name}: {error}') from error
+
+
+def fetch_weights(name, img_size):
+    """(tag, state dict) of the published ImageNet weights, from the cache or the model hub; raises WeightsError.
+
+    For a VOLO those of the nearest published size, for another network timm's default ones at `img_size`.
+    """
+    if name in VARIANTS:
+        return published_tag(name, img_size), fetch_published(name, img_size)
+    found = default_cfg(name)
+    repo = found.get('hf_hub_id')
+    if not repo:
+        raise WeightsError(f'{name} has no published weights in the model hub')
+    reach_hub(repo)
+    try:
+        size = {'img_size': img_size} if found.get('fixed_input_size') else {}
+        state = timm.create_model(name, pretrained=True, **size).state_dict()  # timm knows how to fit the size
+        return repo.removeprefix('timm/'), state
+    except Exception as error:  # the errors of three network libraries, of the disk, and of timm's conversions
+        raise WeightsError(f'{repo} cannot be fetched: {str(error).splitlines()[0]}') from error
+
+
+def restore_model(saved):
+    """The network of a checkpoint of train.py (its content), with its weights. Raises WeightsError, one line."""
+    try:
+        net = create_model(saved['model'], num_classes=len(saved['classes']), img_size=saved['transform']['img_size'],
+                           **saved['model_kwargs'])
+        done = load_weights(net, {'state_dict': saved['state_dict']})
+    except (KeyError, TypeError) as error:
+        raise WeightsError(f'not a whole checkpoint of train.py ({error!r})') from error
+    except ValueError as error:  # WeightsError is one
+        raise WeightsError(str(error)) from error
+    if done['resized'] or done['dropped']:
+        raise WeightsError(f'its weights do not go with its {len(saved["classes"])} classes and image size: '
+                           + ', '.join(done['resized'] + done['dropped']))
+    return net

@@ -10,8 +10,6 @@ second token and predicts, from the token in its centre, how the nine neighbours
 Transformers relate all tokens to each other; two class-attention blocks collect them in a class token.
 Activations are channels-last, (B, H, W, C), from the stem to the last Transformer.
 """
-import math
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -19,9 +17,11 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import DropPath, Mlp, to_2tuple, trunc_normal_
 from timm.models import register_model
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from models import weights
 from models.outlook import mix_windows
+from models.token_label import random_box, swap_box
 
 VARIANTS = {  # paper, table 2; stage 1 is Outlookers, stages 2 to 4 are Transformers
     'volo_d1': dict(layers=(4, 4, 8, 2), embed_dims=(192, 384), num_heads=(6, 12)),
@@ -182,26 +182,6 @@ class Downsample(nn.Module):
         return self.proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
-def random_box(height, width):
-    """MixToken's box on a grid of height x width cells: (top, left, bottom, right), the ends exclusive.
-
-    Its share of the area is 1 - λ with λ ~ Beta(1, 1), which is the uniform distribution, less what the border cuts
-    off. Drawn from torch's random generator.
-    """
-    side = math.sqrt(1 - torch.rand(()).item())
-    half_h, half_w = int(height * side) // 2, int(width * side) // 2
-    y, x = torch.randint(height, ()).item(), torch.randint(width, ()).item()
-    return max(y - half_h, 0), max(x - half_w, 0), min(y + half_h, height), min(x + half_w, width)
-
-
-def swap_box(x, box):
-    """Inside the box each map gets the content of its partner in the reversed batch. (B, H, W, C) -> the same."""
-    top, left, bottom, right = box
-    mixed = x.clone()
-    mixed[:, top:bottom, left:right] = x.flip(0)[:, top:bottom, left:right]
-    return mixed
-
-
 class VOLO(nn.Module):
     """The network. A float image batch (B, in_chans, H, W) goes in; what comes out depends on two switches:
 
@@ -230,6 +210,7 @@ class VOLO(nn.Module):
             raise ValueError('mix_token needs the token logits: set return_dense=True too')
         self.num_classes, self.num_features = num_classes, embed_dims[1]
         self.return_mean, self.return_dense, self.mix_token = return_mean, return_dense, mix_token
+        self.grad_checkpointing = False
         first, dim = embed_dims
         shared = dict(mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, attn_drop=attn_drop_rate)
 
@@ -261,13 +242,34 @@ class VOLO(nn.Module):
         trunc_normal_(self.pos_embed, std=0.02)
         trunc_normal_(self.cls_token, std=0.02)
 
-    @torch.jit.ignore
     def no_weight_decay(self):
         """Names of the parameters that an optimizer should not decay, besides norms and biases."""
         return {'pos_embed', 'cls_token'}
 
+    def group_matcher(self, coarse):
+        """Patterns of parameter names, in the order of the depth, by which timm.optim decays learning rates.
+
+        A layer is the stem, each block, the downsampling with pos_embed, each class block; the heads are the last.
+        `coarse` is part of timm's interface; there is one grouping only.
+        """
+        return {'stem': '^patch_embed',
+                'blocks': [(r'^network\.(\d+)\.(\d+)', None), (r'^network\.1\.|^pos_embed', (1,))],
+                'class': [('^cls_token', (0,)), (r'^post_network\.(\d+)', None), ('^norm', (1,))]}
+
+    def set_grad_checkpointing(self, enable=True):
+        """Keep only the inputs of the blocks for the backward pass, which computes their insides a second time."""
+        self.grad_checkpointing = enable
+
     def get_classifier(self):
         return self.head
+
+    def run_blocks(self, blocks, x):
+        for block in blocks:
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        return x
 
     def forward_features(self, x):
         """(B, in_chans, H, W) -> normalised tokens (B, 1 + H/16 · W/16, dim), the class token first, and the box."""
@@ -279,13 +281,11 @@ class VOLO(nn.Module):
             box = random_box(x.shape[1] // POOLING_SCALE, x.shape[2] // POOLING_SCALE)
             x = swap_box(x, [POOLING_SCALE * side for side in box])
         outlookers, downsample, *transformers = self.network
-        x = self.pos_drop(downsample(outlookers(x)) + self.pos_embed)
+        x = self.pos_drop(downsample(self.run_blocks(outlookers, x)) + self.pos_embed)
         for stage in transformers:
-            x = stage(x)
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x.flatten(1, 2)], dim=1)
-        for block in self.post_network:
-            x = block(x)
-        return self.norm(x), box
+            x = self.run_blocks(stage, x)
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x.flatten(1, 2)], dim=1)
+        return self.norm(self.run_blocks(self.post_network, x)), box
 
     def forward(self, x):
         x, box = self.forward_features(x)
@@ -303,14 +303,18 @@ class VOLO(nn.Module):
         return logits, token_logits, box
 
 
+def default_cfg(name, img_size=(224, 224), num_classes=1000):
+    """What timm knows about each of its networks: the published preprocessing, the names of the heads, the licence."""
+    return {'architecture': name, 'input_size': (3, *img_size), 'num_classes': num_classes,
+            'crop_pct': 1.15 if name in ('volo_d4', 'volo_d5') else 0.96, 'interpolation': 'bicubic',
+            'mean': IMAGENET_DEFAULT_MEAN, 'std': IMAGENET_DEFAULT_STD, 'first_conv': 'patch_embed.conv.0',
+            'classifier': ('head', 'aux_head'), 'license': 'apache-2.0'}
+
+
 def _register(name):
     def build(pretrained=False, pretrained_cfg=None, pretrained_cfg_overlay=None, cache_dir=None, **kwargs):
         model = VOLO(**{**VARIANTS[name], **kwargs})
-        model.pretrained_cfg = model.default_cfg = {
-            'architecture': name, 'input_size': (3, *model.img_size), 'num_classes': model.num_classes,
-            'crop_pct': 1.15 if name in ('volo_d4', 'volo_d5') else 0.96, 'interpolation': 'bicubic',
-            'mean': IMAGENET_DEFAULT_MEAN, 'std': IMAGENET_DEFAULT_STD,
-            'first_conv': 'patch_embed.conv.0', 'classifier': 'head', 'license': 'apache-2.0'}
+        model.pretrained_cfg = model.default_cfg = default_cfg(name, model.img_size, model.num_classes)
         if pretrained:
             weights.load_weights(model, weights.fetch_published(name, model.img_size, cache_dir))
         return model

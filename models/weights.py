@@ -3,6 +3,7 @@
 Files: the official ones (d1_224_84.2.pth.tar and its kin), timm's, safetensors, and train.py's best.pth and last.pth.
 Only tensors and plain values are unpickled. What cannot be loaded raises WeightsError, in one line.
 """
+import shlex
 import threading
 import urllib.request
 from pathlib import Path
@@ -18,7 +19,9 @@ PUBLISHED = {  # image sizes of the published ImageNet-1k weights, timm's tags v
     'volo_d5': (224, 448, 512)}
 HUB_FILE = 'model.safetensors'
 HUB_PATIENCE = 12  # seconds in which the hub must answer; the download that follows takes as long as it takes
-HEADS = ('head', 'aux_head')
+CONVERT = ("import argparse, sys, torch; torch.serialization.add_safe_globals([argparse.Namespace]); "
+           "old = torch.load(sys.argv[1], map_location='cpu', weights_only=True); "
+           "torch.save({key: old[key] for key in old if key.startswith('state_dict')}, sys.argv[2])")
 
 
 class WeightsError(ValueError):
@@ -39,28 +42,33 @@ def _probe(url, answer):
         answer.append(error)
 
 
-def fetch_published(name, img_size, cache_dir=None):
-    """State dict of the published weights, from the local cache or from the model hub (HF_ENDPOINT names a mirror).
+def reach_hub(repo, cache_dir=None):
+    """Raise WeightsError, within HUB_PATIENCE seconds, if a repository is neither in the cache nor in the hub's reach.
 
-    Without a network it raises WeightsError within HUB_PATIENCE seconds: the hub's own client retries for a minute, and
-    a name server may never answer, so one request in a thread of its own goes first.
+    The hub's own client retries for a minute, and a name server may never answer, so one request in a thread of its own
+    goes first. HF_ENDPOINT names a mirror.
     """
-    tag = published_tag(name, img_size)
-    repo = f'timm/{tag}'
-    if not isinstance(huggingface_hub.try_to_load_from_cache(repo, HUB_FILE, cache_dir=cache_dir), str):
-        answer, url = [], huggingface_hub.hf_hub_url(repo, HUB_FILE)
-        if not huggingface_hub.constants.HF_HUB_OFFLINE:
-            probe = threading.Thread(target=_probe, args=(url, answer), daemon=True)
-            probe.start()
-            probe.join(HUB_PATIENCE)
-        if answer != [None]:
-            reason = answer[0] if answer else 'no answer'
-            raise WeightsError(f'{tag} is not in the cache and cannot be fetched from {url} ({reason}): '
-                               'check the network, set HF_ENDPOINT to a mirror, or give the path of a downloaded file')
+    if isinstance(huggingface_hub.try_to_load_from_cache(repo, HUB_FILE, cache_dir=cache_dir), str):
+        return
+    answer, url = [], huggingface_hub.hf_hub_url(repo, HUB_FILE)
+    if not huggingface_hub.constants.HF_HUB_OFFLINE:
+        probe = threading.Thread(target=_probe, args=(url, answer), daemon=True)
+        probe.start()
+        probe.join(HUB_PATIENCE)
+    if answer != [None]:
+        raise WeightsError(f'{repo} is not in the cache and cannot be fetched from {url} '
+                           f'({answer[0] if answer else "no answer"}): check the network, set HF_ENDPOINT to a mirror, '
+                           'or give the path of a downloaded file')
+
+
+def fetch_published(name, img_size, cache_dir=None):
+    """State dict of the published weights of a VOLO whose image size is nearest, from the cache or the model hub."""
+    repo = f'timm/{published_tag(name, img_size)}'
+    reach_hub(repo, cache_dir)
     try:
         return load_state_dict_from_hf(repo, weights_only=True, cache_dir=cache_dir)
     except Exception as error:  # the errors of three network libraries, of safetensors and of the disk
-        raise WeightsError(f'{tag} cannot be fetched: {first_line(error)}') from error
+        raise WeightsError(f'{repo} cannot be fetched: {first_line(error)}') from error
 
 
 def first_line(error):
@@ -77,6 +85,11 @@ def read_file(path):
             return safetensors.torch.load_file(path)
         return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # torch.load's errors on a damaged file are of a dozen types
+        if 'argparse.Namespace' in str(error):
+            new = path.with_name(f'{path.name.split(".")[0]}_tensors.pth')
+            raise WeightsError(f'{path} holds the settings of a program beside its weights, as an argparse.Namespace. '
+                               'Only tensors and plain values are loaded; this line takes them out, safely: '
+                               f'python -c "{CONVERT}" {shlex.quote(str(path))} {shlex.quote(str(new))}') from error
         raise WeightsError(f'{path}: not a readable file of weights ({first_line(error)[:160]})') from error
 
 
@@ -98,20 +111,20 @@ def resize_pos_embed(pos_embed, size):
 
 
 def load_weights(model, source):
-    """Load a file (its path) or a state dict into the network and return what was done, a dict for a log.
+    """Load a file (its path) or what read_file gave into the network and return what was done, a dict for a log.
 
     pos_embed is resized to the network's; a head is left at its initial values only where the shapes differ, or where
     the network has none. Anything else missing, unexpected or of another shape raises WeightsError, and the network
-    stays as it was.
+    stays as it was. `model` is a VOLO or another network of timm: its default_cfg names the heads.
     """
     state = state_dict_of(source if isinstance(source, dict) else read_file(source))
     own = model.state_dict()
     done = {'resized': [], 'dropped': []}
-    theirs, size = state.get('pos_embed'), tuple(own['pos_embed'].shape[1:3])
-    if theirs is not None and theirs.ndim == 4 and theirs.shape[1:3] != size:
-        state['pos_embed'] = resize_pos_embed(theirs, size)
-        done['resized'].append('pos_embed {}x{} to {}x{}'.format(*theirs.shape[1:3], *size))
-    for head in HEADS:
+    theirs, ours = state.get('pos_embed'), own.get('pos_embed')
+    if theirs is not None and ours is not None and theirs.ndim == ours.ndim == 4 and theirs.shape != ours.shape:
+        state['pos_embed'] = resize_pos_embed(theirs, ours.shape[1:3])
+        done['resized'].append('pos_embed {}x{} to {}x{}'.format(*theirs.shape[1:3], *ours.shape[1:3]))
+    for head in heads_of(model):
         names = [name for name in state if name.startswith(f'{head}.')]
         if any(name not in own or own[name].shape != state[name].shape for name in names):
             done['dropped'].append(f'{head} of {len(state[names[0]])} classes')
@@ -126,3 +139,9 @@ def load_weights(model, source):
         raise WeightsError(f'the weights are of another network: {"; ".join(wrong[:4])}{more}')
     model.load_state_dict(state, strict=False)
     return {'loaded': len(state), **done}
+
+
+def heads_of(model):
+    """The names of the modules that make class logits, such as ('head', 'aux_head')."""
+    names = model.default_cfg['classifier']
+    return (names,) if isinstance(names, str) else tuple(names)

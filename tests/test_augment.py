@@ -12,7 +12,8 @@ from PIL import Image
 
 from common.augment import Cutout, eval_transform, train_transform
 
-SETTINGS = {'img_size': [32, 48], 'mean': [0.5, 0.4, 0.3], 'std': [0.2, 0.2, 0.1]}
+SETTINGS = {'img_size': [32, 48], 'mean': [0.5, 0.4, 0.3], 'std': [0.2, 0.2, 0.1],
+            'interpolation': 'bilinear', 'crop': None}
 
 
 def test_eval_transform_is_resize_scale_normalise():

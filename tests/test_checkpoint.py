@@ -40,7 +40,7 @@ def test_what_is_no_checkpoint(tmp_path):
         checkpoint.load(tmp_path / 'best.pth')
     checkpoint.save(tmp_path / 'best.pth', {})
     torch.save({'format': checkpoint.FORMAT + 1}, tmp_path / 'best.pth')
-    with pytest.raises(UserError, match='newer version'):
+    with pytest.raises(UserError, match='another version'):
         checkpoint.load(tmp_path / 'best.pth')
 
 

@@ -34,6 +34,14 @@ def run(**changes):
     train.main(configure(**changes))
 
 
+def build(**changes):
+    """What train.py has before the first step."""
+    cfg = configure(**changes)
+    train.check(cfg)
+    weights, content = train.find_weights(cfg)
+    return train.build_training(cfg, train.build_data(cfg, weights), weights, content, None)
+
+
 @pytest.fixture
 def data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -171,7 +179,18 @@ def test_resume_refuses_another_run_and_lists_changes(data, capsys):
     ({'output_dir': 'data/train/a/000.png'}, 'OUTPUT_DIR'),
     ({'warmup_epochs': 2}, 'WARMUP_EPOCHS'), ({'num_workers': 'many'}, 'NUM_WORKERS'),
     ({'mixup_alpha': 0, 'cutmix_alpha': 0}, 'MIXUP_PROB'), ({'seed': -1}, 'SEED'), ({'zoom': '1.2,0.8'}, 'ZOOM'),
-    ({'model_kwargs': {'img_size': 64}}, 'MODEL_KWARGS')])
+    ({'model_kwargs': {'img_size': 64}}, 'MODEL_KWARGS'), ({'model': 'resnet5'}, 'resnet5.*perhaps .*resnet50'),
+    ({'model': 'resnet18.nothing'}, 'resnet18.nothing'), ({'model_kwargs': {'pretrained': True}}, 'pretrained'),
+    ({'token_label': 'true'}, 'TOKEN_LABEL .* set MIXUP_PROB = 0'),
+    ({'token_label': 'true', 'mixup_prob': 0, 'model': 'resnet18', 'model_kwargs': {}}, 'TOKEN_LABEL: resnet18'),
+    ({'freeze_epochs': 1}, 'FREEZE_EPOCHS'), ({'layer_decay': 0}, 'LAYER_DECAY'),
+    ({'accumulate_steps': 0}, 'ACCUMULATE_STEPS'), ({'interpolation': 'cubic'}, 'INTERPOLATION'), ({'crop': 5}, 'CROP'),
+    ({'normalisation': 'imagenet'}, 'NORMALISATION'), ({'normalisation': 'weights'}, 'no weights are loaded'),
+    ({'model': 'vgg11', 'model_kwargs': {}, 'drop_path': 0.1}, 'set DROP_PATH = 0, vgg11 has none'),
+    ({'model': 'test_resnet', 'model_kwargs': {'layers': [1]}}, 'MODEL_KWARGS.*test_resnet'),
+    ({'model': 'inception_v3', 'model_kwargs': {}}, 'inception_v3 takes no pictures of IMG_SIZE = .32, 32'),
+    ({'model': 'inception_v3', 'model_kwargs': {}, 'img_size': 96, 'grad_checkpointing': 'true'},
+     'GRAD_CHECKPOINTING: inception_v3')])
 def test_mistakes_are_named(data, changes, words):
     with pytest.raises(UserError, match=words):
         run(**changes)
@@ -228,10 +247,147 @@ def test_auto_pretrained_goes_on_loudly_and_a_path_is_loaded(data, monkeypatch, 
     assert pretrained['source'] == 'out/best.pth' and pretrained['resized'] == ['pos_embed 2x2 to 3x3']
 
 
+def test_normalisation_follows_the_weights(data):
+    """ImageNet's for the published ones, the checkpoint's own for ours; NORMALISATION and MEAN overrule it."""
+    found = {'mean': [.1, .2, .3], 'std': [.4, .5, .6], 'classes': ['a', 'b'], 'images': 18, 'data_dir': 'data1'}
+    Path('mean_std.json').write_text(json.dumps(found))
+    run(epochs=1)
+    Path('mean_std.json').write_text(json.dumps({**found, 'mean': [.7, .8, .9]}))
+    torch.save(models.create_model('volo_d1', img_size=32, num_classes=2, **TINY).state_dict(), 'plain.pth')
+    for changes, mean in (({'pretrained': 'out/best.pth'}, [.1, .2, .3]),
+                          ({'pretrained': 'plain.pth'}, [.485, .456, .406]),
+                          ({'pretrained': 'plain.pth', 'normalisation': 'data'}, [.7, .8, .9]), ({}, [.7, .8, .9]),
+                          ({'pretrained': 'plain.pth', 'mean': '.5,.5,.5', 'std': '.2,.2,.2'}, [.5, .5, .5])):
+        run(epochs=1, output_dir='next', **changes)
+        assert read_json('next/result.json')['transform']['mean'] == mean
+    run(epochs=2, output_dir='next', mean='.5,.5,.5', std='.2,.2,.2', resume='true')  # the weights are not read again
+
+
+@pytest.mark.parametrize('model, kwargs', [('volo_d1', TINY), ('test_resnet', {})])
+def test_a_frozen_network_learns_in_its_head_alone(data, monkeypatch, model, kwargs):
+    common = {'model': model, 'model_kwargs': kwargs, 'mixup_prob': 0}
+    run(epochs=1, output_dir='first', **common)
+    states, real = [], train.train_one_epoch
+
+    def epoch(cfg, run, *rest):
+        row = real(cfg, run, *rest)
+        states.append({name: tensor.clone() for name, tensor in run.net.state_dict().items()})
+        return row
+
+    monkeypatch.setattr(train, 'train_one_epoch', epoch)
+    run(epochs=2, pretrained='first/best.pth', freeze_epochs=1, **common)
+    first = torch.load('first/best.pth', weights_only=True)['state_dict']
+    changed = [{name for name in first if not torch.equal(before[name], after[name])}
+               for before, after in ((first, states[0]), (states[0], states[1]))]
+    head = 'head' if model == 'volo_d1' else 'fc'
+    assert changed[0] == {f'{head}.weight', f'{head}.bias'} and changed[1] == first.keys()
+
+
+def test_without_weights_nothing_is_frozen(data, monkeypatch, capsys):
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
+    monkeypatch.setattr('huggingface_hub.try_to_load_from_cache', lambda *args, **kwargs: None)
+    assert build(pretrained='auto', freeze_epochs=1).frozen_epochs == 0
+    assert 'FREEZE_EPOCHS is ignored' in capsys.readouterr().out
+
+
+def test_lower_layers_learn_more_slowly(data):
+    built = build(layer_decay=0.5, lr=1e-2, warmup_epochs=0)
+    built.scheduler.step_update(0)
+    rate = {id(p): group['lr'] for group in built.optimizer.param_groups for p in group['params']}
+    rates = {name: rate[id(p)] for name, p in built.net.named_parameters()}
+    assert rates['head.weight'] == pytest.approx(1e-2) and rates['post_network.1.mlp.fc1.bias'] == pytest.approx(5e-3)
+    assert rates['patch_embed.proj.weight'] == pytest.approx(1e-2 * 0.5 ** 8)
+    decayed = {group['weight_decay'] for group in built.optimizer.param_groups}
+    assert decayed == {0, 0.05}
+    run(layer_decay=0.5, epochs=1, min_lr=1e-3)
+    assert result()['last']['lr'] == pytest.approx(1e-3)  # the log has the head's
+    with pytest.raises(UserError, match='LAYER_DECAY = 0.5'):
+        run(layer_decay=0.7, epochs=2, min_lr=1e-3, resume='true')
+    run(layer_decay=0.5, epochs=2, min_lr=1e-3, resume='true')
+
+
+def test_accumulated_batches_equal_a_large_one(data):
+    """A network without BatchNorm, nothing random: two batches of 8 make the step that one of 16 makes."""
+    common = {'model': 'test_vit', 'model_kwargs': {}, 'epochs': 1, 'mixup_prob': 0, 'flip': 0, 'blur': 0, 'jitter': 0,
+              'cutout': 0, 'rotation': 0, 'use_amp': 'false', 'lr': 1e-3}
+    run(**common, batch_size=16, output_dir='large')
+    run(**common, batch_size=8, accumulate_steps=2, output_dir='small')
+    run(**common, batch_size=8, output_dir='other')
+    large, small, other = (torch.load(f'{name}/last.pth', weights_only=True) for name in ('large', 'small', 'other'))
+    for name, tensor in large['state_dict'].items():
+        torch.testing.assert_close(small['state_dict'][name], tensor, rtol=0, atol=1e-4)
+    assert large['optimizer']['state'][0]['step'] == small['optimizer']['state'][0]['step'] == 1
+    assert other['optimizer']['state'][0]['step'] == 2
+    assert small['history'][0]['grad_norm'] == pytest.approx(large['history'][0]['grad_norm'], rel=1e-3)
+
+
+def test_the_last_group_of_an_epoch_may_be_smaller(data):
+    run(batch_size=4, accumulate_steps=3, epochs=2)  # 18 pictures: four batches, groups of three and one
+    last = torch.load('out/last.pth', weights_only=True)
+    assert last['optimizer']['state'][0]['step'] == 4
+    assert 0.4 < last['history'][0]['grad_norm'] / build_norm(batch_size=4) < 2.5
+
+
+def build_norm(**changes):
+    run(epochs=1, output_dir='norm', **changes)
+    return read_json('norm/result.json')['last']['grad_norm']
+
+
+@pytest.mark.parametrize('extra', [{}, {'grad_checkpointing': 'true', 'accumulate_steps': 2}])
+def test_token_labels_train_and_resume_and_predict(data, extra):
+    common = {'token_label': 'true', 'mixup_prob': 0, **extra}
+    run(epochs=2, **common)
+    whole = torch.load('out/last.pth', weights_only=True)
+    assert 'aux_head.weight' in whole['state_dict'] and whole['model_kwargs']['mix_token']
+    assert whole['history'][0]['train_acc1'] is not None
+    shutil.rmtree('out')
+    run(epochs=1, **common)
+    with pytest.raises(UserError, match='TOKEN_LABEL'):
+        run(epochs=2, resume='true')
+    with pytest.raises(UserError, match='raise EPOCHS'):
+        run(epochs=1, resume='true', **common)
+    net = models.restore_model(models.read_file('out/best.pth'))
+    assert net.eval()(torch.randn(1, 3, 32, 32)).shape == (1, 2)
+
+
+def test_token_labels_are_learnt_from(data):
+    """The token loss is in the training: without the dense head's share the aux head would stand still."""
+    run(token_label='true', mixup_prob=0, epochs=2, weight_decay=0, lr=1e-2)
+    first, last = (torch.load(f'out/{name}.pth', weights_only=True) for name in ('best', 'last'))
+    assert last['optimizer']['state'] and last['history'][1]['train_loss'] < last['history'][0]['train_loss']
+    torch.manual_seed(42)
+    start = build(token_label='true', mixup_prob=0).net.aux_head.weight
+    assert (last['state_dict']['aux_head.weight'] - start).abs().max() > 1e-3
+
+
+def test_a_single_picture_a_step(data):
+    run(batch_size=1, mixup_prob=0, epochs=1, accumulate_steps=4, img_size='32,48')
+    assert result()['finished'] and result()['transform']['img_size'] == [32, 48]
+
+
+def test_other_networks_of_timm(data, capsys):
+    run(model='test_resnet', model_kwargs={}, epochs=2, img_size='40,50')
+    assert 'test_resnet: 0.4 M parameters' in capsys.readouterr().out
+    run(model='test_resnet', model_kwargs={}, epochs=3, img_size='40,50', resume='true')
+    with pytest.raises(UserError, match='another network'):
+        run(model='test_vit', model_kwargs={}, pretrained='out/best.pth', output_dir='vit')
+
+
+def test_crop_and_interpolation_are_kept(data):
+    run(epochs=1, crop='published', interpolation='bicubic')
+    assert result()['transform']['crop'] == 0.96 and result()['transform']['interpolation'] == 'bicubic'
+    with pytest.raises(UserError, match='RESUME.*CROP'):
+        run(epochs=2, resume='true', interpolation='bicubic')
+
+
+def test_the_cost_is_said_at_the_start(data, capsys):
+    run(epochs=1)
+    out = capsys.readouterr().out
+    assert 'M parameters, 0.00 G multiply-adds a picture; a step of 8 pictures takes about 0.0 GiB' in out
+
+
 def test_no_decay_on_norms_biases_and_embeddings(data):
-    cfg = configure()
-    train.check(cfg)
-    built = train.build_training(cfg, train.build_data(cfg), None)
+    built = build()
     names = {id(p): name for name, p in built.net.named_parameters()}
     free = [group for group in built.optimizer.param_groups if group['weight_decay'] == 0]
     kept = {names[id(p)] for group in free for p in group['params']}
@@ -293,7 +449,7 @@ def test_the_forecast_comes_once_and_names_what_shortens_a_long_run(data, capsys
     clock = Clock(steps=10, epochs=3, rest=5)
     for step, seconds in enumerate((30, 600, 600)):
         clock.step(seconds)
-        train.forecast(cfg, clock, 0, step)
+        clock.forecast(cfg, 0, step)
     out = capsys.readouterr().out
     assert out.count('forecast') == 1 and '7 h' in out and 'IMG_SIZE = (32, 16)' in out and 'EPOCHS (now 3)' in out
 

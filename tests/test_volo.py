@@ -3,27 +3,26 @@ import pytest
 import timm
 import torch
 from conftest import tiny_volo
+from timm.models._manipulate import group_parameters
 
 import models
 from models.outlook import MixWindows, mix_windows_plain
-from models.volo import random_box
 
 PARAMETERS = {'volo_d1': 27, 'volo_d2': 59, 'volo_d3': 86, 'volo_d4': 193, 'volo_d5': 296}  # millions, paper
 
 
-@pytest.mark.parametrize('name', PARAMETERS)
-def test_parameter_counts_are_the_papers(name):
-    with torch.device('meta'):
-        model = models.create_model(name, return_dense=True)
-    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(PARAMETERS[name], abs=0.6)
+SLOW = pytest.mark.slow
+TABLE = [pytest.param(name, size, marks=SLOW if (name, size) not in (('volo_d1', 224), ('volo_d2', 224)) else ())
+         for name, sizes in models.PUBLISHED.items() for size in sizes]
 
 
-@pytest.mark.parametrize('name', ['volo_d1', 'volo_d5'])
-@pytest.mark.parametrize('dense', [True, False])
-def test_parity_with_timm(name, dense):
-    theirs = timm.create_model(f'{name}_224', num_classes=12, use_aux_head=dense).eval()
-    ours = timm.create_model(name, num_classes=12, return_dense=dense).eval()  # registered by `import models`
-    images = torch.randn(2, 3, 224, 224)
+@pytest.mark.parametrize('name, size', TABLE)
+def test_every_published_variant_and_size(name, size):
+    """Parameters as in the paper; timm's weights load here and ours there, strictly; the same logits from both."""
+    theirs = timm.create_model(f'{name}_{size}').eval()
+    ours = models.create_model(name, img_size=size, num_classes=1000, return_dense=True).eval()
+    assert sum(p.numel() for p in ours.parameters()) / 1e6 == pytest.approx(PARAMETERS[name], abs=0.6)
+    images = torch.randn(1, 3, size, size)
     ours.load_state_dict(theirs.state_dict(), strict=True)
     with torch.inference_mode():
         expected = theirs(images)
@@ -32,6 +31,52 @@ def test_parity_with_timm(name, dense):
             p.zero_()
         theirs.load_state_dict(ours.state_dict(), strict=True)
         assert torch.equal(theirs(images), expected)
+
+
+@pytest.mark.parametrize('name, dense', [('volo_d1', True), ('volo_d1', False), ('volo_d5', True)])
+def test_parity_with_timm_at_another_number_of_classes(name, dense):
+    theirs = timm.create_model(f'{name}_224', num_classes=12, use_aux_head=dense).eval()
+    ours = timm.create_model(name, num_classes=12, return_dense=dense).eval()  # registered by `import models`
+    images = torch.randn(2, 3, 224, 224)
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    with torch.inference_mode():
+        assert (ours(images) - theirs(images)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize('name', PARAMETERS)
+def test_parameter_counts_are_the_papers(name):
+    with torch.device('meta'):
+        model = models.create_model(name, num_classes=1000, return_dense=True)
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(PARAMETERS[name], abs=0.6)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_checkpointing_changes_nothing_but_memory(dtype):
+    torch.manual_seed(0)
+    model = tiny_volo(layers=(2, 2, 1, 1), drop_path_rate=0.5, drop_rate=0.2, return_dense=True, mix_token=True)
+    images, results = torch.randn(4, 3, 64, 64), []
+    for enable in (False, True):
+        model.set_grad_checkpointing(enable)
+        model.zero_grad()
+        torch.manual_seed(1)
+        with torch.autocast('cpu', dtype, enabled=dtype is not torch.float32):
+            logits, tokens, _ = model(images)
+        (logits.float().square().sum() + tokens.float().square().sum()).backward()
+        results.append([logits, tokens, *(p.grad.clone() for p in model.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_layers_from_the_stem_to_the_heads():
+    """timm.optim lets the lower layers learn more slowly, in the order that the group matcher gives."""
+    model = tiny_volo(layers=(2, 1, 2, 1), return_dense=True)
+    layer = group_parameters(model, model.group_matcher(coarse=False), reverse=True)
+    order = ['patch_embed.proj.bias', 'network.0.0.norm1.bias', 'network.0.1.norm1.bias', 'network.1.proj.bias',
+             'network.2.0.norm1.bias', 'network.3.0.norm1.bias', 'network.3.1.norm1.bias', 'network.4.0.norm1.bias',
+             'post_network.0.norm1.bias', 'post_network.1.norm1.bias', 'head.bias']
+    assert [layer[name] for name in order] == list(range(len(order)))
+    assert layer['pos_embed'] == layer['network.1.proj.bias'] and layer['cls_token'] == layer[order[-3]]
+    assert layer['norm.bias'] == layer[order[-2]] and layer['aux_head.bias'] == layer['head.bias'] == len(order) - 1
+    assert layer.keys() == dict(model.named_parameters()).keys()
 
 
 def test_bf16_predictions_follow_fp32():
@@ -78,29 +123,6 @@ def test_outputs_by_switch():
     logits, tokens, box = tiny_volo(return_dense=True)(images)
     assert logits.shape == (4, 5) and tokens.shape == (4, 16, 5) and box == (0, 0, 0, 0)
     assert tiny_volo(num_classes=0).eval()(images).shape == (4, 48)
-
-
-def test_mix_token_swaps_and_swaps_back(monkeypatch):
-    """With the whole grid in the box each image is computed as its partner, and its token logits return to it."""
-    monkeypatch.setattr('models.volo.random_box', lambda height, width: (0, 0, height, width))
-    model = tiny_volo(return_dense=True, mix_token=True)
-    images = torch.randn(4, 3, 64, 64)
-    logits, tokens, box = model(images)
-    model.mix_token = False
-    plain_logits, plain_tokens, _ = model(images)
-    assert box == (0, 0, 4, 4)
-    torch.testing.assert_close(logits, plain_logits.flip(0))
-    torch.testing.assert_close(tokens, plain_tokens)
-
-
-def test_boxes_lie_on_the_grid_and_follow_torchs_generator():
-    torch.manual_seed(3)
-    boxes = [random_box(7, 10) for _ in range(500)]
-    assert all(0 <= top <= bottom <= 7 and 0 <= left <= right <= 10 for top, left, bottom, right in boxes)
-    area = sum((b - t) * (r - left) for t, left, b, r in boxes) / 500 / 70
-    assert 0.15 < area < 0.5  # 0.5 less what the border and rounding cut off
-    torch.manual_seed(3)
-    assert boxes == [random_box(7, 10) for _ in range(500)]
 
 
 def test_stochastic_depth_counts_all_layers_but_is_in_the_transformers_alone():

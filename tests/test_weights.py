@@ -1,14 +1,20 @@
 """models/weights.py: files of every kind in, and clear words for those that do not fit."""
+import argparse
 import pickle
+import shlex
+import subprocess
+import sys
 import time
 
 import pytest
 import safetensors.torch
+import timm
 import torch
 import torch.nn.functional as F
-from conftest import tiny_volo
+from conftest import TINY, tiny_volo
 
-from models.weights import WeightsError, fetch_published, load_weights, published_tag
+import models
+from models.weights import WeightsError, fetch_published, load_weights, published_tag, resize_pos_embed
 
 
 @pytest.fixture
@@ -42,13 +48,39 @@ def test_head_of_other_classes_is_dropped_and_said(model):
     assert torch.equal(other.head.weight, before) and torch.equal(other.norm.weight, model.norm.weight)
 
 
-@pytest.mark.parametrize('size', [(96, 96), (48, 80)])
-def test_pos_embed_is_resized_as_the_official_code_does(model, size):
-    other = tiny_volo(img_size=size)
-    assert load_weights(other, model.state_dict())['resized']
-    grid = size[0] // 16, size[1] // 16
-    expected = F.interpolate(model.pos_embed.permute(0, 3, 1, 2), grid, mode='bicubic', align_corners=False)
-    torch.testing.assert_close(other.pos_embed, expected.permute(0, 2, 3, 1).detach(), rtol=0, atol=1e-6)
+@pytest.mark.parametrize('size', [(24, 24), (12, 20), (7, 7)])
+def test_pos_embed_is_resized_as_the_official_code_does(size):
+    """F.interpolate(mode='bicubic') of the channels-first grid, from the 14x14 of the published 224 pixels."""
+    theirs = timm.create_model('volo_d1_224', num_classes=12, use_aux_head=False)
+    model = models.create_model('volo_d1', num_classes=12, img_size=(size[0] * 16, size[1] * 16))
+    done = load_weights(model, theirs.state_dict())
+    assert done['resized'] == [f'pos_embed 14x14 to {size[0]}x{size[1]}'] and done['dropped'] == []
+    expected = F.interpolate(theirs.pos_embed.detach().permute(0, 3, 1, 2), size=size, mode='bicubic')
+    torch.testing.assert_close(model.pos_embed.detach(), expected.permute(0, 2, 3, 1), rtol=0, atol=1e-6)
+
+
+def cubic(t, a=-0.75):
+    """Keys' kernel with PyTorch's parameter."""
+    t = abs(t)
+    if t <= 1:
+        return (a + 2) * t ** 3 - (a + 3) * t ** 2 + 1
+    return a * (t ** 3 - 5 * t ** 2 + 8 * t - 4) if t < 2 else 0.
+
+
+@pytest.mark.parametrize('size', [(24, 24), (12, 20)])
+def test_the_resizing_is_plain_bicubic_interpolation(size):
+    """Written out: four neighbours a side at the pixels' centres, the border repeated, no antialias."""
+    grid = 0.1 * torch.randn(1, 14, 14, 3, dtype=torch.float64)  # resized in fp32
+    matrices = []
+    for old, new in zip((14, 14), size, strict=True):
+        matrix = torch.zeros(new, old, dtype=torch.float64)
+        for i in range(new):
+            centre = (i + 0.5) * old / new - 0.5
+            for j in range(int(centre // 1) - 1, int(centre // 1) + 3):
+                matrix[i, min(max(j, 0), old - 1)] += cubic(centre - j)
+        matrices.append(matrix)
+    expected = torch.einsum('yi,xj,bijc->byxc', *matrices, grid)
+    torch.testing.assert_close(resize_pos_embed(grid, size), expected, rtol=0, atol=1e-6)
 
 
 def test_wrong_contents_are_listed_and_change_nothing(model):
@@ -61,6 +93,72 @@ def test_wrong_contents_are_listed_and_change_nothing(model):
     with pytest.raises(WeightsError, match=r'norm.weight is missing; extra is unexpected; cls_token is \(1, 1, 3\)'):
         load_weights(other, state)
     assert all(torch.equal(before[name], tensor) for name, tensor in other.state_dict().items())
+
+
+def test_another_architecture_is_refused_in_one_line(tmp_path):
+    for name in ('volo_d2', 'test_vit'):
+        torch.save(models.create_model(name, img_size=160).state_dict(), tmp_path / 'w.pth')
+        with pytest.raises(WeightsError, match='of another network: .* and [0-9]+ more') as caught:
+            load_weights(models.create_model('volo_d1', img_size=32), tmp_path / 'w.pth')
+        assert len(str(caught.value)) < 300 and '\n' not in str(caught.value)
+
+
+def test_another_network_of_timm_keeps_or_drops_its_head(tmp_path):
+    before = models.create_model('test_resnet', num_classes=12)
+    torch.save({'state_dict': before.state_dict()}, tmp_path / 'w.pth')
+    for classes, dropped in ((12, []), (5, ['fc of 12 classes'])):
+        after = models.create_model('test_resnet', num_classes=classes)
+        assert load_weights(after, tmp_path / 'w.pth')['dropped'] == dropped
+        assert torch.equal(after.conv1[0].weight, before.conv1[0].weight)
+        assert torch.equal(after.fc.weight, before.fc.weight) if classes == 12 else len(after.fc.weight) == 5
+
+
+def test_a_namespace_in_the_file_is_refused_with_the_line_that_takes_it_out(tmp_path, model):
+    path = tmp_path / "an old one's.pth.tar"
+    torch.save({'args': argparse.Namespace(lr=1), 'epoch': 3, 'state_dict': model.state_dict()}, path)
+    with pytest.raises(WeightsError, match='argparse.Namespace.*this line') as caught:
+        load_weights(model, path)
+    line = shlex.split(str(caught.value).partition('safely: ')[2])
+    assert line[0] == 'python'
+    subprocess.run([sys.executable, *line[1:]], check=True)
+    assert load_weights(tiny_volo(), line[-1])['loaded'] == len(model.state_dict())
+    torch.save({'args': argparse.Namespace(lr=Trap(tmp_path / 'ran')), 'state_dict': model.state_dict()}, path)
+    assert subprocess.run([sys.executable, *line[1:]], capture_output=True).returncode != 0
+    assert not (tmp_path / 'ran').exists()
+
+
+def test_a_head_of_twelve_classes_survives_every_way(tmp_path):
+    """The official loader drops head and aux_head whenever the number of classes is not 1000."""
+    model = tiny_volo(num_classes=12, return_dense=True)
+    state = model.state_dict()
+    saved = {'model': 'volo_d1', 'model_kwargs': {**TINY, 'return_dense': True}, 'classes': list('abcdefghijkl'),
+             'transform': {'img_size': [64, 64]}, 'state_dict': state}
+    files = {'plain.pth': state, 'official.pth.tar': {'state_dict': {f'module.{k}': v for k, v in state.items()}},
+             'ema.pth.tar': {'state_dict_ema': state, 'state_dict': {}}, 'best.pth': saved,
+             'last.pth': {**saved, 'state_dict_ema': state}, 'no_ema.pth': {**saved, 'state_dict_ema': None}}
+    for name, content in files.items():
+        torch.save(content, tmp_path / name)
+    safetensors.torch.save_file(state, tmp_path / 'w.safetensors')
+    for path in sorted(tmp_path.iterdir()):
+        other = tiny_volo(num_classes=12, return_dense=True)
+        assert load_weights(other, path)['dropped'] == [], path.name
+        assert all(torch.equal(tensor, state[name]) for name, tensor in other.state_dict().items()), path.name
+    restored = models.restore_model(models.read_file(tmp_path / 'best.pth'))
+    assert torch.equal(restored.head.weight, model.head.weight)
+    assert torch.equal(restored.aux_head.weight, model.aux_head.weight)
+
+
+@pytest.mark.parametrize('change, words', [
+    ({'classes': ['a']}, 'do not go with its 1 classes'), ({'model_kwargs': None}, 'not a whole checkpoint'),
+    ({'state_dict': None}, 'no state dict'), ({'model': 'volo_d9'}, 'volo_d9'), ({'transform': {}}, 'img_size'),
+    ({'model_kwargs': {**TINY, 'checkpoint_path': '/etc/passwd'}}, 'checkpoint_path is no setting'),
+    ({'model_kwargs': {**TINY, 'nonsense': 1}}, 'nonsense')])
+def test_a_checkpoint_that_contradicts_itself_is_refused(model, change, words):
+    saved = {'model': 'volo_d1', 'model_kwargs': TINY, 'classes': list('abcde'), 'transform': {'img_size': [64, 64]},
+             'state_dict': model.state_dict()}
+    models.restore_model(saved)
+    with pytest.raises(WeightsError, match=words):
+        models.restore_model({**saved, **change})
 
 
 class Trap:
@@ -95,6 +193,33 @@ def test_hub_is_given_up_quickly(monkeypatch, tmp_path):
     monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', False)
     with pytest.raises(WeightsError, match='no answer.*HF_ENDPOINT'):
         fetch_published('volo_d1', (224, 224), cache_dir=tmp_path)
+
+
+def test_published_weights_are_fetched_and_fitted(monkeypatch):
+    """The hub's answer replaced by timm's own network: 1000 classes, both heads, 224 pixels."""
+    theirs, asked = timm.create_model('volo_d1_224').state_dict(), []
+    monkeypatch.setattr('models.weights.reach_hub', lambda repo, cache_dir: asked.append(repo))
+    monkeypatch.setattr('models.weights.load_state_dict_from_hf', lambda repo, **kwargs: asked.append(repo) or theirs)
+    tag, state = models.fetch_weights('volo_d1', (288, 288))
+    assert tag == 'volo_d1_224.sail_in1k' and asked == [f'timm/{tag}'] * 2
+    model = models.create_model('volo_d1', num_classes=12, img_size=288)
+    done = load_weights(model, state)
+    assert done == {'loaded': len(theirs) - 4, 'resized': ['pos_embed 14x14 to 18x18'],
+                    'dropped': ['head of 1000 classes', 'aux_head of 1000 classes']}
+    assert torch.equal(model.norm.weight, theirs['norm.weight'])
+    whole = models.volo_d1(pretrained=True, return_dense=True, num_classes=1000)
+    assert torch.equal(whole.aux_head.weight, theirs['aux_head.weight'])
+
+
+def test_published_weights_of_another_network(monkeypatch):
+    monkeypatch.setattr('models.reach_hub', lambda repo: None)
+    real = timm.create_model
+    monkeypatch.setattr('timm.create_model', lambda name, pretrained, **size: real(name, **size))
+    tag, state = models.fetch_weights('test_vit', (96, 64))
+    assert tag == 'test_vit.r160_in1k'
+    monkeypatch.undo()
+    model = models.create_model('test_vit', (96, 64), num_classes=3)
+    assert load_weights(model, state)['dropped'] == ['head of 1000 classes']
 
 
 def test_nearest_published_size():

@@ -1,0 +1,79 @@
+"""The network of a training run: its initial weights found, the network built, what it costs said."""
+import math
+
+import torch
+
+from common import checkpoint
+from common.settings import UserError
+from models import PUBLISHED, VARIANTS, WeightsError, create_model, default_cfg, fetch_weights, load_weights, read_file
+from models.cost import training_cost
+
+
+def find_weights(cfg):
+    """What PRETRAINED asks for, read before anything long begins: (a record for the log, what the file holds or None).
+
+    The record has their `source` and, unless that is 'scratch', the `mean` and `std` that belong to them.
+    """
+    wanted = cfg.PRETRAINED
+    if wanted is False:
+        return {'source': 'scratch'}, None
+    try:
+        if wanted in (True, 'auto'):
+            source, content = fetch_weights(cfg.MODEL, cfg.IMG_SIZE)
+            if cfg.MODEL in PUBLISHED:
+                source += f' (published for {" and ".join(map(str, PUBLISHED[cfg.MODEL]))} pixels)'
+        else:
+            source, content = wanted, read_file(wanted)
+    except WeightsError as error:
+        if wanted != 'auto':
+            raise UserError(f'PRETRAINED = {wanted!r}: {error}') from error
+        print(f'!!! NO PRETRAINED WEIGHTS: training from scratch takes far more pictures and epochs !!!\n{error}')
+        return {'source': 'scratch', 'reason': str(error)}, None
+    normal = content['transform'] if checkpoint.is_checkpoint(content) else default_cfg(cfg.MODEL)
+    return {'source': source, 'mean': list(normal['mean']), 'std': list(normal['std'])}, content
+
+
+def build_network(cfg, classes, weights, content):
+    """(network, its keyword arguments), the weights loaded into it; what was done goes into `weights`."""
+    kwargs = {'return_dense': True, 'mix_token': True} if cfg.TOKEN_LABEL else {}
+    kwargs |= cfg.MODEL_KWARGS
+    try:
+        net = create_model(cfg.MODEL, num_classes=len(classes), img_size=cfg.IMG_SIZE, drop_path_rate=cfg.DROP_PATH,
+                           **kwargs)
+        if content is not None:
+            weights |= load_weights(net, content)
+    except WeightsError as error:
+        raise UserError(f'PRETRAINED = {cfg.PRETRAINED!r}: {error}') from error
+    except ValueError as error:
+        advice = f': set DROP_PATH = 0, {cfg.MODEL} has none' if 'drop_path' in str(error) else ''
+        raise UserError(f'MODEL, MODEL_KWARGS, IMG_SIZE: {error}{advice}') from error
+    for key in ('source', 'loaded', 'resized', 'dropped'):
+        if weights.get(key):
+            text = ', '.join(weights[key]) if isinstance(weights[key], list) else weights[key]
+            print(f'weights: {key:7} {text}{" tensors" if key == "loaded" else ""}')
+    if cfg.MODEL not in VARIANTS:
+        try:
+            with torch.no_grad():
+                net.eval()(torch.zeros(1, 3, *cfg.IMG_SIZE))
+        except Exception as error:  # each of timm's networks has words of its own for it
+            raise UserError(f'{cfg.MODEL} takes no pictures of IMG_SIZE = {cfg.IMG_SIZE}: {error}') from error
+    if cfg.GRAD_CHECKPOINTING:
+        try:
+            net.set_grad_checkpointing(True)
+        except (AttributeError, AssertionError) as error:
+            raise UserError(f'GRAD_CHECKPOINTING: {cfg.MODEL} cannot do it, set it to False') from error
+    return net, kwargs
+
+
+def print_cost(cfg, net, device, dtype):
+    """A line with the network's parameters, multiply-adds and memory."""
+    shared = torch.cuda.device_count() if cfg.USE_DP and device.type == 'cuda' else 1
+    batch = math.ceil(cfg.BATCH_SIZE / shared)
+    text = f'{cfg.MODEL}: {sum(p.numel() for p in net.parameters()) / 1e6:.1f} M parameters'
+    try:
+        multiply_adds, memory = training_cost(net.train(), cfg.IMG_SIZE, batch, dtype, copies=2 + cfg.USE_EMA)
+        text += (f', {multiply_adds / 1e9:.2f} G multiply-adds a picture; a step of {batch} pictures takes about '
+                 f'{memory / 2 ** 30:.1f} GiB of memory{" on each GPU" if shared > 1 else ""}')
+    except Exception as error:  # a network of timm that looks into its numbers: they are fake there
+        text += f'; its multiply-adds and memory could not be worked out ({type(error).__name__})'
+    print(text)
