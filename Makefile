@@ -1,6 +1,7 @@
 # make demo: set up and run the four steps on the sample in data1/
 # make test: set up and run the tests
-# make bench: time the network beside timm's
+# make test-all: the slow tests too (all five variants at all published sizes)
+# make bench: time the network beside timm's, measure the memory of training steps
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
@@ -10,7 +11,7 @@ BIN     = $(VENV)/bin
 DEMO = --pretrained false --img-size 64 --epochs 100 --batch-size 16 --lr 2e-4 --drop-path 0 \
        --rotation 180 --flip-vertical 0.5 --blur 0 --jitter 0.1 --cutout 0.1 --mixup-prob 0.05 --zoom 0.9,1.1 --ema-decay 0.99
 
-.PHONY: demo test lint bench setup clean
+.PHONY: demo test test-all lint bench setup clean
 
 demo: $(VENV)/.ready
 	$(BIN)/python mean_std.py
@@ -21,11 +22,15 @@ demo: $(VENV)/.ready
 test: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest -q
 
+test-all: $(VENV)/.ready-dev
+	$(BIN)/python -m pytest -q -m 'slow or not slow'
+
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .
 
 bench: $(VENV)/.ready
 	$(BIN)/python tests/bench_model.py
+	$(BIN)/python tests/bench_memory.py
 
 setup: $(VENV)/.ready
 
@@ -36,7 +41,7 @@ $(VENV)/.ready: requirements.txt
 	touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready
-	$(BIN)/python -m pip install -q 'pytest>=8' 'ruff>=0.6'
+	$(BIN)/python -m pip install -q 'pytest>=8' 'ruff>=0.6' onnx onnxscript onnxruntime
 	touch $@
 
 clean:

@@ -56,9 +56,10 @@ def create_model(name, img_size=224, drop_path_rate=0., **kwargs):
         kwargs['img_size'] = img_size
     if drop_path_rate:
         kwargs['drop_path_rate'] = drop_path_rate  # not every network of timm has it
+    refusal = TypeError if name in VARIANTS else Exception  # each of timm's networks has a way of its own
     try:
         return timm.create_model(name, **kwargs)
-    except TypeError if name in VARIANTS else Exception as error:  # each of timm's networks refuses in its own way
+    except refusal as error:
         raise ValueError(f'{name}: {error}') from error
 
 
