@@ -44,7 +44,7 @@ NUM_WORKERS: int | str = 'auto'   # processes that read pictures; 'auto' takes o
 MODEL = 'volo_d1'                 # volo_d1 (26 M parameters) … volo_d5 (294 M), or a network of timm, say 'resnet50'
 MODEL_KWARGS = {}                 # more keyword arguments of the network, for example {'drop_rate': 0.1}
 PRETRAINED: bool | str = 'auto'   # ImageNet weights: 'auto' if to be had, True insists, False never, or a file's path
-FREEZE_EPOCHS = 0                 # for so many epochs only the head learns, the loaded weights stay as they are
+FREEZE_EPOCHS = 0                 # for so many epochs only the head learns; WARMUP_EPOCHS should be more than that
 DROP_PATH = 0.1                   # stochastic depth: the last block is skipped this often
 TOKEN_LABEL = False               # VOLO only: MixToken and a loss on every token, the paper's training; MIXUP_PROB = 0
 GRAD_CHECKPOINTING = False        # a third or less of the memory for a quarter more time, for large networks and sizes
@@ -92,15 +92,17 @@ def main(cfg):
     if saved:
         checkpoint.check_resume(cfg, data, saved, out)
     run = build_training(cfg, data, weights, content, saved)
+    history = saved['history'] if saved else []
     if not saved:
         checkpoint.set_aside(out)
-    history = saved['history'] if saved else []
+    del saved, content  # as large as the network, or four times
     write_json(out / 'class.json', data.classes)
     print(f'Ctrl-C stops; RESUME = True (--resume) then goes on after the last whole epoch in {out}')
     forward = 1 / 3  # of the time that a training step takes
-    clock = Clock(len(data.train), cfg.EPOCHS, rest=len(data.val) * (1 + cfg.USE_EMA) * forward)
     for epoch in range(len(history), cfg.EPOCHS):
         start = time.perf_counter()
+        if epoch in (len(history), run.frozen_epochs):  # steps of the head alone do not tell how long the others take
+            clock = Clock(len(data.train), cfg.EPOCHS, rest=len(data.val) * (1 + cfg.USE_EMA) * forward)
         data.train.sampler.epoch = epoch
         row = {'epoch': epoch + 1, **train_one_epoch(cfg, run, data, epoch, clock)}
         trained = time.perf_counter()
@@ -164,7 +166,8 @@ def check(cfg):
     sides = (cfg.IMG_SIZE, cfg.IMG_SIZE) if isinstance(cfg.IMG_SIZE, int) else cfg.IMG_SIZE
     unit = 16 if cfg.MODEL in VARIANTS else 1
     if len(sides) != 2 or any(type(side) is not int or side < 16 or side % unit for side in sides):
-        raise UserError(f'IMG_SIZE = {cfg.IMG_SIZE}: each side must be a multiple of {unit} pixels, 16 at least')
+        raise UserError(f'IMG_SIZE = {cfg.IMG_SIZE}: each side must be '
+                        + ('a multiple of 16 pixels' if unit == 16 else '16 pixels or more'))
     cfg.IMG_SIZE = tuple(sides)
 
 
@@ -277,7 +280,8 @@ def train_one_epoch(cfg, run, data, epoch, clock):
         waited, seen = waited + waiting, seen + len(images)
         seconds = time.perf_counter() - start
         clock.step(waiting + time.perf_counter() - begin)
-        clock.forecast(cfg, epoch, step)
+        if epoch >= run.frozen_epochs:
+            clock.forecast(cfg, epoch, step)
         lr = max(group['lr'] for group in run.optimizer.param_groups)
         bar.set_postfix_str(
             f'loss {losses.avg:.3f}, lr {lr:.1e}, {seen / seconds:.1f} img/s, waiting {waited / seconds:.0%}, '

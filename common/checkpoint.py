@@ -39,7 +39,7 @@ def load(path):
 
 
 def is_checkpoint(content):
-    return isinstance(content, dict) and 'format' in content
+    return isinstance(content, dict) and isinstance(content.get('format'), int)
 
 
 def set_aside(folder):

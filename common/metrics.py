@@ -19,6 +19,7 @@ def validate(model, loader, device, label):
 
     Returns (logits (N, classes), targets (N,)) in fp32 on the CPU.
     """
+    model.train()  # some networks of timm keep numbers from eval to eval, and throw them away in between
     model.eval()
     logits, targets = [], []
     for images, labels in Bar(loader, desc=label, unit='batch'):

@@ -3,9 +3,18 @@ import math
 
 import torch
 
-from common import checkpoint
 from common.settings import UserError
-from models import PUBLISHED, VARIANTS, WeightsError, create_model, default_cfg, fetch_weights, load_weights, read_file
+from models import (
+    PUBLISHED,
+    WeightsError,
+    create_model,
+    default_cfg,
+    fetch_weights,
+    heads_of,
+    load_weights,
+    normalisation_of,
+    read_file,
+)
 from models.cost import training_cost
 
 
@@ -29,8 +38,9 @@ def find_weights(cfg):
             raise UserError(f'PRETRAINED = {wanted!r}: {error}') from error
         print(f'!!! NO PRETRAINED WEIGHTS: training from scratch takes far more pictures and epochs !!!\n{error}')
         return {'source': 'scratch', 'reason': str(error)}, None
-    normal = content['transform'] if checkpoint.is_checkpoint(content) else default_cfg(cfg.MODEL)
-    return {'source': source, 'mean': list(normal['mean']), 'std': list(normal['std'])}, content
+    published = default_cfg(cfg.MODEL)
+    mean, std = normalisation_of(content) or (published['mean'], published['std'])
+    return {'source': source, 'mean': list(mean), 'std': list(std)}, content
 
 
 def build_network(cfg, classes, weights, content):
@@ -51,12 +61,15 @@ def build_network(cfg, classes, weights, content):
         if weights.get(key):
             text = ', '.join(weights[key]) if isinstance(weights[key], list) else weights[key]
             print(f'weights: {key:7} {text}{" tensors" if key == "loaded" else ""}')
-    if cfg.MODEL not in VARIANTS:
-        try:
-            with torch.no_grad():
-                net.eval()(torch.zeros(1, 3, *cfg.IMG_SIZE))
-        except Exception as error:  # each of timm's networks has words of its own for it
-            raise UserError(f'{cfg.MODEL} takes no pictures of IMG_SIZE = {cfg.IMG_SIZE}: {error}') from error
+    try:
+        with torch.no_grad():
+            shape = getattr(net.eval()(torch.zeros(1, 3, *cfg.IMG_SIZE)), 'shape', None)
+    except Exception as error:  # each of timm's networks has words of its own for it
+        raise UserError(f'{cfg.MODEL} takes no pictures of IMG_SIZE = {cfg.IMG_SIZE}: {error}') from error
+    if shape != (1, len(classes)):
+        raise UserError(f'MODEL: {cfg.MODEL} is no classifier, it gives {shape} instead of a logit for each class')
+    if cfg.FREEZE_EPOCHS and not heads_of(net):
+        raise UserError(f'FREEZE_EPOCHS: timm does not say which part of {cfg.MODEL} is the head, set it to 0')
     if cfg.GRAD_CHECKPOINTING:
         try:
             net.set_grad_checkpointing(True)
@@ -75,5 +88,7 @@ def print_cost(cfg, net, device, dtype):
         text += (f', {multiply_adds / 1e9:.2f} G multiply-adds a picture; a step of {batch} pictures takes about '
                  f'{memory / 2 ** 30:.1f} GiB of memory{" on each GPU" if shared > 1 else ""}')
     except Exception as error:  # a network of timm that looks into its numbers: they are fake there
+        if 'more than 1 value per channel' in str(error):
+            raise UserError(f'BATCH_SIZE = {cfg.BATCH_SIZE}: too few for the BatchNorm of {cfg.MODEL}') from error
         text += f'; its multiply-adds and memory could not be worked out ({type(error).__name__})'
     print(text)

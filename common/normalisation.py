@@ -27,8 +27,9 @@ def normalisation(cfg, weights, classes):
     if cfg.NORMALISATION == 'weights' and 'mean' not in weights:
         raise UserError("NORMALISATION = 'weights', but no weights are loaded: choose 'auto' or 'data'")
     if cfg.NORMALISATION != 'data' and 'mean' in weights:
-        print('normalisation: that of the loaded weights')
-        return weights['mean'], weights['std']
+        mean, std = weights['mean'], weights['std']
+        print(f'normalisation: that of the loaded weights, mean {tuple(mean)}, std {tuple(std)}')
+        return mean, std
     if not Path(FILE).exists():
         print(f"normalisation: ImageNet's mean and std, since there is no {FILE}: mean_std.py has not been run")
         return IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD

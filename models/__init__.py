@@ -5,7 +5,6 @@ Importing it also registers volo_d1 … volo_d5 with timm.
 import difflib
 
 import timm
-from timm.models import PretrainedCfg
 
 from models import volo
 from models.token_label import token_label_loss
@@ -14,15 +13,17 @@ from models.weights import (
     PUBLISHED,
     WeightsError,
     fetch_published,
+    first_line,
     heads_of,
     load_weights,
+    normalisation_of,
     published_tag,
     reach_hub,
     read_file,
 )
 
 __all__ = ['PUBLISHED', 'VARIANTS', 'VOLO', 'WeightsError', 'create_model', 'default_cfg', 'fetch_weights', 'heads_of',
-           'load_weights', 'read_file', 'restore_model', 'token_label_loss',
+           'load_weights', 'normalisation_of', 'read_file', 'restore_model', 'token_label_loss',
            'volo_d1', 'volo_d2', 'volo_d3', 'volo_d4', 'volo_d5']
 
 # What timm.create_model takes for itself; a checkpoint that asks for it could make it read other files.
@@ -39,10 +40,9 @@ def default_cfg(name):
         raise ValueError(f'there is no network {name!r}: choose one of {", ".join(VARIANTS)}, or another of timm'
                          + (f', perhaps {", ".join(near)}' if near else ''))
     try:
-        found = timm.get_pretrained_cfg(name)
-    except RuntimeError as error:  # an unknown tag, resnet50.nothing
-        raise ValueError(f'{name}: {error}') from error
-    return (found or PretrainedCfg()).to_dict()
+        return timm.get_pretrained_cfg(name, allow_unregistered=False).to_dict()
+    except RuntimeError as error:  # an unknown tag, resnet50.nothing, or a name that timm has given up
+        raise ValueError(f'{name}: {error}; timm.list_models(pretrained=True) has the names of today') from error
 
 
 def create_model(name, img_size=224, drop_path_rate=0., **kwargs):
@@ -54,13 +54,12 @@ def create_model(name, img_size=224, drop_path_rate=0., **kwargs):
         raise ValueError(f'{", ".join(sorted(kwargs.keys() & _TIMMS_OWN))} is no setting of a network')
     if name in VARIANTS or default_cfg(name).get('fixed_input_size'):
         kwargs['img_size'] = img_size
-    if drop_path_rate:
-        kwargs['drop_path_rate'] = drop_path_rate  # not every network of timm has it
-    refusal = TypeError if name in VARIANTS else Exception  # each of timm's networks has a way of its own
     try:
-        return timm.create_model(name, **kwargs)
-    except refusal as error:
-        raise ValueError(f'{name}: {error}') from error
+        return timm.create_model(name, drop_path_rate=drop_path_rate, **kwargs)
+    except Exception as error:  # each of timm's networks has a way of its own to refuse a setting
+        if 'drop_path_rate' in str(error) and not drop_path_rate:
+            return timm.create_model(name, **kwargs)
+        raise ValueError(f'{name}: {first_line(error)}') from error
 
 
 def fetch_weights(name, img_size):
@@ -80,7 +79,7 @@ def fetch_weights(name, img_size):
         state = timm.create_model(name, pretrained=True, **size).state_dict()  # timm knows how to fit the size
         return repo.removeprefix('timm/'), state
     except Exception as error:  # the errors of three network libraries, of the disk, and of timm's conversions
-        raise WeightsError(f'{repo} cannot be fetched: {str(error).splitlines()[0]}') from error
+        raise WeightsError(f'{repo} cannot be fetched and fitted to {img_size} pixels: {first_line(error)}') from error
 
 
 def restore_model(saved):
@@ -89,7 +88,7 @@ def restore_model(saved):
         net = create_model(saved['model'], num_classes=len(saved['classes']), img_size=saved['transform']['img_size'],
                            **saved['model_kwargs'])
         done = load_weights(net, {'state_dict': saved['state_dict']})
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise WeightsError(f'not a whole checkpoint of train.py ({error!r})') from error
     except ValueError as error:  # WeightsError is one
         raise WeightsError(str(error)) from error

@@ -63,11 +63,12 @@ def training_cost(net, img_size, batch_size, dtype=None, copies=3):
     net.mix_token = False  # draws a box, which fake numbers cannot
     step, device = Step(net, dtype), next(net.parameters()).device
     fake = FakeTensorMode()
-    state = {name: fake.from_tensor(tensor) for name, tensor in step.state_dict(keep_vars=True).items()}
+    tensors = [*step.named_parameters(remove_duplicate=False), *step.named_buffers(remove_duplicate=False)]
+    state = {name: fake.from_tensor(tensor) for name, tensor in tensors}
     own = sum(tensor.untyped_storage().nbytes() for tensor in state.values())
     with fake:
         with FlopCounterMode(display=False) as counter:
-            functional_call(step, state, (torch.empty(1, 3, *img_size, device=device), False))
+            functional_call(step, state, (torch.empty(2, 3, *img_size, device=device), False))
         with LiveMemory() as memory:
             functional_call(step, state, (torch.empty(batch_size, 3, *img_size, device=device), True))
-    return counter.get_total_flops() / 2, memory.peak + own * (1 + copies)
+    return counter.get_total_flops() / 2 / 2, memory.peak + own * (1 + copies)  # two images, two operations each

@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 
 from models import WeightsError, read_file, restore_model
+from models.weights import first_line
 
 OPSET = 18          # the first with Col2Im, which folds the windows of outlook attention
 TOLERANCE = 1e-3    # largest difference of a logit between onnxruntime and PyTorch, both in fp32
@@ -52,8 +53,11 @@ def open_checkpoint(path):
 def write_safetensors(net, metadata, path):
     part = path.with_name(f'{path.name}.part')
     state = {name: tensor.contiguous() for name, tensor in net.state_dict().items()}
-    part.write_bytes(safetensors.torch.save(state, metadata))  # save_file would make it unreadable to others
-    os.replace(part, path)
+    try:
+        part.write_bytes(safetensors.torch.save(state, metadata))  # save_file would make it unreadable to others
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def write_onnx(net, img_size, metadata, path):
@@ -74,13 +78,16 @@ def write_onnx(net, img_size, metadata, path):
             net, (torch.zeros(2, 3, *img_size),), dynamic_shapes=({0: torch.export.Dim('batch')},), dynamo=True,
             input_names=['images'], output_names=['logits'], opset_version=OPSET, verbose=False)
     except torch.onnx.OnnxExporterError as error:
-        raise WeightsError(f'PyTorch cannot export {metadata["model"]}: {str(error).splitlines()[0]}') from error
+        raise WeightsError(f'PyTorch cannot export {metadata["model"]}: {first_line(error)}') from error
     program.model.metadata_props.update(metadata)
     part = path.with_name(f'{path.name}.part')
     try:
         program.save(part)
-        session = onnxruntime.InferenceSession(part, providers=['CPUExecutionProvider'])
-        difference = max(compare(net, session, torch.randn(batch, 3, *img_size)) for batch in (1, 3))
+        try:
+            session = onnxruntime.InferenceSession(part, providers=['CPUExecutionProvider'])
+            difference = max(compare(net, session, torch.randn(batch, 3, *img_size)) for batch in (1, 3))
+        except Exception as error:  # onnxruntime has a dozen types of its own
+            raise WeightsError(f'onnxruntime does not run {metadata["model"]}: {first_line(error)}') from error
         if not difference <= TOLERANCE:
             raise WeightsError(f'{path}: its logits differ by {difference:.1e} from those of PyTorch: not kept')
         os.replace(part, path)

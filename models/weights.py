@@ -3,13 +3,14 @@
 Files: the official ones (d1_224_84.2.pth.tar and its kin), timm's, safetensors, and train.py's best.pth and last.pth.
 Only tensors and plain values are unpickled. What cannot be loaded raises WeightsError, in one line.
 """
+import json
 import shlex
 import threading
 import urllib.request
 from pathlib import Path
 
 import huggingface_hub
-import safetensors.torch
+import safetensors
 import torch
 import torch.nn.functional as F
 from timm.models import load_state_dict_from_hf
@@ -21,7 +22,8 @@ HUB_FILE = 'model.safetensors'
 HUB_PATIENCE = 12  # seconds in which the hub must answer; the download that follows takes as long as it takes
 CONVERT = ("import argparse, sys, torch; torch.serialization.add_safe_globals([argparse.Namespace]); "
            "old = torch.load(sys.argv[1], map_location='cpu', weights_only=True); "
-           "torch.save({key: old[key] for key in old if key.startswith('state_dict')}, sys.argv[2])")
+           "torch.save({key: old[key] for key in ('model', 'state_dict', 'state_dict_ema') if key in old}, "
+           "sys.argv[2])")
 
 
 class WeightsError(ValueError):
@@ -76,13 +78,19 @@ def first_line(error):
 
 
 def read_file(path):
-    """What a .pth, .pth.tar or .safetensors file holds: tensors and plain values, nothing that runs."""
+    """What a .pth, .pth.tar or .safetensors file holds: tensors and plain values, nothing that runs.
+
+    A safetensors file comes as {'state_dict': …, 'transform': the preprocessing of models/export.py or {}}.
+    """
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f'{path}: no such file')
     try:
         if path.suffix == '.safetensors':
-            return safetensors.torch.load_file(path)
+            with safetensors.safe_open(path, 'pt') as file:
+                preprocessing = (file.metadata() or {}).get('preprocessing', '{}')  # of models/export.py
+                return {'state_dict': {name: file.get_tensor(name) for name in file.keys()},  # noqa: SIM118
+                        'transform': json.loads(preprocessing)}
         return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # torch.load's errors on a damaged file are of a dozen types
         if 'argparse.Namespace' in str(error):
@@ -104,6 +112,15 @@ def state_dict_of(content):
     return {name.removeprefix('module.'): tensor for name, tensor in content.items()}
 
 
+def normalisation_of(content):
+    """(mean, std) that stand beside the weights in what read_file gives, each of three numbers; None if they do not."""
+    found = content.get('transform') if isinstance(content, dict) else None
+    pairs = [found.get(key) for key in ('mean', 'std')] if isinstance(found, dict) else []
+    if len(pairs) == 2 and all(isinstance(p, (list, tuple)) and len(p) == 3 for p in pairs):
+        return [float(x) for x in pairs[0]], [float(x) for x in pairs[1]]
+    return None
+
+
 def resize_pos_embed(pos_embed, size):
     """(1, H, W, C) -> (1, *size, C), as the official code does it: bicubic, no antialias."""
     resized = F.interpolate(pos_embed.float().permute(0, 3, 1, 2), size=size, mode='bicubic', align_corners=False)
@@ -113,9 +130,9 @@ def resize_pos_embed(pos_embed, size):
 def load_weights(model, source):
     """Load a file (its path) or what read_file gave into the network and return what was done, a dict for a log.
 
-    pos_embed is resized to the network's; a head is left at its initial values only where the shapes differ, or where
-    the network has none. Anything else missing, unexpected or of another shape raises WeightsError, and the network
-    stays as it was. `model` is a VOLO or another network of timm: its default_cfg names the heads.
+    pos_embed is resized to the network's. A head is left at its initial values only where the shapes differ or the file
+    has none, and one that the network lacks is left out. Anything else missing, unexpected or of another shape raises
+    WeightsError, and the network stays as it was. `model` is a VOLO or another network of timm.
     """
     state = state_dict_of(source if isinstance(source, dict) else read_file(source))
     own = model.state_dict()
@@ -125,23 +142,27 @@ def load_weights(model, source):
         state['pos_embed'] = resize_pos_embed(theirs, ours.shape[1:3])
         done['resized'].append('pos_embed {}x{} to {}x{}'.format(*theirs.shape[1:3], *ours.shape[1:3]))
     for head in heads_of(model):
-        names = [name for name in state if name.startswith(f'{head}.')]
-        if any(name not in own or own[name].shape != state[name].shape for name in names):
-            done['dropped'].append(f'{head} of {len(state[names[0]])} classes')
-            state = {name: tensor for name, tensor in state.items() if name not in names}
-            own = {name: tensor for name, tensor in own.items() if name not in names}
+        theirs, ours = ([name for name in names if name.startswith(f'{head}.')] for names in (state, own))
+        if ours and not theirs:
+            done['dropped'].append(f'{head}: none in the file')
+            own = {name: tensor for name, tensor in own.items() if name not in ours}
+        elif any(name not in own or own[name].shape != state[name].shape for name in theirs):
+            done['dropped'].append(f'{head} of {len(state[theirs[0]])} classes')
+            state = {name: tensor for name, tensor in state.items() if name not in theirs}
+            own = {name: tensor for name, tensor in own.items() if name not in theirs}
     wrong = [f'{name} is missing' for name in own if name not in state]
     wrong += [f'{name} is unexpected' for name in state if name not in own]
     wrong += [f'{name} is {tuple(state[name].shape)}, not {tuple(own[name].shape)}'
               for name in own if name in state and state[name].shape != own[name].shape]
     if wrong:
         more = f'; and {len(wrong) - 4} more' if len(wrong) > 4 else ''
-        raise WeightsError(f'the weights are of another network: {"; ".join(wrong[:4])}{more}')
+        other = 'image size' if all(text.startswith('pos_embed') for text in wrong) else 'network'
+        raise WeightsError(f'the weights are of another {other}: {"; ".join(wrong[:4])}{more}')
     model.load_state_dict(state, strict=False)
     return {'loaded': len(state), **done}
 
 
 def heads_of(model):
     """The names of the modules that make class logits, such as ('head', 'aux_head')."""
-    names = model.default_cfg['classifier']
+    names = model.default_cfg.get('classifier') or ()
     return (names,) if isinstance(names, str) else tuple(names)

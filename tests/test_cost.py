@@ -24,6 +24,15 @@ def test_multiply_adds_are_the_papers(name, size, expected):
     assert training_cost(net, (size, size), 1)[0] == pytest.approx(expected, rel=0.03)
 
 
+@pytest.mark.parametrize('name', ['swin_tiny_patch4_window7_224', 'levit_128s', 'convit_tiny', 'resnet18'])
+def test_other_networks_of_timm_keep_what_they_have(name):
+    net = models.create_model(name, num_classes=3)
+    before = {key: tensor.clone() for key, tensor in net.named_buffers()}
+    assert training_cost(net, (224, 224), 2)[0] > 3e8
+    assert all(torch.equal(before[key], tensor) for key, tensor in net.named_buffers())
+    net.eval()(torch.zeros(1, 3, 224, 224))
+
+
 def test_memory_grows_with_the_batch_and_shrinks_with_checkpointing_and_bf16():
     net = tiny_volo(layers=(4, 4, 4, 2))
     small, large = (training_cost(net, (64, 64), batch)[1] for batch in (8, 32))

@@ -60,6 +60,7 @@ def test_onnx_and_safetensors(tmp_path, name, img_size, kwargs):
     check_onnx(tmp_path / 'best.onnx', net, img_size)
     other = models.create_model(name, img_size=img_size, num_classes=12, **kwargs).eval()
     assert load_weights(other, tmp_path / 'best.safetensors')['dropped'] == []
+    assert models.normalisation_of(models.read_file(tmp_path / 'best.safetensors')) == ([.5] * 3, [.2] * 3)
     images = torch.randn(1, 3, *img_size)
     with torch.inference_mode():
         assert torch.equal(other(images), net(images))
@@ -79,7 +80,7 @@ def test_a_wrong_onnx_file_is_not_kept(tmp_path, monkeypatch):
     path, net = save(tmp_path, **TINY)
     monkeypatch.setattr(export, 'compare', lambda *arguments: float('nan'))
     with pytest.raises(WeightsError, match='differ by nan'):
-        export.write_onnx(net, (64, 64), {}, tmp_path / 'best.onnx')
+        export.write_onnx(net, (64, 64), {'model': 'volo_d1'}, tmp_path / 'best.onnx')
     assert {p.name for p in tmp_path.iterdir()} == {'best.pth'}
 
 

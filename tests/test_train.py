@@ -94,7 +94,14 @@ def test_mixed_precision_is_on_and_the_norm_is_of_the_true_gradients(data, monke
     seen = []
     monkeypatch.setattr(train, 'amp_dtype', lambda device: dtype)
     real = torch.nn.functional.linear
-    monkeypatch.setattr(torch.nn.functional, 'linear', lambda *a: seen.append(real(*a).dtype) or real(*a))
+
+    def linear(*arguments):
+        out = real(*arguments)
+        if out.requires_grad:  # not the forward pass that tries out the network, nor validation
+            seen.append(out.dtype)
+        return out
+
+    monkeypatch.setattr(torch.nn.functional, 'linear', linear)
     run(epochs=1)
     assert set(seen) == {dtype}
     norm = result()['last']['grad_norm']
@@ -126,9 +133,15 @@ def test_an_earlier_runs_checkpoints_are_kept_once(data, tmp_path, capsys):
     assert 'previous_best.pth' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('num_workers', [0, 1])
-def test_interrupted_and_resumed_is_the_same_run(data, monkeypatch, num_workers):
-    run(epochs=3, mixup_prob=0.5, drop_path=0.1, num_workers=num_workers)
+@pytest.mark.parametrize('changes', [
+    {'num_workers': 0}, {'num_workers': 1}, {'accumulate_steps': 2, 'layer_decay': 0.7},
+    {'token_label': 'true', 'mixup_prob': 0, 'grad_checkpointing': 'true'},
+    {'freeze_epochs': 2, 'pretrained': 'first/best.pth'}])
+def test_interrupted_and_resumed_is_the_same_run(data, monkeypatch, changes):
+    changes = {'epochs': 3, 'mixup_prob': 0.5, 'drop_path': 0.1, **changes}
+    if 'pretrained' in changes:
+        run(epochs=1, output_dir='first')
+    run(**changes)
     whole = torch.load('out/last.pth', weights_only=True)
     shutil.rmtree('out')
     real, calls = train.train_one_epoch, []
@@ -141,9 +154,9 @@ def test_interrupted_and_resumed_is_the_same_run(data, monkeypatch, num_workers)
 
     monkeypatch.setattr(train, 'train_one_epoch', stop_in_the_third)
     with pytest.raises(KeyboardInterrupt):
-        run(epochs=3, mixup_prob=0.5, drop_path=0.1, num_workers=num_workers)
+        run(**changes)
     monkeypatch.setattr(train, 'train_one_epoch', real)
-    run(epochs=3, mixup_prob=0.5, drop_path=0.1, num_workers=num_workers, resume='true')
+    run(**changes, resume='true')
     resumed = torch.load('out/last.pth', weights_only=True)
     for key in ('state_dict', 'state_dict_ema'):
         assert all(torch.equal(tensor, resumed[key][name]) for name, tensor in whole[key].items())
@@ -181,6 +194,7 @@ def test_resume_refuses_another_run_and_lists_changes(data, capsys):
     ({'mixup_alpha': 0, 'cutmix_alpha': 0}, 'MIXUP_PROB'), ({'seed': -1}, 'SEED'), ({'zoom': '1.2,0.8'}, 'ZOOM'),
     ({'model_kwargs': {'img_size': 64}}, 'MODEL_KWARGS'), ({'model': 'resnet5'}, 'resnet5.*perhaps .*resnet50'),
     ({'model': 'resnet18.nothing'}, 'resnet18.nothing'), ({'model_kwargs': {'pretrained': True}}, 'pretrained'),
+    ({'model': 'volo_d1.sail_in1k'}, 'volo_d1.sail_in1k'),
     ({'token_label': 'true'}, 'TOKEN_LABEL .* set MIXUP_PROB = 0'),
     ({'token_label': 'true', 'mixup_prob': 0, 'model': 'resnet18', 'model_kwargs': {}}, 'TOKEN_LABEL: resnet18'),
     ({'freeze_epochs': 1}, 'FREEZE_EPOCHS'), ({'layer_decay': 0}, 'LAYER_DECAY'),
@@ -188,6 +202,10 @@ def test_resume_refuses_another_run_and_lists_changes(data, capsys):
     ({'normalisation': 'imagenet'}, 'NORMALISATION'), ({'normalisation': 'weights'}, 'no weights are loaded'),
     ({'model': 'vgg11', 'model_kwargs': {}, 'drop_path': 0.1}, 'set DROP_PATH = 0, vgg11 has none'),
     ({'model': 'test_resnet', 'model_kwargs': {'layers': [1]}}, 'MODEL_KWARGS.*test_resnet'),
+    ({'model': 'vit_base_patch16_224_in21k', 'model_kwargs': {}}, 'list_models'),
+    ({'model': 'vit_tiny_patch16_224', 'model_kwargs': {'global_pool': ''}}, 'is no classifier, it gives'),
+    ({'model_kwargs': {'num_heads': (5, 4)}}, 'num_heads'), ({'model_kwargs': {'embed_dims': (48,)}}, 'embed_dims'),
+    ({'model': 'levit_128s', 'model_kwargs': {}, 'batch_size': 1, 'mixup_prob': 0}, 'BATCH_SIZE = 1: too few'),
     ({'model': 'inception_v3', 'model_kwargs': {}}, 'inception_v3 takes no pictures of IMG_SIZE = .32, 32'),
     ({'model': 'inception_v3', 'model_kwargs': {}, 'img_size': 96, 'grad_checkpointing': 'true'},
      'GRAD_CHECKPOINTING: inception_v3')])
@@ -321,27 +339,33 @@ def test_accumulated_batches_equal_a_large_one(data):
     assert small['history'][0]['grad_norm'] == pytest.approx(large['history'][0]['grad_norm'], rel=1e-3)
 
 
-def test_the_last_group_of_an_epoch_may_be_smaller(data):
-    run(batch_size=4, accumulate_steps=3, epochs=2)  # 18 pictures: four batches, groups of three and one
-    last = torch.load('out/last.pth', weights_only=True)
-    assert last['optimizer']['state'][0]['step'] == 4
-    assert 0.4 < last['history'][0]['grad_norm'] / build_norm(batch_size=4) < 2.5
+def test_the_last_group_of_an_epoch_may_be_smaller(data, monkeypatch):
+    """18 pictures are four batches of four: a group of three and one of one, which must count as a whole batch does."""
+    gradients, real = [], train.update
 
+    def update(cfg, run, done):
+        gradients.append(torch.cat([p.grad.flatten() for p in run.net.parameters()]))
+        return real(cfg, run, done)
 
-def build_norm(**changes):
-    run(epochs=1, output_dir='norm', **changes)
-    return read_json('norm/result.json')['last']['grad_norm']
+    monkeypatch.setattr(train, 'update', update)
+    common = {'model': 'test_vit', 'model_kwargs': {}, 'epochs': 1, 'mixup_prob': 0, 'flip': 0, 'blur': 0, 'jitter': 0,
+              'cutout': 0, 'rotation': 0, 'use_amp': 'false', 'lr': 1e-12, 'min_lr': 0, 'batch_size': 4}
+    run(**common, accumulate_steps=3)
+    grouped = list(gradients)
+    gradients.clear()
+    run(**common)
+    assert len(grouped) == 2 and len(gradients) == 4
+    torch.testing.assert_close(grouped[0], torch.stack(gradients[:3]).mean(0), rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(grouped[1], gradients[3], rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize('extra', [{}, {'grad_checkpointing': 'true', 'accumulate_steps': 2}])
-def test_token_labels_train_and_resume_and_predict(data, extra):
+def test_token_labels_train_and_predict(data, extra):
     common = {'token_label': 'true', 'mixup_prob': 0, **extra}
-    run(epochs=2, **common)
-    whole = torch.load('out/last.pth', weights_only=True)
-    assert 'aux_head.weight' in whole['state_dict'] and whole['model_kwargs']['mix_token']
-    assert whole['history'][0]['train_acc1'] is not None
-    shutil.rmtree('out')
     run(epochs=1, **common)
+    last = torch.load('out/last.pth', weights_only=True)
+    assert 'aux_head.weight' in last['state_dict'] and last['model_kwargs']['mix_token']
+    assert last['history'][0]['train_acc1'] is not None
     with pytest.raises(UserError, match='TOKEN_LABEL'):
         run(epochs=2, resume='true')
     with pytest.raises(UserError, match='raise EPOCHS'):
@@ -363,6 +387,14 @@ def test_token_labels_are_learnt_from(data):
 def test_a_single_picture_a_step(data):
     run(batch_size=1, mixup_prob=0, epochs=1, accumulate_steps=4, img_size='32,48')
     assert result()['finished'] and result()['transform']['img_size'] == [32, 48]
+
+
+def test_a_rate_of_zero_is_passed_on():
+    """Some of timm's networks have stochastic depth unless they are told otherwise."""
+    rates = [m.drop_prob for m in models.create_model('swin_tiny_patch4_window7_224', num_classes=2).modules()
+             if hasattr(m, 'drop_prob')]
+    assert not any(rates)
+    models.create_model('vgg11', num_classes=2)  # which has none
 
 
 def test_other_networks_of_timm(data, capsys):
@@ -432,6 +464,30 @@ def test_dataparallel_is_used_with_several_gpus(monkeypatch):
         model = parallel(net, torch.device(device), torch.bfloat16, use_dp)
         assert (model is None) == (device == 'cuda' and use_dp)
     assert kinds == [InAutocast]
+
+
+@pytest.mark.parametrize('token_label', [False, True])
+def test_replicas_compute_their_own_losses(monkeypatch, token_label):
+    """What DataParallel does with a batch of five on two GPUs, here one share after the other."""
+    boxes = []
+    monkeypatch.setattr('models.volo.random_box', lambda height, width: boxes.pop(0))
+    kwargs = {'return_dense': True, 'mix_token': True} if token_label else {}
+    net = models.create_model('volo_d1', img_size=32, num_classes=3, **TINY, **kwargs)
+    model = parallel(net, torch.device('cpu'), None, False, train.token_loss if token_label else train.plain_loss)
+    images, targets = torch.randn(5, 3, 32, 32), torch.rand(5, 3).softmax(1)
+    net.patch_embed.eval()  # the shares' BatchNorm statistics would differ
+    boxes += [(0, 0, 1, 2), (0, 1, 2, 2), (0, 0, 1, 2), (0, 1, 2, 2)]
+    shares = [model(images[share], targets[share]) for share in (slice(3), slice(3, 5))]
+    logits, losses = (torch.cat(parts) for parts in zip(*shares, strict=True))
+    assert logits.shape == (5, 3) and losses.shape == (5,) and losses.requires_grad
+    if not token_label:
+        whole = model(images, targets)
+        torch.testing.assert_close((logits, losses), whole)
+        assert losses.mean().item() == pytest.approx(
+            torch.nn.functional.cross_entropy(net(images), targets).item(), rel=1e-5)
+    else:
+        expected = [models.token_label_loss(net(images[share]), targets[share]) for share in (slice(3), slice(3, 5))]
+        torch.testing.assert_close(losses, torch.cat(expected))
 
 
 def test_autocasts_dtype_holds_in_other_threads():

@@ -83,6 +83,23 @@ def test_the_resizing_is_plain_bicubic_interpolation(size):
     torch.testing.assert_close(resize_pos_embed(grid, size), expected, rtol=0, atol=1e-6)
 
 
+def test_a_file_without_a_head_is_said(model):
+    state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith('head')}
+    assert load_weights(tiny_volo(), state)['dropped'] == ['head: none in the file']
+    state['head.weight'] = model.head.weight
+    with pytest.raises(WeightsError, match='head.bias is missing'):
+        load_weights(tiny_volo(), state)
+    dense = tiny_volo(return_dense=True)
+    assert load_weights(dense, model.state_dict())['dropped'] == ['aux_head: none in the file']
+    assert torch.equal(dense.head.weight, model.head.weight)
+
+
+def test_the_same_network_at_another_size_is_called_that():
+    state = models.create_model('test_vit', img_size=96).state_dict()
+    with pytest.raises(WeightsError, match='of another image size: pos_embed is'):
+        load_weights(models.create_model('test_vit', img_size=64), state)
+
+
 def test_wrong_contents_are_listed_and_change_nothing(model):
     other = tiny_volo()
     before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
@@ -122,6 +139,9 @@ def test_a_namespace_in_the_file_is_refused_with_the_line_that_takes_it_out(tmp_
     assert line[0] == 'python'
     subprocess.run([sys.executable, *line[1:]], check=True)
     assert load_weights(tiny_volo(), line[-1])['loaded'] == len(model.state_dict())
+    torch.save({'args': argparse.Namespace(lr=1), 'model': model.state_dict()}, path)
+    subprocess.run([sys.executable, *line[1:]], check=True)
+    assert load_weights(tiny_volo(), line[-1])['loaded'] == len(model.state_dict())
     torch.save({'args': argparse.Namespace(lr=Trap(tmp_path / 'ran')), 'state_dict': model.state_dict()}, path)
     assert subprocess.run([sys.executable, *line[1:]], capture_output=True).returncode != 0
     assert not (tmp_path / 'ran').exists()
@@ -152,13 +172,16 @@ def test_a_head_of_twelve_classes_survives_every_way(tmp_path):
     ({'classes': ['a']}, 'do not go with its 1 classes'), ({'model_kwargs': None}, 'not a whole checkpoint'),
     ({'state_dict': None}, 'no state dict'), ({'model': 'volo_d9'}, 'volo_d9'), ({'transform': {}}, 'img_size'),
     ({'model_kwargs': {**TINY, 'checkpoint_path': '/etc/passwd'}}, 'checkpoint_path is no setting'),
-    ({'model_kwargs': {**TINY, 'nonsense': 1}}, 'nonsense')])
+    ({'model_kwargs': {**TINY, 'nonsense': 1}}, 'nonsense'), ({'model': 5}, 'not a whole checkpoint'),
+    ({'transform': {'img_size': [64]}}, 'img_size')])
 def test_a_checkpoint_that_contradicts_itself_is_refused(model, change, words):
     saved = {'model': 'volo_d1', 'model_kwargs': TINY, 'classes': list('abcde'), 'transform': {'img_size': [64, 64]},
              'state_dict': model.state_dict()}
     models.restore_model(saved)
     with pytest.raises(WeightsError, match=words):
         models.restore_model({**saved, **change})
+    with pytest.raises(WeightsError, match='not a whole checkpoint'):
+        models.restore_model(model.norm.weight)
 
 
 class Trap:
