@@ -205,8 +205,8 @@ class VOLO(nn.Module):
         if len(self.img_size) != 2 or any(side < STEP or side % STEP for side in self.img_size):
             raise ValueError(f'img_size {img_size}: each side must be a multiple of {STEP} pixels')
         if len(embed_dims) != 2 or len(num_heads) != 2 or embed_dims[0] % num_heads[0] or embed_dims[1] % num_heads[1]:
-            raise ValueError(f'embed_dims {embed_dims} and num_heads {num_heads}: each is a pair, for stage 1 and for the '
-                             'later ones, and the heads divide the dims')
+            raise ValueError(f'embed_dims {embed_dims} and num_heads {num_heads}: each is a pair, for stage 1 and for '
+                             'the later ones, and the heads divide the dims')
         if return_mean and return_dense:
             raise ValueError('return_mean has no class token to go with the token logits of return_dense: choose one')
         if mix_token and not return_dense:
