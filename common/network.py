@@ -57,17 +57,8 @@ def build_network(cfg, classes, weights, content):
     except ValueError as error:
         advice = f': set DROP_PATH = 0, {cfg.MODEL} has none' if 'drop_path' in str(error) else ''
         raise UserError(f'MODEL, MODEL_KWARGS, IMG_SIZE: {error}{advice}') from error
-    for key in ('source', 'loaded', 'resized', 'dropped'):
-        if weights.get(key):
-            text = ', '.join(weights[key]) if isinstance(weights[key], list) else weights[key]
-            print(f'weights: {key:7} {text}{" tensors" if key == "loaded" else ""}')
-    try:
-        with torch.no_grad():
-            shape = getattr(net.eval()(torch.zeros(1, 3, *cfg.IMG_SIZE)), 'shape', None)
-    except Exception as error:  # each of timm's networks has words of its own for it
-        raise UserError(f'{cfg.MODEL} takes no pictures of IMG_SIZE = {cfg.IMG_SIZE}: {error}') from error
-    if shape != (1, len(classes)):
-        raise UserError(f'MODEL: {cfg.MODEL} is no classifier, it gives {shape} instead of a logit for each class')
+    print_weights(weights, content, classes)
+    try_out(cfg, net, classes)
     if cfg.FREEZE_EPOCHS and not heads_of(net):
         raise UserError(f'FREEZE_EPOCHS: timm does not say which part of {cfg.MODEL} is the head, set it to 0')
     if cfg.GRAD_CHECKPOINTING:
@@ -76,6 +67,27 @@ def build_network(cfg, classes, weights, content):
         except (AttributeError, AssertionError) as error:
             raise UserError(f'GRAD_CHECKPOINTING: {cfg.MODEL} cannot do it, set it to False') from error
     return net, kwargs
+
+
+def print_weights(weights, content, classes):
+    """What was loaded, resized and dropped, a line for each."""
+    for key in ('source', 'loaded', 'resized', 'dropped'):
+        if weights.get(key):
+            text = ', '.join(weights[key]) if isinstance(weights[key], list) else weights[key]
+            print(f'weights: {key:7} {text}{" tensors" if key == "loaded" else ""}')
+    if content is not None and content.get('classes', classes) != classes and not weights['dropped']:
+        print('weights: the head comes along, though it was trained on other classes: their number is the same')
+
+
+def try_out(cfg, net, classes):
+    """Raise UserError unless the network makes a logit for each class out of a picture."""
+    try:
+        with torch.no_grad():
+            shape = getattr(net.eval()(torch.zeros(1, 3, *cfg.IMG_SIZE)), 'shape', None)
+    except Exception as error:  # each of timm's networks has words of its own for it
+        raise UserError(f'{cfg.MODEL} takes no pictures of IMG_SIZE = {cfg.IMG_SIZE}: {error}') from error
+    if shape != (1, len(classes)):
+        raise UserError(f'MODEL: {cfg.MODEL} is no classifier, it gives {shape} instead of a logit for each class')
 
 
 def print_cost(cfg, net, device, dtype):

@@ -263,6 +263,11 @@ def test_auto_pretrained_goes_on_loudly_and_a_path_is_loaded(data, monkeypatch, 
     run(epochs=1, pretrained='out/best.pth', output_dir='out2', img_size=48)
     pretrained = read_json('out2/result.json')['pretrained']
     assert pretrained['source'] == 'out/best.pth' and pretrained['resized'] == ['pos_embed 2x2 to 3x3']
+    assert 'other classes' not in capsys.readouterr().out
+    (data / 'train' / 'a').rename(data / 'train' / 'c')
+    (data / 'val' / 'a').rename(data / 'val' / 'c')
+    run(epochs=1, pretrained='out/best.pth', output_dir='out2')
+    assert 'the head comes along, though it was trained on other classes' in capsys.readouterr().out
 
 
 def test_normalisation_follows_the_weights(data):
