@@ -18,8 +18,8 @@ TABLE = [pytest.param(name, size, marks=SLOW if (name, size) not in (('volo_d1',
 
 @pytest.mark.parametrize('name, size', TABLE)
 def test_every_published_variant_and_size(name, size):
-    """Parameters as in the paper (its are for 224 pixels: a larger size has a larger pos_embed); timm's weights load here
-    and ours there, strictly; the same logits from both."""
+    """Parameters as in the paper, whose numbers are for 224 pixels; timm's weights load here and ours there, strictly;
+    the same logits from both."""
     theirs = timm.create_model(f'{name}_{size}').eval()
     ours = models.create_model(name, img_size=size, num_classes=1000, return_dense=True).eval()
     at_224 = sum(p.numel() for p in ours.parameters()) - ours.pos_embed.numel() + 14 * 14 * ours.num_features
