@@ -97,8 +97,8 @@ def print_cost(cfg, net, device, dtype):
     text = f'{cfg.MODEL}: {sum(p.numel() for p in net.parameters()) / 1e6:.1f} M parameters'
     try:
         multiply_adds, memory = training_cost(net.train(), cfg.IMG_SIZE, batch, dtype, copies=2 + cfg.USE_EMA)
-        text += (f', {multiply_adds / 1e9:.2f} G multiply-adds a picture; a step of {batch} pictures takes about '
-                 f'{memory / 2 ** 30:.1f} GiB of memory{" on each GPU" if shared > 1 else ""}')
+        text += (f', {multiply_adds / 1e9:.2f} G multiply-adds a picture; a step of {batch} pictures needs at '
+                 f'least {memory / 2 ** 30:.1f} GiB of memory{" on each GPU" if shared > 1 else ""}')
     except Exception as error:  # a network of timm that looks into its numbers: they are fake there
         if 'more than 1 value per channel' in str(error):
             raise UserError(f'BATCH_SIZE = {cfg.BATCH_SIZE}: too few for the BatchNorm of {cfg.MODEL}') from error

@@ -420,7 +420,7 @@ def test_crop_and_interpolation_are_kept(data):
 def test_the_cost_is_said_at_the_start(data, capsys):
     run(epochs=1)
     out = capsys.readouterr().out
-    assert 'M parameters, 0.00 G multiply-adds a picture; a step of 8 pictures takes about 0.0 GiB' in out
+    assert 'M parameters, 0.00 G multiply-adds a picture; a step of 8 pictures needs at least 0.0 GiB' in out
 
 
 def test_no_decay_on_norms_biases_and_embeddings(data):
