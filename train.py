@@ -99,9 +99,10 @@ def main(cfg):
     write_json(out / 'class.json', data.classes)
     print(f'Ctrl-C stops; RESUME = True (--resume) then goes on after the last whole epoch in {out}')
     forward = 1 / 3  # of the time that a training step takes
-    for epoch in range(len(history), cfg.EPOCHS):
+    first = len(history)
+    for epoch in range(first, cfg.EPOCHS):
         start = time.perf_counter()
-        if epoch in (len(history), run.frozen_epochs):  # steps of the head alone do not tell how long the others take
+        if epoch in (first, run.frozen_epochs):  # steps of the head alone do not tell how long the others take
             clock = Clock(len(data.train), cfg.EPOCHS, rest=len(data.val) * (1 + cfg.USE_EMA) * forward)
         data.train.sampler.epoch = epoch
         row = {'epoch': epoch + 1, **train_one_epoch(cfg, run, data, epoch, clock)}

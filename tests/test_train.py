@@ -287,7 +287,7 @@ def test_normalisation_follows_the_weights(data):
 
 
 @pytest.mark.parametrize('model, kwargs', [('volo_d1', TINY), ('test_resnet', {})])
-def test_a_frozen_network_learns_in_its_head_alone(data, monkeypatch, model, kwargs):
+def test_a_frozen_network_learns_in_its_head_alone(data, monkeypatch, capsys, model, kwargs):
     common = {'model': model, 'model_kwargs': kwargs, 'mixup_prob': 0}
     run(epochs=1, output_dir='first', **common)
     states, real = [], train.train_one_epoch
@@ -298,8 +298,9 @@ def test_a_frozen_network_learns_in_its_head_alone(data, monkeypatch, model, kwa
         return row
 
     monkeypatch.setattr(train, 'train_one_epoch', epoch)
-    run(epochs=2, pretrained='first/best.pth', freeze_epochs=1, **common)
+    run(epochs=3, pretrained='first/best.pth', freeze_epochs=1, **common)
     first = torch.load('first/best.pth', weights_only=True)['state_dict']
+    assert capsys.readouterr().out.count('forecast: ') == 2  # one for each run, none of the frozen epoch
     changed = [{name for name in first if not torch.equal(before[name], after[name])}
                for before, after in ((first, states[0]), (states[0], states[1]))]
     head = 'head' if model == 'volo_d1' else 'fc'
