@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from common import augment, checkpoint, report, settings
-from common.device import amp_dtype, choose_device, describe, parallel
+from common.device import amp_dtype, choose_device, describe, keep_memory, parallel
 from common.files import writable_folder, write_csv, write_json
 from common.images import BadImage, list_images, loader_workers, open_image
 from common.metrics import scores
@@ -94,6 +94,7 @@ def collate(items):
 def predict(cfg, saved, paths):
     """A Prediction for every path, in the same order."""
     device = choose_device()
+    keep_memory(device)
     dtype = amp_dtype(device) if cfg.USE_AMP else None
     print(describe(device, dtype))
     try:

@@ -19,7 +19,7 @@ from timm.utils import AverageMeter, ModelEmaV3, accuracy, random_seed
 from torch.utils.data import DataLoader
 
 from common import augment, checkpoint, report, settings
-from common.device import amp_dtype, choose_device, describe, parallel
+from common.device import amp_dtype, choose_device, describe, keep_memory, parallel
 from common.files import writable_folder, write_csv, write_json
 from common.images import EpochSampler, loader_workers, open_split
 from common.metrics import scores, validate
@@ -213,6 +213,7 @@ def token_loss(outputs, targets):
 def build_training(cfg, data, weights, content, saved):
     """Everything that a step needs, under one name; in the state that was saved, if any."""
     device = choose_device()
+    keep_memory(device)
     dtype = amp_dtype(device) if cfg.USE_AMP else None
     print(describe(device, dtype))
     net, kwargs = build_network(cfg, data.classes, weights, content)

@@ -79,11 +79,17 @@ class Outlooker(nn.Module):
 
 
 def attend(q, k, v, dropout=0.):
-    """softmax(q·k / √d)·v, (B, heads, N, d) each. On CPUs PyTorch's fused kernel wins only without a backward pass."""
-    if q.device.type != 'cpu' or dropout or not torch.is_grad_enabled():
+    """softmax(q·k / √d)·v, (B, heads, N, d) each.
+
+    PyTorch's fused kernel is the faster one on GPUs, plain products of matrices that lie in order are on CPUs, but for
+    fp32 without a backward pass.
+    """
+    if q.device.type != 'cpu' or dropout or (q.dtype == torch.float32 and not torch.is_grad_enabled()):
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+    heads = q.shape[1]
+    q, k, v = (x.contiguous().flatten(0, 1) for x in (q * q.shape[-1] ** -0.5, k, v))  # (B*heads, N, d)
     with torch.autocast('cpu', enabled=False):  # the softmax stays in q's dtype
-        return ((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)).softmax(-1) @ v
+        return (torch.bmm(q, k.transpose(1, 2)).softmax(-1) @ v).unflatten(0, (-1, heads))
 
 
 class Attention(nn.Module):
@@ -119,7 +125,11 @@ class Transformer(nn.Module):
 
 
 class ClassAttention(nn.Module):
-    """The first token asks all tokens, itself included (CaiT, arXiv:2103.17239). (B, N, dim) -> (B, 1, dim)."""
+    """The first token asks all tokens, itself included (CaiT, arXiv:2103.17239). (B, N, dim) -> (B, 1, dim).
+
+    With a single query nobody needs keys and values of N tokens: q·(K x) = (Kᵀ q)·x, and Σ a (V x) = V (Σ a x). So both
+    matrices meet one vector for each head. A bias of the keys would add the same to all weights of a query.
+    """
 
     def __init__(self, dim, num_heads, qkv_bias=False, attn_drop=0.):
         super().__init__()
@@ -129,14 +139,20 @@ class ClassAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x):
-        k, v = rearrange(self.kv(x), 'b n (two h d) -> two b h n d', two=2, h=self.num_heads)
-        q = rearrange(self.q(x[:, :1]), 'b one (h d) -> b h one d', h=self.num_heads)
-        x = attend(q, k, v, self.attn_drop if self.training else 0.)
-        return self.proj(rearrange(x, 'b h one d -> b one (h d)'))
+        heads = {'h': self.num_heads}
+        keys, values = rearrange(self.kv.weight, '(two h d) c -> two h d c', two=2, **heads)
+        q = rearrange(self.q(x[:, 0]), 'b (h d) -> h b d', **heads)
+        asked = rearrange((q * q.shape[-1] ** -0.5) @ keys, 'h b c -> b h c')                     # (B, heads, dim)
+        attn = F.dropout((asked @ x.transpose(1, 2)).softmax(-1), self.attn_drop, self.training)  # (B, heads, N)
+        mixed = rearrange(attn @ x, 'b h c -> h b c') @ values.transpose(1, 2)                    # (heads, B, d)
+        if self.kv.bias is not None:
+            bias = rearrange(self.kv.bias, '(two h d) -> two h 1 d', two=2, **heads)[1]
+            mixed = mixed + rearrange(attn.sum(-1), 'b h -> h b 1') * bias
+        return self.proj(rearrange(mixed, 'h b d -> b 1 (h d)'))
 
 
 class ClassBlock(nn.Module):
-    """Updates the class token, which comes first, and passes the others on as they are. (B, N, dim) -> the same."""
+    """Updates the class token by all tokens, which stay as they are. (B, 1, dim), (B, N, dim) -> (B, 1, dim)."""
 
     def __init__(self, dim, num_heads, mlp_ratio, qkv_bias=False, attn_drop=0.):
         super().__init__()
@@ -145,11 +161,9 @@ class ClassBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
 
-    def forward(self, x):
-        cls = x[:, :1]
-        cls = cls + self.attn(self.norm1(x))
-        cls = cls + self.mlp(self.norm2(cls))
-        return torch.cat([cls, x[:, 1:]], dim=1)
+    def forward(self, cls, x):
+        cls = cls + self.attn(self.norm1(torch.cat([cls, x], dim=1)))
+        return cls + self.mlp(self.norm2(cls))
 
 
 class PatchEmbed(nn.Module):
@@ -168,7 +182,17 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(hidden_dim, embed_dim, kernel_size=PATCH_SIZE // 2, stride=PATCH_SIZE // 2)
 
     def forward(self, x):
-        return self.proj(self.conv(x.contiguous(memory_format=torch.channels_last)))
+        x = x.contiguous(memory_format=torch.channels_last)
+        for conv, norm, act in zip(self.conv[::3], self.conv[1::3], self.conv[2::3], strict=True):
+            x = act(norm(conv(x)) if norm.training else conv_norm(conv, norm, x))
+        return self.proj(x)
+
+
+def conv_norm(conv, norm, x):
+    """norm(conv(x)) in evaluation, where BatchNorm is a scale and a shift: they go into the convolution's weights."""
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    weight = conv.weight * scale.view(-1, 1, 1, 1)
+    return F.conv2d(x, weight, norm.bias - norm.running_mean * scale, conv.stride, conv.padding)
 
 
 class Downsample(nn.Module):
@@ -266,12 +290,13 @@ class VOLO(nn.Module):
     def get_classifier(self):
         return self.head
 
-    def run_blocks(self, blocks, x):
+    def run_blocks(self, blocks, x, *more):
+        """Each block takes the one before's result, and `more`."""
         for block in blocks:
             if self.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)
+                x = checkpoint(block, x, *more, use_reentrant=False)
             else:
-                x = block(x)
+                x = block(x, *more)
         return x
 
     def forward_features(self, x):
@@ -287,8 +312,11 @@ class VOLO(nn.Module):
         x = self.pos_drop(downsample(self.run_blocks(outlookers, x)) + self.pos_embed)
         for stage in transformers:
             x = self.run_blocks(stage, x)
-        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x.flatten(1, 2)], dim=1)
-        return self.norm(self.run_blocks(self.post_network, x)), box
+        x = x.flatten(1, 2)
+        cls = self.run_blocks(self.post_network, self.cls_token.expand(x.shape[0], -1, -1).to(x.dtype), x)
+        if not self.return_dense and not self.return_mean:
+            return self.norm(cls), box
+        return self.norm(torch.cat([cls, x], dim=1)), box
 
     def forward(self, x):
         x, box = self.forward_features(x)

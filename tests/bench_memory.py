@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 
-from common.device import amp_dtype  # noqa: E402
+from common.device import amp_dtype, keep_memory  # noqa: E402
 from models import create_model  # noqa: E402
 from models.cost import training_cost  # noqa: E402
 
@@ -27,6 +27,7 @@ ROWS = [('volo_d1', 224, 16), ('volo_d1', 384, 4), ('volo_d3', 224, 16), ('volo_
 def step(name, size, batch, checkpointing):
     """Train on two batches of noise and print a row."""
     dtype = amp_dtype(torch.device('cpu'))
+    keep_memory(torch.device('cpu'))
     net = create_model(name, img_size=size, num_classes=1000).train()
     net.set_grad_checkpointing(checkpointing)
     estimate = training_cost(net, (size, size), batch, dtype, copies=2)[1]

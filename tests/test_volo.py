@@ -7,6 +7,7 @@ from timm.models._manipulate import group_parameters
 
 import models
 from models.outlook import MixWindows, mix_windows_plain
+from models.volo import ClassAttention, PatchEmbed, attend
 
 PARAMETERS = {'volo_d1': 27, 'volo_d2': 59, 'volo_d3': 86, 'volo_d4': 193, 'volo_d5': 296}  # millions, paper
 
@@ -88,6 +89,51 @@ def test_bf16_predictions_follow_fp32():
         expected = model(images)
         with torch.autocast('cpu', torch.bfloat16):
             assert (model(images).float() - expected).abs().max() < 0.02
+
+
+@pytest.mark.parametrize('qkv_bias', [False, True])
+def test_class_attention_equals_the_plain_formula(qkv_bias):
+    torch.manual_seed(0)
+    attention = ClassAttention(24, 4, qkv_bias=qkv_bias).double()
+    with torch.no_grad():
+        for parameter in attention.parameters():
+            parameter.normal_()
+    x = torch.randn(3, 7, 24, dtype=torch.float64, requires_grad=True)
+    k, v = attention.kv(x).view(3, 7, 2, 4, 6).permute(2, 0, 3, 1, 4)
+    q = attention.q(x[:, :1]).view(3, 1, 4, 6).transpose(1, 2)
+    plain = attention.proj(((q @ k.transpose(2, 3)) / 6 ** 0.5).softmax(-1).matmul(v).transpose(1, 2).flatten(2))
+    results = []
+    for out in (attention(x), plain):
+        results.append((out, *torch.autograd.grad(out.sin().sum(), (x, *attention.parameters()))))
+    for fast, slow in zip(*results, strict=True):
+        torch.testing.assert_close(fast, slow)
+
+
+def test_attention_equals_pytorchs():
+    q, k, v = (torch.randn(2, 3, 50, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    results = []
+    for f in (attend, torch.nn.functional.scaled_dot_product_attention):
+        out = f(q, k, v)
+        results.append((out, *torch.autograd.grad(out.sin().sum(), (q, k, v))))
+    for fast, slow in zip(*results, strict=True):
+        torch.testing.assert_close(fast, slow)
+
+
+def test_batchnorm_goes_into_the_convolutions_in_evaluation():
+    torch.manual_seed(0)
+    stem = PatchEmbed(3, 16, 24).double()
+    for norm in stem.conv[1::3]:
+        for tensor in (norm.running_mean, norm.weight.data, norm.bias.data):
+            tensor.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    stem.eval()
+    images = torch.randn(1, 3, 48, 80, dtype=torch.float64)
+    parameters = list(stem.parameters())
+    results = []
+    for out in (stem(images), stem.proj(stem.conv(images))):
+        results.append((out, *torch.autograd.grad(out.sin().sum(), parameters)))
+    for fast, slow in zip(*results, strict=True):
+        torch.testing.assert_close(fast, slow)
 
 
 @pytest.mark.parametrize('grid', [(4, 6), (5, 7), (1, 1), (14, 14)])
