@@ -16,11 +16,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import timm
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 import models
 from common import settings
 from common.device import amp_dtype, choose_device, describe, keep_memory
+from models.cost import training_cost
 
 MODEL = 'volo_d1'
 IMG_SIZE = 224     # pixels
@@ -36,9 +36,7 @@ def main(cfg):
     ours.load_state_dict(theirs.state_dict())
     images = torch.randn(cfg.BATCH_SIZE, 3, cfg.IMG_SIZE, cfg.IMG_SIZE, device=device)
     labels = torch.randint(1000, (cfg.BATCH_SIZE,), device=device)
-    with FlopCounterMode(display=False) as counter:
-        forward(ours, images, labels, torch.float32)
-    gflop = counter.get_total_flops() / cfg.BATCH_SIZE / 1e9
+    gflop = 2 * training_cost(ours, images.shape[2:], cfg.BATCH_SIZE)[0] / 1e9
     print(f'{cfg.MODEL} at {cfg.IMG_SIZE} pixels, batch {cfg.BATCH_SIZE}: {gflop:.1f} GFLOP forward for each picture')
     for dtype in filter(None, (torch.float32, amp_dtype(device))):
         limit = peak(device, dtype) / gflop
