@@ -125,11 +125,7 @@ class Transformer(nn.Module):
 
 
 class ClassAttention(nn.Module):
-    """The first token asks all tokens, itself included (CaiT, arXiv:2103.17239). (B, N, dim) -> (B, 1, dim).
-
-    With a single query nobody needs keys and values of N tokens: q·(K x) = (Kᵀ q)·x, and Σ a (V x) = V (Σ a x). So both
-    matrices meet one vector for each head. A bias of the keys would add the same to all weights of a query.
-    """
+    """The first token asks all tokens, itself included (CaiT, arXiv:2103.17239). (B, N, dim) -> (B, 1, dim)."""
 
     def __init__(self, dim, num_heads, qkv_bias=False, attn_drop=0.):
         super().__init__()
@@ -139,16 +135,10 @@ class ClassAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x):
-        heads = {'h': self.num_heads}
-        keys, values = rearrange(self.kv.weight, '(two h d) c -> two h d c', two=2, **heads)
-        q = rearrange(self.q(x[:, 0]), 'b (h d) -> h b d', **heads)
-        asked = rearrange((q * q.shape[-1] ** -0.5) @ keys, 'h b c -> b h c')                     # (B, heads, dim)
-        attn = F.dropout((asked @ x.transpose(1, 2)).softmax(-1), self.attn_drop, self.training)  # (B, heads, N)
-        mixed = rearrange(attn @ x, 'b h c -> h b c') @ values.transpose(1, 2)                    # (heads, B, d)
-        if self.kv.bias is not None:
-            bias = rearrange(self.kv.bias, '(two h d) -> two h 1 d', two=2, **heads)[1]
-            mixed = mixed + rearrange(attn.sum(-1), 'b h -> h b 1') * bias
-        return self.proj(rearrange(mixed, 'h b d -> b 1 (h d)'))
+        k, v = rearrange(self.kv(x), 'b n (two h d) -> two b h n d', two=2, h=self.num_heads)
+        q = rearrange(self.q(x[:, :1]), 'b one (h d) -> b h one d', h=self.num_heads)
+        x = attend(q, k, v, self.attn_drop if self.training else 0.)
+        return self.proj(rearrange(x, 'b h one d -> b one (h d)'))
 
 
 class ClassBlock(nn.Module):
