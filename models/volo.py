@@ -290,7 +290,10 @@ class VOLO(nn.Module):
         return x
 
     def forward_features(self, x):
-        """(B, in_chans, H, W) -> normalised tokens (B, 1 + H/16 · W/16, dim), the class token first, and the box."""
+        """(B, in_chans, H, W) -> (normalised tokens (B, 1 + H/16 · W/16, dim), the class token first, and the box).
+
+        Without return_dense and return_mean nobody needs the others: the class token comes alone, (B, 1, dim).
+        """
         if x.shape[-2:] != self.img_size:
             raise ValueError(f'the images are {tuple(x.shape[-2:])}, the network was built for {self.img_size}')
         x = self.patch_embed(x).permute(0, 2, 3, 1)  # (B, H/8, W/8, C)
@@ -303,7 +306,7 @@ class VOLO(nn.Module):
         for stage in transformers:
             x = self.run_blocks(stage, x)
         x = x.flatten(1, 2)
-        cls = self.run_blocks(self.post_network, self.cls_token.expand(x.shape[0], -1, -1).to(x.dtype), x)
+        cls = self.run_blocks(self.post_network, self.cls_token.expand(x.shape[0], -1, -1), x)
         if not self.return_dense and not self.return_mean:
             return self.norm(cls), box
         return self.norm(torch.cat([cls, x], dim=1)), box
