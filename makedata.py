@@ -7,19 +7,20 @@ file its source, class, side and SHA-256. Byte-identical files land on the same 
 added, it leaves those that were there before on their side.
 """
 import hashlib
+import io
 import json
 import os
 import shutil
 from collections import Counter, defaultdict
+from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
-from sklearn.model_selection import train_test_split
 from tqdm.contrib.concurrent import thread_map
 
 from common import settings
 from common.files import write_json
-from common.images import THREADS, BadImage, class_folders, is_image, list_images, open_image
+from common.images import THREADS, class_folders, decode, find_pictures, is_image, refuse_empty
 from common.progress import Bar
 from common.settings import UserError
 
@@ -29,7 +30,10 @@ VAL_RATIO = 0.3               # share of each class that goes to val
 SEED = 42                     # another number gives another split
 MAX_SIDE: int | None = None   # pixels; larger pictures are shrunk to this while copying: 256 makes training at 224 much
                               # faster on photographs of several megapixels
+LINK = False                  # True: hard links instead of copies. They take no room, but are the source's own files:
+                              # whoever edits a picture in data/ edits it there too
 
+_TAKEN = 'taken'  # where pictures wait in the new folder until all are known
 _MANIFEST = 'split.json'  # (names with a leading underscore are no settings)
 _MADE_BY = 'makedata.py'
 _LITTER = {'.DS_Store', 'Thumbs.db', 'desktop.ini'}  # what file managers leave in every folder that they show
@@ -40,12 +44,20 @@ _SAVE_OPTIONS = {  # of shrunken copies; other formats become PNG
 def main(cfg):
     check(cfg)
     earlier = read_manifest(cfg)
-    entries = find_entries(cfg)
-    report_duplicates(entries)
-    sides = choose_sides(entries, cfg, earlier)
-    for entry in entries:
-        entry['side'] = sides[entry['sha256']]
-    entries = build(entries, cfg)
+    found = find_pictures(cfg.SOURCE_DIR)
+    report_others(cfg.SOURCE_DIR)
+    with staging(Path(cfg.TARGET_DIR)) as folder:
+        entries = read_entries(found, folder, cfg)
+        report_duplicates(entries)
+        sides = choose_sides(entries, cfg, earlier)
+        for entry in entries:
+            arrange(entry, sides[entry['sha256']], folder)
+        for name in {entry['class'] for entry in entries}:
+            for side in ('train', 'val'):
+                (folder / side / name).mkdir(parents=True, exist_ok=True)
+        (folder / _TAKEN).rmdir()
+        write_json(folder / _MANIFEST, {'made_by': _MADE_BY, 'settings': vars(cfg), 'files': [
+            {key: entry[key] for key in ('file', 'source', 'class', 'side', 'sha256')} for entry in entries]})
     print_table(entries, cfg)
 
 
@@ -88,39 +100,92 @@ def read_manifest(cfg):
     return {entry['sha256']: entry['side'] for entry in files.values()} if same else {}
 
 
-def find_entries(cfg):
-    """[{source, class, file name below its class, sha256}] of all pictures, unreadable ones left out by name."""
-    source = Path(cfg.SOURCE_DIR)
-    found = [(name, path) for name in class_folders(source) for path in list_images(source / name)]
-    others = Counter(path.suffix.lower() for name in class_folders(source) for path in (source / name).rglob('*')
-                     if path.suffix and path.is_file() and not is_image(path))
+def report_others(source):
+    others = Counter(path.suffix.lower() for name in class_folders(source) for path in Path(source, name).rglob('*')
+                     if path.suffix and not is_image(path) and path.is_file())
     if others:
         print('left out, no pictures to Pillow: ' + ', '.join(f'{n} {kind}' for kind, n in others.most_common()))
-    if not found:
-        raise UserError(f'{source}: no pictures in its sub-folders')
-    hashes = thread_map(hash_picture, [path for _, path in found], max_workers=THREADS, tqdm_class=Bar,
-                        desc='reading', unit='img')
+
+
+def _aside(target, what):
+    return target.with_name(f'.{target.name}.makedata-{what}')
+
+
+@contextmanager
+def staging(target):
+    """Yields an empty folder beside `target` to build in; at the end it takes target's place, or goes on an error."""
+    aside, old = _aside(target, 'new'), _aside(target, 'old')
+    for folder in (aside, old):
+        shutil.rmtree(folder, ignore_errors=True)
+    try:
+        (aside / _TAKEN).mkdir(parents=True)
+        yield aside
+        if target.exists():
+            target.rename(old)
+        aside.rename(target)
+    except OSError as error:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        raise UserError(f'{target} cannot be written ({error}): close programs that have files of it open, free some '
+                        'space, or choose another TARGET_DIR') from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def read_entries(found, folder, cfg):
+    """[{source, class, sha256, name: path below the class, taken: the file in folder}], without unreadable pictures."""
+    def take_one(number, path):
+        return take(path, folder / _TAKEN / str(number), cfg)
+
+    paths = [path for _, path in found]
+    results = thread_map(take_one, range(len(paths)), paths, max_workers=THREADS, tqdm_class=Bar,
+                         desc='copying' if not cfg.LINK else 'reading', unit='img')
     entries = []
-    for (name, path), (digest, problem) in zip(found, hashes, strict=True):
+    for (name, path), (taken, digest, problem) in zip(found, results, strict=True):
         if problem:
             print(f'left out: {problem}')
-        else:
-            entries.append({'source': path.as_posix(), 'class': name, 'sha256': digest,
-                            'name': path.relative_to(source / name).as_posix()})
-    empty = set(class_folders(source)) - {entry['class'] for entry in entries}
-    if empty:
-        raise UserError(f'{source}: no pictures in {", ".join(sorted(empty))}: add some or remove the folder')
+            continue
+        below = path.relative_to(Path(cfg.SOURCE_DIR, name)).as_posix()
+        below += '.shrunk.png' if taken.suffix and taken.suffix != path.suffix.lower() else ''
+        entries.append({'source': path.as_posix(), 'class': name, 'sha256': digest, 'name': below, 'taken': taken})
+    refuse_empty(cfg.SOURCE_DIR, {entry['class'] for entry in entries})
+    if cfg.LINK and any(not entry['taken'].samefile(entry['source']) for entry in entries if not entry['taken'].suffix):
+        print(f'LINK: {cfg.TARGET_DIR} lies where no hard links to {cfg.SOURCE_DIR} can be made, so these are copies')
     return entries
 
 
-def hash_picture(path):
-    """(SHA-256 of a file, None), or (None, what is wrong) when its header is not that of a picture."""
+def take(path, file, cfg):
+    """Read a picture once, for its SHA-256 and its copy, link or, with a suffix added, shrunken version at `file`.
+
+    Returns (the file, SHA-256, None), or (None, None, what is wrong) where it is no readable picture.
+    """
+    small = None
     try:
-        with Image.open(path):
-            pass
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest(), None
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content)) as image:
+            size = image.size
+        if cfg.MAX_SIDE and max(size) > cfg.MAX_SIDE:
+            small = decode(io.BytesIO(content), at_least=2 * cfg.MAX_SIDE)
     except Exception as error:  # Pillow's errors on a damaged file are of a dozen types
-        return None, f'{path}: not a readable image ({error})'
+        return None, None, f'{path}: not a readable image ({error})'
+    if small:
+        small.thumbnail((cfg.MAX_SIDE, cfg.MAX_SIDE), Image.Resampling.LANCZOS)
+        suffix = path.suffix.lower() if path.suffix.lower() in _SAVE_OPTIONS else '.png'
+        file = file.with_suffix(suffix)
+        small.save(file, **_SAVE_OPTIONS[suffix])
+    elif not (cfg.LINK and link(path, file)):
+        file.write_bytes(content)
+    return file, hashlib.sha256(content).hexdigest(), None
+
+
+def link(path, file):
+    """Make a hard link; False where the file system has none, or it is another one."""
+    try:
+        os.link(path.resolve(), file)
+    except OSError:
+        return False
+    return True
 
 
 def report_duplicates(entries):
@@ -145,6 +210,8 @@ def choose_sides(entries, cfg, earlier):
         if entry['sha256'] not in sides:  # a picture in two classes counts in the first
             sides[entry['sha256']] = earlier.get(entry['sha256'])
             groups[entry['class']][entry['sha256']] = None
+    from sklearn.model_selection import train_test_split  # here, since it takes a second to import
+
     for digests in map(sorted, groups.values()):
         if len({sides[digest] for digest in digests}) == 1:  # all on one side: pictures were taken away; draw anew
             sides |= dict.fromkeys(digests)
@@ -159,69 +226,12 @@ def choose_sides(entries, cfg, earlier):
     return sides
 
 
-def _aside(target, what):
-    return target.with_name(f'.{target.name}.makedata-{what}')
-
-
-def build(entries, cfg):
-    """Copy everything into a folder beside TARGET_DIR, then put it in TARGET_DIR's place. Returns what was copied."""
-    target = Path(cfg.TARGET_DIR)
-    aside, old = _aside(target, 'new'), _aside(target, 'old')
-    for folder in (aside, old):
-        shutil.rmtree(folder, ignore_errors=True)
-    try:
-        for side in ('train', 'val'):
-            for name in {entry['class'] for entry in entries}:
-                (aside / side / name).mkdir(parents=True)
-        problems = thread_map(lambda entry: place(entry, aside, cfg.MAX_SIDE), entries, max_workers=THREADS,
-                              tqdm_class=Bar, desc='copying', unit='img')
-        for problem in filter(None, problems):
-            print(f'left out: {problem}')
-        entries = [entry for entry, problem in zip(entries, problems, strict=True) if not problem]
-        write_json(aside / _MANIFEST, {'made_by': _MADE_BY, 'settings': vars(cfg), 'files': [
-            {key: entry[key] for key in ('file', 'source', 'class', 'side', 'sha256')} for entry in entries]})
-        if target.exists():
-            target.rename(old)
-        aside.rename(target)
-    except (OSError, UserError) as error:
-        if old.exists() and not target.exists():
-            old.rename(target)
-        shutil.rmtree(aside, ignore_errors=True)
-        raise UserError(f'{target} cannot be written ({error}): close programs that have files of it open, free some '
-                        'space, or choose another TARGET_DIR') from error
-    shutil.rmtree(old, ignore_errors=True)
-    return entries
-
-
-def place(entry, folder, max_side):
-    """Copy one picture into its class's folder, shrunk if it is larger than max_side, and note where it is.
-
-    Returns what is wrong with it if it had to be shrunk and cannot be read.
-    """
-    file = Path(entry['side'], entry['class'], entry['name'])
-    try:
-        small = max_side and shrink(entry['source'], max_side)
-    except BadImage as error:
-        return str(error)
-    if small and file.suffix.lower() not in _SAVE_OPTIONS:
-        file = file.with_name(f'{file.name}.shrunk.png')
+def arrange(entry, side, folder):
+    """Move what was taken of a picture to its side and class."""
+    file = Path(side, entry['class'], entry['name'])
     (folder / file).parent.mkdir(parents=True, exist_ok=True)
-    if small:
-        small.save(folder / file, **_SAVE_OPTIONS[file.suffix.lower()])
-    else:
-        shutil.copyfile(entry['source'], folder / file)  # without its permissions: the copy must be replaceable
-    entry['file'] = file.as_posix()
-    return None
-
-
-def shrink(path, max_side):
-    """The picture with its longer side at max_side pixels, or None if it is not larger than that."""
-    with Image.open(path) as image:
-        if max(image.size) <= max_side:
-            return None
-    image = open_image(path)
-    image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
-    return image
+    entry['taken'].rename(folder / file)
+    entry |= {'side': side, 'file': file.as_posix()}
 
 
 def print_table(entries, cfg):

@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from common import augment, checkpoint, report, settings
+from common.cache import Pictures
 from common.device import amp_dtype, choose_device, describe, keep_memory, parallel
 from common.files import writable_folder, write_csv, write_json
 from common.images import BadImage, list_images, loader_workers, open_image
@@ -37,6 +38,7 @@ Prediction = namedtuple('Prediction', 'path logits error')  # logits is None whe
 def main(cfg):
     if cfg.BATCH_SIZE < 1:
         raise UserError(f'BATCH_SIZE = {cfg.BATCH_SIZE} must be at least 1')
+    keep_memory()
     saved = checkpoint.load(cfg.CHECKPOINT)
     paths = find_pictures(cfg.TEST_DIR)
     out = writable_folder(cfg.OUTPUT_DIR, 'OUTPUT_DIR')
@@ -68,18 +70,19 @@ def find_pictures(test_dir):
     return paths
 
 
-class Pictures(Dataset):
+class Folder(Dataset):
     """(transformed picture, '') for every path, or (None, what is wrong with the file)."""
 
-    def __init__(self, paths, transform):
-        self.paths, self.transform = paths, transform
+    def __init__(self, paths, settings):
+        self.paths, self.transform = paths, augment.eval_transform(settings)
+        self.open = Pictures(augment.fit(settings), settings['img_size'])
 
     def __len__(self):
         return len(self.paths)
 
     def __getitem__(self, index):
         try:
-            return self.transform(open_image(self.paths[index])), ''
+            return self.transform(self.open(self.paths[index])), ''
         except BadImage as error:
             return None, str(error)
 
@@ -94,20 +97,20 @@ def collate(items):
 def predict(cfg, saved, paths):
     """A Prediction for every path, in the same order."""
     device = choose_device()
-    keep_memory(device)
     dtype = amp_dtype(device) if cfg.USE_AMP else None
     print(describe(device, dtype))
+    loader = DataLoader(Folder(paths, saved['transform']), cfg.BATCH_SIZE, collate_fn=collate,
+                        pin_memory=device.type == 'cuda', num_workers=min(loader_workers(cfg.NUM_WORKERS), len(paths)),
+                        worker_init_fn=keep_memory)
+    batches = iter(loader)  # reading begins while the network is built
     try:
         net = restore_model(saved)
     except WeightsError as error:
         raise UserError(f'{cfg.CHECKPOINT}: {error}') from error
     model = parallel(net.to(device), device, dtype, cfg.USE_DP).eval()
-    pictures = Pictures(paths, augment.eval_transform(saved['transform']))
-    loader = DataLoader(pictures, cfg.BATCH_SIZE, collate_fn=collate, pin_memory=device.type == 'cuda',
-                        num_workers=min(loader_workers(cfg.NUM_WORKERS), len(paths)))
     predictions = []
     with Bar(total=len(paths), desc='predicting', unit='img') as bar:
-        for images, errors in loader:
+        for images, errors in batches:
             logits = iter(())
             if images is not None:
                 logits = iter(model(images.to(device, non_blocking=True)).float().cpu())

@@ -16,12 +16,13 @@ from timm.data.mixup import Mixup, mixup_target
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from timm.utils import AverageMeter, ModelEmaV3, accuracy, random_seed
-from torch.utils.data import DataLoader
 
 from common import augment, checkpoint, report, settings
-from common.device import amp_dtype, choose_device, describe, keep_memory, parallel
+from common.cache import Pictures, choose_cache
+from common.datasets import EpochSampler, leave_out, open_split, start_loader
+from common.device import amp_dtype, choose_device, compiled, describe, keep_memory, parallel
 from common.files import writable_folder, write_csv, write_json
-from common.images import EpochSampler, loader_workers, open_split
+from common.images import loader_workers
 from common.metrics import scores, validate
 from common.network import build_network, find_weights, print_cost
 from common.normalisation import normalisation
@@ -40,6 +41,8 @@ NORMALISATION = 'auto'            # 'weights': as the loaded weights had it; 'da
 MEAN: tuple | None = None         # of red, green, blue in [0, 1]: overrides NORMALISATION
 STD: tuple | None = None          # likewise
 NUM_WORKERS: int | str = 'auto'   # processes that read pictures; 'auto' takes one for each core
+CACHE: str | None = 'auto'        # pictures at IMG_SIZE, decoded once: 'ram', 'disk' (in .cache/, for later runs too),
+                                  # None, or 'auto': 'ram' if they take no more than a quarter of the free memory
 # Model
 MODEL = 'volo_d1'                 # volo_d1 (26 M parameters) … volo_d5 (294 M), or a network of timm, say 'resnet50'
 MODEL_KWARGS = {}                 # more keyword arguments of the network, for example {'drop_rate': 0.1}
@@ -59,6 +62,7 @@ LAYER_DECAY = 1.0                 # each layer learns so much slower than the on
 WEIGHT_DECAY = 0.05               # not on norms, biases, pos_embed, cls_token
 CLIP_GRAD = 5.0                   # largest norm of the gradient; 0 does not clip
 USE_AMP = True                    # mixed precision, where the processor gains from it
+COMPILE = False                   # torch.compile: minutes to begin with, then faster steps on GPUs; on CPUs slower ones
 USE_EMA = True                    # also keep an average of the weights, and validate it
 EMA_DECAY = 0.9998                # of that average; it starts lower and rises with the number of steps
 USE_DP = True                     # DataParallel, when there are several GPUs; BATCH_SIZE is then shared among them
@@ -84,6 +88,7 @@ SEED = 42
 
 def main(cfg):
     check(cfg)
+    keep_memory()
     random_seed(cfg.SEED)
     out = writable_folder(cfg.OUTPUT_DIR, 'OUTPUT_DIR')
     saved = checkpoint.load(out / 'last.pth') if cfg.RESUME else None
@@ -154,6 +159,8 @@ def check(cfg):
         raise UserError(f'ZOOM = {cfg.ZOOM}: give the least and the most, for example (0.8, 1.2), or None')
     if cfg.INTERPOLATION not in ('bilinear', 'bicubic'):
         raise UserError(f"INTERPOLATION = {cfg.INTERPOLATION!r}: choose 'bilinear' or 'bicubic'")
+    if cfg.CACHE not in ('ram', 'disk', 'auto', None):
+        raise UserError(f"CACHE = {cfg.CACHE!r}: choose 'ram', 'disk', 'auto' or None")
     if cfg.CROP not in (None, 'published') and not (isinstance(cfg.CROP, (int, float)) and 0.1 <= cfg.CROP <= 2):
         raise UserError(f"CROP = {cfg.CROP!r}: give a ratio such as 0.96, 'published' or None")
     if cfg.MODEL_KWARGS.keys() & _OURS:
@@ -177,8 +184,6 @@ def check(cfg):
 def build_data(cfg, weights):
     """The two loaders, the class names, and the transform's settings as plain values."""
     train_set, val_set = open_split(cfg.DATA_DIR)
-    if len(train_set) < cfg.BATCH_SIZE:
-        raise UserError(f'{len(train_set)} training images but BATCH_SIZE = {cfg.BATCH_SIZE}: lower BATCH_SIZE')
     mean, std = normalisation(cfg, weights, train_set.classes)
     transform = {'img_size': list(cfg.IMG_SIZE), 'mean': list(mean), 'std': list(std),
                  'interpolation': cfg.INTERPOLATION, 'crop': cfg.CROP}
@@ -187,13 +192,27 @@ def build_data(cfg, weights):
         zoom=cfg.ZOOM, blur=cfg.BLUR, jitter=cfg.JITTER, cutout=cfg.CUTOUT)
     val_set.transform = augment.eval_transform(transform)
     workers = loader_workers(cfg.NUM_WORKERS)
-    common = {'batch_size': cfg.BATCH_SIZE, 'persistent_workers': workers > 0, 'pin_memory': torch.cuda.is_available(),
-              'generator': torch.Generator()}  # its own: a loader takes a number from it when workers start
+    read_pictures(cfg, transform, train_set, val_set, workers)
+    sampler = EpochSampler(len(train_set), cfg.SEED)
     return SimpleNamespace(
         classes=train_set.classes, transform=transform,
-        train=DataLoader(train_set, sampler=EpochSampler(len(train_set), cfg.SEED), drop_last=True, num_workers=workers,
-                         **common),
-        val=DataLoader(val_set, num_workers=(workers + 1) // 2, **common))
+        train=start_loader(train_set, workers, batch_size=cfg.BATCH_SIZE, sampler=sampler, drop_last=True),
+        val=start_loader(val_set, (workers + 1) // 2, batch_size=cfg.BATCH_SIZE))
+
+
+def read_pictures(cfg, transform, train_set, val_set, workers):
+    """Decode every file once: those that are no pictures are left out, the others kept where CACHE says."""
+    where = choose_cache(cfg.CACHE, len(train_set) + len(val_set), cfg.IMG_SIZE, workers)
+    print(f'checking {len(train_set)} pictures for training and {len(val_set)} for validation, '
+          + ('each is decoded again in every epoch' if where is None else f'kept at {cfg.IMG_SIZE} pixels: {where}'))
+    bad = {}
+    for dataset, training in ((train_set, True), (val_set, False)):
+        dataset.loader = Pictures(augment.fit(transform, training), cfg.IMG_SIZE)
+        kind = f'{cfg.INTERPOLATION} {None if training else cfg.CROP}'
+        bad |= dataset.loader.keep([path for path, _ in dataset.samples], where, kind)
+    leave_out(train_set, val_set, bad)
+    if len(train_set) < cfg.BATCH_SIZE:
+        raise UserError(f'{len(train_set)} training images but BATCH_SIZE = {cfg.BATCH_SIZE}: lower BATCH_SIZE')
 
 
 # ---- network, optimizer, schedule ------------------------------------------------------------------------------------
@@ -213,7 +232,6 @@ def token_loss(outputs, targets):
 def build_training(cfg, data, weights, content, saved):
     """Everything that a step needs, under one name; in the state that was saved, if any."""
     device = choose_device()
-    keep_memory(device)
     dtype = amp_dtype(device) if cfg.USE_AMP else None
     print(describe(device, dtype))
     net, kwargs = build_network(cfg, data.classes, weights, content)
@@ -232,8 +250,11 @@ def build_training(cfg, data, weights, content, saved):
                                   warmup_t=warmup, warmup_lr_init=low, warmup_prefix=True)
     ema = ModelEmaV3(net, decay=cfg.EMA_DECAY, use_warmup=True) if cfg.USE_EMA else None
     loss = token_loss if cfg.TOKEN_LABEL else plain_loss
+    model = parallel(net, device, dtype, cfg.USE_DP, loss)
+    targets = torch.zeros(cfg.BATCH_SIZE, len(data.classes), device=device)
+    step_model = compiled(model.train(), cfg.IMG_SIZE, targets) if cfg.COMPILE else model
     run = SimpleNamespace(
-        net=net, kwargs=kwargs, model=parallel(net, device, dtype, cfg.USE_DP, loss), device=device, dtype=dtype,
+        net=net, kwargs=kwargs, model=model, step_model=step_model, device=device, dtype=dtype,
         weights=weights, optimizer=optimizer, scheduler=scheduler, updates=updates,
         scaler=torch.amp.GradScaler(device.type, enabled=dtype is torch.float16),
         ema=ema, ema_model=ema and parallel(ema.module, device, dtype, cfg.USE_DP),
@@ -263,7 +284,7 @@ def train_one_epoch(cfg, run, data, epoch, clock):
             images, targets = run.mixup(images, labels)
         else:
             targets = mixup_target(labels, len(data.classes), 1., cfg.SMOOTHING)
-        logits, each = run.model(images, targets)  # in autocast; the losses in fp32
+        logits, each = run.step_model(images, targets)  # in autocast; the losses in fp32
         loss = each.mean()
         share = min(together, steps - step // together * together)  # the last group of an epoch may be smaller
         run.scaler.scale(loss / share).backward()

@@ -50,16 +50,31 @@ def _import_cutout():
             namespace.pop(name)
 
 
+def fit(settings, training=False):
+    """PIL image -> PIL image of img_size: the part of a transform that is always the same.
+
+    `settings` are plain values: img_size (height, width) in pixels, mean and std of the [0, 1] channels, interpolation
+    ('bilinear' or 'bicubic') and crop. With crop None, and in training, the whole picture is squeezed into img_size. A
+    ratio resizes it, in its proportions, until it just covers img_size / crop, and takes the middle; beyond 1 that
+    leaves a black border.
+    """
+    if training or settings['crop'] is None:
+        return v2.Resize(settings['img_size'], v2.InterpolationMode(settings['interpolation']))
+    cover = [int(side / settings['crop']) for side in settings['img_size']]
+    return v2.Compose([ResizeKeepRatio(cover, interpolation=settings['interpolation']),
+                       CenterCropOrPad(settings['img_size'])])
+
+
 def train_transform(settings, *, rotation=0, flip=0., flip_vertical=0., shift=0., zoom=None, blur=0., jitter=0.,
                     cutout=0.):
-    """PIL image -> normalised float tensor (3, H, W), with the tutorial's augmentations at random.
+    """What follows `fit` in training, the tutorial's augmentations: PIL image -> normalised float tensor (3, H, W).
 
-    `settings` as in eval_transform. `rotation` is degrees either way, `flip` and `flip_vertical` are probabilities,
-    `shift` is a share of the side, `zoom` a pair (least, most), `blur` and `cutout` are probabilities, `jitter` the
-    range of brightness, contrast and saturation. All of them are off unless given.
+    `rotation` is degrees either way, `flip` and `flip_vertical` are probabilities, `shift` is a share of the side,
+    `zoom` a pair (least, most), `blur` and `cutout` are probabilities, `jitter` the range of brightness, contrast and
+    saturation. All of them are off unless given.
     """
     height, width = settings['img_size']
-    steps = [_squeeze(settings)]
+    steps = []
     if rotation or shift or zoom:
         steps.append(v2.RandomAffine(rotation, translate=(shift, shift) if shift else None, scale=zoom,
                                      interpolation=v2.InterpolationMode.BILINEAR,
@@ -75,21 +90,8 @@ def train_transform(settings, *, rotation=0, flip=0., flip_vertical=0., shift=0.
 
 
 def eval_transform(settings):
-    """PIL image -> normalised float tensor (3, H, W), nothing at random.
-
-    `settings` are plain values: img_size (height, width) in pixels, mean and std of the [0, 1] channels, interpolation
-    ('bilinear' or 'bicubic') and crop. With crop None the whole picture is squeezed into img_size. A ratio resizes it,
-    in its proportions, until it just covers img_size / crop, and takes the middle; beyond 1 that leaves a black border.
-    """
-    if settings['crop'] is None:
-        return v2.Compose([_squeeze(settings), *_to_tensor(settings)])
-    cover = [int(side / settings['crop']) for side in settings['img_size']]
-    return v2.Compose([ResizeKeepRatio(cover, interpolation=settings['interpolation']),
-                       CenterCropOrPad(settings['img_size']), *_to_tensor(settings)])
-
-
-def _squeeze(settings):
-    return v2.Resize(settings['img_size'], v2.InterpolationMode(settings['interpolation']))
+    """What follows `fit` in validation and test: PIL image -> normalised float tensor (3, H, W), nothing at random."""
+    return v2.Compose(_to_tensor(settings))
 
 
 def _to_tensor(settings):

@@ -7,7 +7,6 @@ import warnings
 
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import balanced_accuracy_score, classification_report, confusion_matrix
 from timm.utils import accuracy
 
 from common.progress import Bar
@@ -31,6 +30,8 @@ def validate(model, loader, device, label):
 def scores(logits, targets, classes):
     """Plain numbers from logits (N, classes) and targets (N,): loss, acc1, acc5, balanced_accuracy (percent),
     report (scikit-learn's, as text and as a dict) and the confusion matrix (rows: truth)."""
+    from sklearn.metrics import balanced_accuracy_score, classification_report, confusion_matrix  # takes a second
+
     acc1, acc5 = accuracy(logits, targets, topk=(1, 5))
     truth, guess = targets.numpy(), logits.argmax(1).numpy()
     labels = list(range(len(classes)))

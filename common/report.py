@@ -1,22 +1,28 @@
 """What people look at: curves, the report per class, the confusion matrix, a contact sheet."""
 import math
 
-import matplotlib
 import numpy as np
-from matplotlib import font_manager
-from matplotlib.figure import Figure
 
 from common.files import replacing, write_json, write_text
 
 _CJK = {'Noto Sans CJK SC', 'Noto Sans CJK JP', 'Source Han Sans SC', 'Microsoft YaHei', 'PingFang SC', 'SimHei',
         'Hiragino Sans GB', 'WenQuanYi Micro Hei', 'WenQuanYi Zen Hei'}  # class names may be Chinese
-matplotlib.rcParams['font.family'] = ['DejaVu Sans', *sorted(_CJK.intersection(font_manager.get_font_names()))]
-matplotlib.rcParams['text.parse_math'] = False  # and may hold a $
+
+
+def new_figure(width, height):
+    """An empty figure of so many inches. Here matplotlib is imported: a run's first step need not wait for it."""
+    import matplotlib
+    from matplotlib import font_manager
+    from matplotlib.figure import Figure
+
+    matplotlib.rcParams['font.family'] = ['DejaVu Sans', *sorted(_CJK.intersection(font_manager.get_font_names()))]
+    matplotlib.rcParams['text.parse_math'] = False  # class names may hold a $
+    return Figure(figsize=(width, height), dpi=110, layout='constrained')
 
 
 def plot_curves(path, rows, curves, ylabel, best=None):
     """Draw columns of the log over the epochs: `curves` is {column: legend}, `best` (epoch, value, text) a mark."""
-    figure = Figure(figsize=(7, 4.2), dpi=110, layout='constrained')
+    figure = new_figure(7, 4.2)
     axes = figure.add_subplot()
     for column, legend in curves.items():
         points = [(row['epoch'], row[column]) for row in rows if row[column] is not None]
@@ -39,7 +45,7 @@ def plot_confusion(path, matrix, classes, title):
     counts = np.array(matrix)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = min(20, 3.5 + 0.45 * len(classes))
-    figure = Figure(figsize=(side + 1, side), dpi=110, layout='constrained')
+    figure = new_figure(side + 1, side)
     axes = figure.add_subplot()
     image = axes.imshow(share, cmap='Blues', vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, shrink=0.7, label='share of the true class')
@@ -80,7 +86,7 @@ def contact_sheet(path, cells, title, columns=6):
     """Draw small pictures with a text below each: `cells` is [(PIL image or None, text, colour)]."""
     columns = min(columns, len(cells))
     rows = math.ceil(len(cells) / columns)
-    figure = Figure(figsize=(2 * columns, 2.5 * rows + 0.5), dpi=110, layout='constrained')
+    figure = new_figure(2 * columns, 2.5 * rows + 0.5)
     figure.suptitle(title)
     grid = figure.subplots(rows, columns, squeeze=False).flat
     for axes, (image, text, colour) in zip(grid, cells, strict=False):

@@ -60,7 +60,7 @@ class OutlookAttention(nn.Module):
         logits = F.linear(centre, weight, bias)                                       # (B, h, w, keys*heads*queries)
         logits = logits.unflatten(-1, (k2, self.num_heads, k2))
         x = mix_windows(values, logits, self.window, self.attn_drop if self.training else 0.)
-        return self.proj(x.flatten(3))
+        return self.proj(x.flatten(3).contiguous())  # a view would make the product copy its weights in evaluation
 
 
 class Outlooker(nn.Module):

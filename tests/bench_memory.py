@@ -27,7 +27,7 @@ ROWS = [('volo_d1', 224, 16), ('volo_d1', 384, 4), ('volo_d3', 224, 16), ('volo_
 def step(name, size, batch, checkpointing):
     """Train on two batches of noise and print a row."""
     dtype = amp_dtype(torch.device('cpu'))
-    keep_memory(torch.device('cpu'))
+    keep_memory()
     net = create_model(name, img_size=size, num_classes=1000).train()
     net.set_grad_checkpointing(checkpointing)
     estimate = training_cost(net, (size, size), batch, dtype, copies=2)[1]

@@ -30,7 +30,7 @@ REPEATS = 5        # of each, alternating, after one that does not count
 
 def main(cfg):
     device = choose_device()
-    keep_memory(device)  # for both
+    keep_memory()  # for both
     theirs = timm.create_model(f'{cfg.MODEL}_224', img_size=cfg.IMG_SIZE, use_aux_head=False).to(device)
     ours = models.create_model(cfg.MODEL, img_size=cfg.IMG_SIZE).to(device)
     ours.load_state_dict(theirs.state_dict())

@@ -10,7 +10,7 @@ import torch
 from conftest import ROOT
 from PIL import Image
 
-from common.augment import Cutout, eval_transform, train_transform
+from common.augment import Cutout, eval_transform, fit, train_transform
 
 SETTINGS = {'img_size': [32, 48], 'mean': [0.5, 0.4, 0.3], 'std': [0.2, 0.2, 0.1],
             'interpolation': 'bilinear', 'crop': None}
@@ -18,7 +18,7 @@ SETTINGS = {'img_size': [32, 48], 'mean': [0.5, 0.4, 0.3], 'std': [0.2, 0.2, 0.1
 
 def test_eval_transform_is_resize_scale_normalise():
     image = Image.new('RGB', (100, 60), (255, 128, 0))
-    out = eval_transform(SETTINGS)(image)
+    out = eval_transform(SETTINGS)(fit(SETTINGS)(image))
     assert out.shape == (3, 32, 48) and out.dtype == torch.float32
     expected = (torch.tensor([1, 128 / 255, 0]) - torch.tensor(SETTINGS['mean'])) / torch.tensor(SETTINGS['std'])
     torch.testing.assert_close(out, expected.view(3, 1, 1).expand_as(out))
@@ -26,8 +26,15 @@ def test_eval_transform_is_resize_scale_normalise():
 
 def test_without_augmentation_training_sees_what_validation_sees():
     image = Image.effect_noise((70, 50), 60).convert('RGB')
-    plain = train_transform(SETTINGS)
-    assert torch.equal(plain(image), eval_transform(SETTINGS)(image))
+    trained = train_transform(SETTINGS)(fit(SETTINGS, training=True)(image))
+    assert torch.equal(trained, eval_transform(SETTINGS)(fit(SETTINGS)(image)))
+
+
+def test_crop_is_for_validation_only():
+    settings = {**SETTINGS, 'crop': 0.5}
+    image = Image.new('RGB', (96, 64), 'black')
+    image.paste('white', (24, 16, 72, 48))  # the middle half
+    assert np.asarray(fit(settings)(image)).mean() > 250 > np.asarray(fit(settings, training=True)(image)).mean()
 
 
 @pytest.mark.parametrize('name, value', [('rotation', 180), ('flip', 1), ('flip_vertical', 1), ('shift', 0.3),
@@ -81,8 +88,8 @@ assert 'cv2' not in sys.modules or sys.modules['cv2'] is None or hasattr(sys.mod
 
 def test_transforms_travel_to_spawned_workers():
     transform = train_transform(SETTINGS, rotation=10, blur=1, jitter=0.5, cutout=1)
-    transform(Image.new('RGB', (40, 40)))
+    transform(Image.new('RGB', (48, 32)))
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         again = pickle.loads(pickle.dumps(transform))
-    assert again(Image.new('RGB', (40, 40))).shape == (3, 32, 48)
+    assert again(Image.new('RGB', (48, 32))).shape == (3, 32, 48)

@@ -1,22 +1,16 @@
-"""common/images.py: one opener for every kind of picture, class folders, and the order of an epoch."""
+"""common/images.py and datasets.py: one opener for every picture, class folders, and the order of an epoch."""
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import draw_folder
+from conftest import ROOT, draw_folder
 from PIL import Image
 
-from common.images import (
-    BadImage,
-    EpochSampler,
-    ImageFolder,
-    SeededImageFolder,
-    find_bad,
-    is_image,
-    list_images,
-    open_image,
-)
+from common.datasets import EpochSampler, ImageFolder, SeededImageFolder
+from common.images import BadImage, is_image, list_images, open_image
 from common.settings import UserError
 
 
@@ -64,8 +58,30 @@ def test_truncated_pictures_are_bad(tmp_path):
     Image.effect_noise((64, 64), 50).save(tmp_path / 'x.jpg')
     whole = (tmp_path / 'x.jpg').read_bytes()
     (tmp_path / 'x.jpg').write_bytes(whole[:len(whole) // 2])
-    (tmp_path / 'y.jpg').write_bytes(whole)
-    assert list(find_bad([tmp_path / 'x.jpg', tmp_path / 'y.jpg'])) == [tmp_path / 'x.jpg']
+    for at_least in (None, 8):
+        with pytest.raises(BadImage, match=r'x\.jpg'):
+            open_image(tmp_path / 'x.jpg', at_least)
+
+
+def test_a_jpeg_is_decoded_no_larger_than_needed(tmp_path):
+    """A quarter of the size here; the colours stay, and with `at_least` no side is smaller than it says."""
+    pixels = np.zeros((480, 640, 3), np.uint8)
+    pixels[:, :320] = 200, 40, 90
+    Image.fromarray(pixels).save(tmp_path / 'x.jpg', quality=95)
+    whole, part = open_image(tmp_path / 'x.jpg'), open_image(tmp_path / 'x.jpg', at_least=100)
+    assert part.size == (160, 120) and open_image(tmp_path / 'x.jpg', at_least=481).size == (640, 480)
+    small = np.asarray(whole.resize((32, 24), Image.Resampling.BOX), float)
+    assert abs(np.asarray(part.resize((32, 24), Image.Resampling.BOX), float) - small).max() <= 3
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    Image.fromarray(pixels).save(tmp_path / 'x.jpg', exif=exif)
+    assert open_image(tmp_path / 'x.jpg', at_least=100).size == (120, 160)
+
+
+def test_the_scripts_that_need_no_pytorch_do_not_import_it():
+    code = f'import sys; sys.path.insert(0, {str(ROOT)!r}); import mean_std, makedata; print(*sys.modules)'
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.returncode == 0 and not {'torch', 'sklearn', 'matplotlib'} & set(done.stdout.split())
 
 
 def test_which_files_count():

@@ -1,0 +1,154 @@
+"""Pictures at the network's size, decoded once and kept for all epochs: in memory, or in a file for later runs too.
+
+They are kept as they are before anything random happens to them, so a cache makes training faster, nothing else.
+"""
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm.contrib.concurrent import thread_map
+
+from common.device import free_memory
+from common.files import replacing
+from common.images import THREADS, BadImage, open_image
+from common.progress import Bar
+from common.settings import UserError
+
+FOLDER = Path('.cache')
+
+
+class Pictures:
+    """A function from a path to its picture at the network's size: uint8 RGB, as `fit` made it of the decoded file.
+
+    `size` is (height, width) in pixels. Until keep() was called, and for paths that it was not told of, every call
+    decodes the file. A JPEG is decoded at no more than the size that `fit` needs.
+    """
+
+    def __init__(self, fit, size):
+        self.fit, self.size = fit, tuple(size)
+        self.array, self.slots = None, {}
+
+    def __call__(self, path):
+        slot = self.slots.get(str(path))
+        if slot is None:
+            return self.fit(open_image(path, at_least=2 * max(self.size)))
+        return Image.fromarray(self.array[slot])
+
+    def __getstate__(self):  # a spawned loader worker opens the file instead of getting a copy of it
+        file = getattr(self.array, 'filename', None)
+        return {**vars(self), 'array': file and (file, self.array.shape)}
+
+    def __setstate__(self, state):
+        vars(self).update(state)
+        self.array = self.array and np.memmap(self.array[0], np.uint8, 'r', shape=self.array[1])
+
+    def keep(self, paths, where, kind=''):
+        """Read every file once and return {path: what is wrong with it} of those that are no pictures.
+
+        `where` is 'ram', 'disk' or None, which only reads. In a file below FOLDER a picture is good for as long as its
+        own file keeps size and time of change; `kind`, a text, is for caches that must not be mixed up.
+        """
+        if where == 'disk':
+            return self._keep_on_disk(paths, kind)
+        array = np.empty((len(paths), *self.size, 3), np.uint8) if where else None
+        bad = self._read(paths, range(len(paths)), array)
+        if where:
+            self.array = array
+            self.slots = {path: slot for slot, path in enumerate(paths) if path not in bad}
+        return bad
+
+    def _read(self, paths, slots, array):
+        def read(path, slot):
+            try:
+                picture = self(path)
+            except BadImage as error:
+                return str(error)
+            if array is not None:
+                array[slot] = picture
+            return None
+
+        problems = thread_map(read, paths, slots, max_workers=THREADS, tqdm_class=Bar, desc='reading pictures',
+                              unit='img')
+        return {path: problem for path, problem in zip(paths, problems, strict=True) if problem}
+
+    def _keep_on_disk(self, paths, kind):
+        """The file: uint8 pictures, then as JSON {path: [size, time of change, problem or None]} in their order."""
+        key = json.dumps([kind, self.size, os.path.abspath(os.path.commonpath(paths))])
+        file = FOLDER / f'{hashlib.sha256(key.encode()).hexdigest()[:16]}.pictures'
+        stamps = {path: [(found := os.stat(path)).st_size, found.st_mtime_ns] for path in paths}
+        old, pixels = read_index(file, self.size)
+        known = {path: slot for slot, (path, entry) in enumerate(old.items()) if stamps.get(path) == entry[:2]}
+        if known.keys() == stamps.keys() == old.keys():
+            bad = {path: entry[2] for path, entry in old.items() if entry[2]}
+        else:
+            FOLDER.mkdir(exist_ok=True)
+            bad = {path: old[path][2] for path in known if old[path][2]}
+            with replacing(file) as aside:
+                reserve(aside, len(paths) * self.size[0] * self.size[1] * 3)
+                array = np.memmap(aside, np.uint8, 'r+', shape=(len(paths), *self.size, 3))
+                missing = []
+                for slot, path in enumerate(paths):
+                    if path in known:
+                        array[slot] = pixels[known[path]]
+                    else:
+                        missing.append(slot)
+                bad |= self._read([paths[slot] for slot in missing], missing, array)
+                array.flush()
+                with open(aside, 'ab') as out:
+                    index = json.dumps({path: [*stamps[path], bad.get(path)] for path in paths}).encode()
+                    out.write(index + len(index).to_bytes(8, 'little'))
+            _, pixels = read_index(file, self.size)
+            known = {path: slot for slot, path in enumerate(paths)}
+        self.array, self.slots = pixels, {path: slot for path, slot in known.items() if path not in bad}
+        return bad
+
+
+def reserve(file, length):
+    """Make a file of so many bytes; on a full disk OSError, where a mapped file would crash later."""
+    with open(file, 'wb') as out:
+        if hasattr(os, 'posix_fallocate'):
+            os.posix_fallocate(out.fileno(), 0, length)
+        out.truncate(length)
+
+
+def read_index(file, size):
+    """({path: [size, time, problem]}, the pictures) of a cache file; ({}, None) where there is no whole one."""
+    try:
+        with open(file, 'rb') as content:
+            content.seek(-8, os.SEEK_END)
+            end = content.tell()
+            length = int.from_bytes(content.read(), 'little')
+            content.seek(end - length)
+            index = json.loads(content.read(length))
+        if end - length != len(index) * size[0] * size[1] * 3:
+            return {}, None
+        return index, np.memmap(file, np.uint8, 'r', shape=(len(index), *size, 3))
+    except (OSError, ValueError):
+        return {}, None
+
+
+def choose_cache(wanted, count, size, workers):
+    """Where CACHE = `wanted` puts `count` pictures of `size`: 'ram', 'disk' or None.
+
+    'auto' is 'ram' where they take no more than a quarter of the free memory. Raises UserError where there is no room.
+    """
+    if wanted is None:
+        return None
+    bytes_needed = count * size[0] * size[1] * 3
+    shared = not workers or multiprocessing.get_start_method() == 'fork'  # else each worker would get a copy
+    free = shutil.disk_usage('.').free if wanted == 'disk' else free_memory()
+    need = f'{bytes_needed / 2 ** 30:.1f} GiB for {count} pictures'
+    if wanted == 'auto':
+        return 'ram' if shared and free is not None and bytes_needed <= free / 4 else None
+    if wanted == 'ram' and not shared:
+        raise UserError("CACHE = 'ram': on this system each loader worker would need a copy: choose 'disk' or None, or "
+                        'NUM_WORKERS = 0')
+    if free is not None and bytes_needed > 0.9 * free:
+        raise UserError(f"CACHE = {wanted!r} needs {need}, but {free / 2 ** 30:.1f} GiB are free: choose "
+                        f"{'None' if wanted == 'disk' else repr('disk') + ' or None'}, or a smaller IMG_SIZE")
+    return wanted

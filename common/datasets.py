@@ -1,0 +1,117 @@
+"""The split that makedata.py made, as PyTorch data sets whose randomness follows from seeds alone."""
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Sampler
+from torchvision import datasets
+
+from common.device import keep_memory
+from common.images import class_folders, is_image, open_image
+from common.settings import UserError
+
+
+class ImageFolder(datasets.ImageFolder):
+    """torchvision's ImageFolder over open_image: (transformed picture, class index), classes sorted by name.
+
+    `classes` may be given to fix the indices, by name; the folder must then have just those. An empty class is an error
+    unless `allow_empty`.
+    """
+
+    def __init__(self, root, transform=None, classes=None, allow_empty=False):
+        self.expected = classes
+        try:
+            super().__init__(str(root), transform, loader=open_image, is_valid_file=is_image, allow_empty=allow_empty)
+        except FileNotFoundError as error:
+            raise UserError(f'{root}: {str(error).splitlines()[0]} Add pictures or remove the folder.') from None
+        if not self.samples:
+            raise UserError(f'{root}: no images in it')
+
+    def find_classes(self, directory):
+        names = class_folders(directory)
+        if self.expected is not None and names != sorted(self.expected):
+            extra, missing = sorted(set(names) - set(self.expected)), sorted(set(self.expected) - set(names))
+            raise UserError(f'{directory}: the classes must be those of the training set, but '
+                            + ' and '.join([f'{", ".join(extra)} is extra'] * bool(extra)
+                                           + [f'{", ".join(missing)} is missing'] * bool(missing)))
+        names = list(self.expected or names)
+        return names, {name: index for index, name in enumerate(names)}
+
+    def leave_out(self, paths):
+        """Drop files, such as unreadable ones, from the set."""
+        self.samples = self.imgs = [sample for sample in self.samples if sample[0] not in paths]
+        self.targets = [target for _, target in self.samples]
+
+
+class EpochSampler(Sampler):
+    """The shuffled order of an epoch, as (index, seed) keys for SeededImageFolder.
+
+    Both follow from the run's seed and the attribute `epoch` alone: they depend neither on the number of workers nor on
+    whether the run was interrupted before.
+    """
+
+    def __init__(self, length, seed):
+        self.length, self.seed, self.epoch = length, seed, 0
+
+    def __len__(self):
+        return self.length
+
+    def __iter__(self):
+        rng = np.random.default_rng([self.seed, self.epoch])
+        seeds = rng.integers(2 ** 63, size=self.length)
+        return zip(rng.permutation(self.length).tolist(), seeds.tolist(), strict=True)
+
+
+class SeededImageFolder(ImageFolder):
+    """ImageFolder for training: its keys are (index, seed), and the seed decides everything random in the transform."""
+
+    def __getitem__(self, key):
+        index, seed = key
+        python_state = random.getstate()
+        with torch.random.fork_rng(devices=[]):
+            random.seed(seed)
+            torch.default_generator.manual_seed(seed)
+            item = super().__getitem__(index)
+        random.setstate(python_state)
+        return item
+
+
+def open_split(data_dir):
+    """(training set, validation set) of a folder that makedata.py made; nothing is read yet."""
+    root = Path(data_dir)
+    if not (root / 'train').is_dir() or not (root / 'val').is_dir():
+        raise UserError(f'{root}/train and {root}/val are needed: run makedata.py first, or set DATA_DIR')
+    train_set = SeededImageFolder(root / 'train')
+    return train_set, ImageFolder(root / 'val', classes=train_set.classes, allow_empty=True)
+
+
+def leave_out(train_set, val_set, bad):
+    """Take the files in `bad`, {path: problem}, out of both sets.
+
+    Raises UserError where a class then has no picture to learn from.
+    """
+    for problem in bad.values():
+        print(f'left out: {problem}')
+    for dataset in (train_set, val_set):
+        dataset.leave_out(bad)
+    if not len(val_set):
+        raise UserError(f'{val_set.root}: none of its files is a readable picture')
+    trained, measured = set(train_set.targets), set(val_set.targets)
+    for index, name in enumerate(train_set.classes):
+        if index not in trained:
+            raise UserError(f'{train_set.root}/{name}: none of its files is a readable picture')
+        if index not in measured:
+            print(f'warning: {val_set.root} has no picture of {name}, so nothing measures that class')
+
+
+def start_loader(dataset, workers, **kwargs):
+    """A DataLoader whose worker processes are already there.
+
+    They should start while this process is small: a page of memory that they inherited is copied as soon as it is
+    written to, so that a process with a network in it would be slow for a whole epoch.
+    """
+    loader = DataLoader(dataset, num_workers=workers, persistent_workers=workers > 0, worker_init_fn=keep_memory,
+                        pin_memory=torch.cuda.is_available(), generator=torch.Generator(), **kwargs)
+    iter(loader)
+    return loader
