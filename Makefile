@@ -1,7 +1,7 @@
 # make demo: set up and run the four steps on the sample in data1/
 # make test: set up and run the tests
 # make test-all: the slow tests too (all five variants at all published sizes)
-# make bench: time the network beside timm's, measure the memory of training steps
+# make bench: time the network beside timm's, whole epochs beside bare steps; memory of steps, losses beside timm's
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
@@ -30,6 +30,9 @@ lint: $(VENV)/.ready-dev
 
 bench: $(VENV)/.ready
 	$(BIN)/python tests/bench_model.py
+	$(BIN)/python tests/bench_model.py --model volo_d3
+	$(BIN)/python tests/bench_data.py
+	$(BIN)/python tests/bench_loss.py
 	$(BIN)/python tests/bench_memory.py
 
 setup: $(VENV)/.ready

@@ -6,7 +6,6 @@
 A bare step is forward, backward, clipping and AdamW on one batch that is there. An epoch is train.py's own, with
 reading, augmentation, EMA and the log's numbers. Bare steps and epochs take turns.
 """
-import os
 import statistics
 import sys
 import time
@@ -33,7 +32,7 @@ PICTURES = 200                    # for the stages, one thread
 
 
 def main(cfg):
-    argv = os.environ.get('X','').split() + ['--pretrained', 'false', '--epochs', '100']
+    argv = ['--pretrained', 'false', '--epochs', '100']
     for name in ('DATA_DIR', 'MODEL', 'IMG_SIZE', 'BATCH_SIZE', 'CACHE', 'NUM_WORKERS'):
         argv += ['--' + name.lower().replace('_', '-'), str(getattr(cfg, name))]
     training = settings.read(train, argv)

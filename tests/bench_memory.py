@@ -1,4 +1,4 @@
-"""Peak memory of a training step of D1, D3 and D5, with and without gradient checkpointing.
+"""Peak memory of a training step of D1, D3 and D5, with and without gradient checkpointing, and of timm's D1 and D3.
 
     python tests/bench_memory.py
 
@@ -13,6 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import timm  # noqa: E402
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 
@@ -24,12 +25,15 @@ ROWS = [('volo_d1', 224, 16), ('volo_d1', 384, 4), ('volo_d3', 224, 16), ('volo_
         ('volo_d5', 512, 1)]
 
 
-def step(name, size, batch, checkpointing):
+def step(name, size, batch, kind):
     """Train on two batches of noise and print a row."""
     dtype = amp_dtype(torch.device('cpu'))
     keep_memory()
-    net = create_model(name, img_size=size, num_classes=1000).train()
-    net.set_grad_checkpointing(checkpointing)
+    if kind == 'timm':
+        net = timm.create_model(f'{name}_{size}', use_aux_head=False).train()
+    else:
+        net = create_model(name, img_size=size, num_classes=1000).train()
+        net.set_grad_checkpointing(kind == 'checkpointing')
     estimate = training_cost(net, (size, size), batch, dtype, copies=2)[1]
     optimizer = torch.optim.AdamW(net.parameters(), fused=True)
     for _ in range(2):
@@ -41,19 +45,20 @@ def step(name, size, batch, checkpointing):
         optimizer.step()
         seconds = time.perf_counter() - start
     peak = next(line for line in Path('/proc/self/status').read_text().splitlines() if line.startswith('VmHWM'))
-    print(f'{name:8} {size:5} {batch:6} {"yes" if checkpointing else "no":>14} {int(peak.split()[1]) / 2 ** 20:10.2f} '
+    print(f'{name:8} {size:5} {batch:6} {kind:>14} {int(peak.split()[1]) / 2 ** 20:10.2f} '
           f'{estimate / 2 ** 30:9.2f} {seconds:8.1f}', flush=True)
 
 
 def main():
-    print('network   size  batch  checkpointing  peak, GiB  estimate  seconds', flush=True)
+    print('network   size  batch           kind  peak, GiB  estimate  seconds', flush=True)
     for name, size, batch in ROWS:
-        for checkpointing in (False, True):
-            subprocess.run([sys.executable, __file__, name, str(size), str(batch), str(int(checkpointing))], check=True)
+        for kind in ('ours', 'checkpointing', 'timm'):
+            if kind != 'timm' or (size == 224 and name != 'volo_d5'):
+                subprocess.run([sys.executable, __file__, name, str(size), str(batch), kind], check=True)
 
 
 if __name__ == '__main__':
     if len(sys.argv) == 5:
-        step(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == '1')
+        step(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
     else:
         main()

@@ -192,3 +192,40 @@ def test_an_interrupted_exchange_is_completed(tmp_path, source):
     (tmp_path / 'data').rename(tmp_path / '.data.makedata-old')
     assert split().returncode == 0
     assert sides(tmp_path) == before and not (tmp_path / '.data.makedata-old').exists()
+
+
+def test_links_take_no_room_and_shrunken_pictures_are_copies(tmp_path, source):
+    Image.new('RGB', (400, 100), 'red').save(source / 'a' / 'wide.jpg')
+    done = split('--link', '--max-side', 50)
+    assert done.returncode == 0 and 'no hard links' not in done.stdout
+    for entry in entries(tmp_path):
+        same = (tmp_path / 'data' / entry['file']).samefile(tmp_path / entry['source'])
+        assert same == ('wide' not in entry['file'])
+    before = files_below(source)
+    assert split().returncode == 0 and files_below(source) == before  # the links went, the pictures did not
+    assert not any((tmp_path / 'data' / entry['file']).samefile(tmp_path / entry['source'])
+                   for entry in entries(tmp_path))
+
+
+def test_where_links_cannot_be_made_pictures_are_copied(tmp_path, source, monkeypatch):
+    def refuse(*paths):
+        raise OSError('Invalid cross-device link')
+
+    monkeypatch.setattr(makedata.os, 'link', refuse)
+    done = split('--link')
+    assert done.returncode == 0 and 'no hard links' in done.stdout and len(entries(tmp_path)) == 30
+
+
+def test_a_full_disk_leaves_the_old_split(tmp_path, source, monkeypatch):
+    split()
+    before = files_below(tmp_path / 'data')
+    draw_folder(source, {'c': 4}, seed=9)
+
+    def full(path, content):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(makedata.Path, 'write_bytes', full)
+    done = split()
+    assert done.returncode == 2 and 'No space left' in done.stderr and 'free some space' in done.stderr
+    assert files_below(tmp_path / 'data') == before
+    assert not list(tmp_path.glob('.data*'))
