@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from common import augment, checkpoint, report, settings
 from common.cache import Pictures
+from common.datasets import start_worker
 from common.device import amp_dtype, choose_device, describe, keep_memory, parallel
 from common.files import writable_folder, write_csv, write_json
 from common.images import BadImage, list_images, loader_workers, open_image
@@ -101,7 +102,7 @@ def predict(cfg, saved, paths):
     print(describe(device, dtype))
     loader = DataLoader(Folder(paths, saved['transform']), cfg.BATCH_SIZE, collate_fn=collate,
                         pin_memory=device.type == 'cuda', num_workers=min(loader_workers(cfg.NUM_WORKERS), len(paths)),
-                        worker_init_fn=keep_memory)
+                        worker_init_fn=start_worker)
     batches = iter(loader)  # reading begins while the network is built
     try:
         net = restore_model(saved)

@@ -6,6 +6,7 @@
 writes to checkpoints/volo_d1/ (OUTPUT_DIR): best.pth and last.pth, loss.png, acc.png, lr.png, confusion.png,
 report.txt, report.json, result.json, log.csv and class.json. README.md has measured accuracies and times to expect.
 """
+import itertools
 import math
 import time
 from types import SimpleNamespace
@@ -15,20 +16,20 @@ import torch.nn.functional as F
 from timm.data.mixup import Mixup, mixup_target
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
-from timm.utils import AverageMeter, ModelEmaV3, accuracy, random_seed
+from timm.utils import ModelEmaV3, accuracy, random_seed
 
-from common import augment, checkpoint, report, settings
-from common.cache import Pictures, choose_cache
-from common.datasets import EpochSampler, leave_out, open_split, start_loader
+from common import checkpoint, settings
+from common.check import check
+from common.data import build_data
 from common.device import amp_dtype, choose_device, compiled, describe, keep_memory, parallel
-from common.files import writable_folder, write_csv, write_json
-from common.images import loader_workers
+from common.files import writable_folder, write_json
+from common.keep import best_of, save_epoch, save_last
 from common.metrics import scores, validate
 from common.network import build_network, find_weights, print_cost
-from common.normalisation import normalisation
+from common.outside import StopRequest, in_words, only_run
 from common.progress import Bar, Clock, format_duration, with_waiting
 from common.settings import UserError
-from models import VARIANTS, default_cfg, heads_of, token_label_loss
+from models import heads_of, token_label_loss
 
 # Data
 DATA_DIR = 'data'                 # what makedata.py made: train/ and val/, one sub-folder for each class
@@ -82,7 +83,10 @@ MIXUP_SWITCH_PROB = 0.5           # CutMix's share of those
 SMOOTHING = 0.1                   # label smoothing
 # Run
 OUTPUT_DIR = 'checkpoints/volo_d1'
-RESUME = False                    # True goes on from OUTPUT_DIR/last.pth
+RESUME: bool | str = False        # True goes on from OUTPUT_DIR/last.pth, 'auto' does so if it is there
+SAVE_EVERY_MINUTES = 10.0         # last.pth is also written in the middle of an epoch, this often
+MAX_BAD_STEPS = 10                # steps without a finite loss and gradient are skipped; after so many in a row the run
+                                  # goes back to the last save with a tenth of the learning rate, once
 SEED = 42
 
 
@@ -91,128 +95,77 @@ def main(cfg):
     keep_memory()
     random_seed(cfg.SEED)
     out = writable_folder(cfg.OUTPUT_DIR, 'OUTPUT_DIR')
-    saved = checkpoint.load(out / 'last.pth') if cfg.RESUME else None
-    weights, content = (saved['pretrained'], None) if saved else find_weights(cfg)
-    data = build_data(cfg, weights)
-    if saved:
-        checkpoint.check_resume(cfg, data, saved, out)
-    run = build_training(cfg, data, weights, content, saved)
-    history = saved['history'] if saved else []
-    if not saved:
-        checkpoint.set_aside(out)
-    del saved, content  # as large as the network, or four times
-    write_json(out / 'class.json', data.classes)
-    print(f'Ctrl-C stops; RESUME = True (--resume) then goes on after the last whole epoch in {out}')
+    with only_run(out), StopRequest() as stop, in_words(f'--resume goes on from {out}/last.pth'):
+        saved = find_saved(cfg, out)
+        if saved and cfg.RESUME == 'auto' and len(saved['history']) >= cfg.EPOCHS:
+            print(f'{out}/last.pth has all its epochs behind it: nothing to do')
+            return
+        weights, content = (saved['pretrained'], None) if saved else find_weights(cfg)
+        data = build_data(cfg, weights)
+        if saved:
+            checkpoint.check_resume(cfg, data, saved, out)
+        run = build_training(cfg, data, weights, content, saved)
+        history = saved['history'] if saved else []
+        if not saved:
+            checkpoint.set_aside(out)
+            save_last(cfg, run, data, out, history)
+        del saved, content  # as large as the network, or four times
+        write_json(out / 'class.json', data.classes)
+        print(f'Ctrl-C saves and stops; RESUME = True (--resume) then goes on from {out}')
+        try:
+            train_epochs(cfg, run, data, out, history, stop)
+        except Diverged as error:
+            if run.lr_scale < 1:
+                raise
+            print(f'{error}: going back to the last save, with a tenth of the learning rate')
+            del run
+            saved = checkpoint.load_last(out)
+            saved['lr_scale'] = 0.1
+            run, history = build_training(cfg, data, weights, None, saved), saved['history']
+            train_epochs(cfg, run, data, out, history, stop)
+    best = best_of(history)
+    print(f'\nbest: epoch {best["epoch"]}, {best["weights"]} weights, ACC1 {best["acc1"]:.2f} %; all of it is in {out}')
+
+
+def find_saved(cfg, out):
+    """The checkpoint that RESUME goes on from, or None."""
+    there = any((out / name).exists() for name in ('last.pth', 'last_before.pth'))
+    return checkpoint.load_last(out) if cfg.RESUME is True or (cfg.RESUME == 'auto' and there) else None
+
+
+def train_epochs(cfg, run, data, out, history, stop):
+    """Train and validate from where run.progress stands to the last epoch; saves in between, rows go into history."""
     forward = 1 / 3  # of the time that a training step takes
-    first = len(history)
+    first, saved_at = len(history), time.monotonic()
+
+    def between_steps():
+        nonlocal saved_at
+        if stop.signum or (time.monotonic() - saved_at > 60 * cfg.SAVE_EVERY_MINUTES and not run.progress.bad):
+            save_last(cfg, run, data, out, history)
+            saved_at = time.monotonic()
+        stop.obey()
+
     for epoch in range(first, cfg.EPOCHS):
         start = time.perf_counter()
         if epoch in (first, run.frozen_epochs):  # steps of the head alone do not tell how long the others take
             clock = Clock(len(data.train), cfg.EPOCHS, rest=len(data.val) * (1 + cfg.USE_EMA) * forward)
-        data.train.sampler.epoch = epoch
-        row = {'epoch': epoch + 1, **train_one_epoch(cfg, run, data, epoch, clock)}
+        row = {'epoch': epoch + 1, **train_one_epoch(cfg, run, data, epoch, clock, between_steps)}
         trained = time.perf_counter()
-        results = {'raw': evaluate(run.model, data, run, 'validating')}
+        results = {'raw': evaluate(run.model, data, run, 'validating', between_steps)}
         if run.ema:
-            results['ema'] = evaluate(run.ema_model, data, run, 'validating the EMA weights')
+            results['ema'] = evaluate(run.ema_model, data, run, 'validating the EMA weights', between_steps)
         for which in ('raw', 'ema'):
             scored = results.get(which, {})
             row |= {f'{which}_{key}': scored.get(key) for key in ('loss', 'acc1', 'acc5', 'balanced_accuracy')}
         row['seconds'] = time.perf_counter() - start
         history.append(row)
+        run.progress = checkpoint.Progress()
         save_epoch(cfg, run, data, out, history, results)
+        saved_at = time.monotonic()
         clock.rest_seconds = time.perf_counter() - trained
         print_epoch(cfg, row, clock.left(epoch + 1, 0))
-    best = best_of(history)
-    print(f'\nbest: epoch {best["epoch"]}, {best["weights"]} weights, ACC1 {best["acc1"]:.2f} %; all of it is in {out}')
-
-
-_RANGES = {  # least and most that make sense
-    'EPOCHS': (1, math.inf), 'BATCH_SIZE': (1, math.inf), 'ACCUMULATE_STEPS': (1, math.inf), 'SEED': (0, 2 ** 32 - 1),
-    'SMOOTHING': (0, 0.99), 'LAYER_DECAY': (0.01, 1),
-    **dict.fromkeys(('MIN_LR', 'DROP_PATH', 'EMA_DECAY', 'MIXUP_PROB', 'MIXUP_SWITCH_PROB'), (0, 1)),
-    **dict.fromkeys(('FLIP', 'FLIP_VERTICAL', 'SHIFT', 'BLUR', 'CUTOUT'), (0, 1)),
-    **dict.fromkeys(('WARMUP_EPOCHS', 'FREEZE_EPOCHS', 'WEIGHT_DECAY', 'CLIP_GRAD'), (0, math.inf)),
-    **dict.fromkeys(('ROTATION', 'JITTER', 'MIXUP_ALPHA', 'CUTMIX_ALPHA'), (0, math.inf))}
-_OURS = {'img_size', 'num_classes', 'in_chans', 'drop_path_rate', 'return_dense', 'mix_token'}  # not for MODEL_KWARGS
-
-
-def check(cfg):
-    """Refuse settings that would fail later, each by its name."""
-    settings.check_ranges(cfg, _RANGES)
-    mixing = cfg.MIXUP_PROB > 0 and (cfg.MIXUP_ALPHA > 0 or cfg.CUTMIX_ALPHA > 0)
-    if mixing and cfg.BATCH_SIZE % 2:
-        raise UserError(f'BATCH_SIZE = {cfg.BATCH_SIZE} must be even: Mixup works on pairs; or set MIXUP_PROB = 0')
-    if cfg.MIXUP_PROB and not mixing:
-        raise UserError('MIXUP_PROB needs MIXUP_ALPHA or CUTMIX_ALPHA above 0: set it to 0 to switch mixing off')
-    if cfg.TOKEN_LABEL and mixing:
-        raise UserError('TOKEN_LABEL mixes tokens itself and does not go with Mixup and CutMix: set MIXUP_PROB = 0')
-    if cfg.TOKEN_LABEL and cfg.MODEL not in VARIANTS:
-        raise UserError(f'TOKEN_LABEL: {cfg.MODEL} gives no logits for tokens, only {", ".join(VARIANTS)} do')
-    if 0 < cfg.WARMUP_EPOCHS >= cfg.EPOCHS:
-        raise UserError(f'WARMUP_EPOCHS = {cfg.WARMUP_EPOCHS} must be less than EPOCHS = {cfg.EPOCHS}; 0: none')
-    if cfg.FREEZE_EPOCHS and cfg.PRETRAINED is False:
-        raise UserError('FREEZE_EPOCHS needs weights to freeze: set it to 0, or PRETRAINED to something')
-    if cfg.LR != 'auto' and not (isinstance(cfg.LR, (int, float)) and cfg.LR > 0):
-        raise UserError(f"LR = {cfg.LR!r}: give a positive number or 'auto'")
-    if cfg.ZOOM is not None and not (len(cfg.ZOOM) == 2 and 0 < cfg.ZOOM[0] <= cfg.ZOOM[1]):
-        raise UserError(f'ZOOM = {cfg.ZOOM}: give the least and the most, for example (0.8, 1.2), or None')
-    if cfg.INTERPOLATION not in ('bilinear', 'bicubic'):
-        raise UserError(f"INTERPOLATION = {cfg.INTERPOLATION!r}: choose 'bilinear' or 'bicubic'")
-    if cfg.CACHE not in ('ram', 'disk', 'auto', None):
-        raise UserError(f"CACHE = {cfg.CACHE!r}: choose 'ram', 'disk', 'auto' or None")
-    if cfg.CROP not in (None, 'published') and not (isinstance(cfg.CROP, (int, float)) and 0.1 <= cfg.CROP <= 2):
-        raise UserError(f"CROP = {cfg.CROP!r}: give a ratio such as 0.96, 'published' or None")
-    if cfg.MODEL_KWARGS.keys() & _OURS:
-        raise UserError(f'MODEL_KWARGS: {", ".join(sorted(cfg.MODEL_KWARGS.keys() & _OURS))} is set by train.py itself')
-    try:
-        published = default_cfg(cfg.MODEL)
-    except ValueError as error:
-        raise UserError(f'MODEL: {error}') from error
-    if cfg.CROP == 'published':
-        cfg.CROP = published['crop_pct']
-    sides = (cfg.IMG_SIZE, cfg.IMG_SIZE) if isinstance(cfg.IMG_SIZE, int) else cfg.IMG_SIZE
-    unit = 16 if cfg.MODEL in VARIANTS else 1
-    if len(sides) != 2 or any(type(side) is not int or side < 16 or side % unit for side in sides):
-        raise UserError(f'IMG_SIZE = {cfg.IMG_SIZE}: each side must be '
-                        + ('a multiple of 16 pixels' if unit == 16 else '16 pixels or more'))
-    cfg.IMG_SIZE = tuple(sides)
-
-
-# ---- data ------------------------------------------------------------------------------------------------------------
-
-def build_data(cfg, weights):
-    """The two loaders, the class names, and the transform's settings as plain values."""
-    train_set, val_set = open_split(cfg.DATA_DIR)
-    mean, std = normalisation(cfg, weights, train_set.classes)
-    transform = {'img_size': list(cfg.IMG_SIZE), 'mean': list(mean), 'std': list(std),
-                 'interpolation': cfg.INTERPOLATION, 'crop': cfg.CROP}
-    train_set.transform = augment.train_transform(
-        transform, rotation=cfg.ROTATION, flip=cfg.FLIP, flip_vertical=cfg.FLIP_VERTICAL, shift=cfg.SHIFT,
-        zoom=cfg.ZOOM, blur=cfg.BLUR, jitter=cfg.JITTER, cutout=cfg.CUTOUT)
-    val_set.transform = augment.eval_transform(transform)
-    workers = loader_workers(cfg.NUM_WORKERS)
-    read_pictures(cfg, transform, train_set, val_set, workers)
-    sampler = EpochSampler(len(train_set), cfg.SEED)
-    return SimpleNamespace(
-        classes=train_set.classes, transform=transform,
-        train=start_loader(train_set, workers, batch_size=cfg.BATCH_SIZE, sampler=sampler, drop_last=True),
-        val=start_loader(val_set, (workers + 1) // 2, batch_size=cfg.BATCH_SIZE))
-
-
-def read_pictures(cfg, transform, train_set, val_set, workers):
-    """Decode every file once: those that are no pictures are left out, the others kept where CACHE says."""
-    where = choose_cache(cfg.CACHE, len(train_set) + len(val_set), cfg.IMG_SIZE, workers)
-    print(f'checking {len(train_set)} pictures for training and {len(val_set)} for validation, '
-          + ('each is decoded again in every epoch' if where is None else f'kept at {cfg.IMG_SIZE} pixels: {where}'))
-    bad = {}
-    for dataset, training in ((train_set, True), (val_set, False)):
-        dataset.loader = Pictures(augment.fit(transform, training), cfg.IMG_SIZE)
-        kind = f'{cfg.INTERPOLATION} {None if training else cfg.CROP}'
-        bad |= dataset.loader.keep([path for path, _ in dataset.samples], where, kind)
-    leave_out(train_set, val_set, bad)
-    if len(train_set) < cfg.BATCH_SIZE:
-        raise UserError(f'{len(train_set)} training images but BATCH_SIZE = {cfg.BATCH_SIZE}: lower BATCH_SIZE')
+        if epoch + 1 < cfg.EPOCHS:
+            stop.obey()
 
 
 # ---- network, optimizer, schedule ------------------------------------------------------------------------------------
@@ -240,7 +193,8 @@ def build_training(cfg, data, weights, content, saved):
     loaded = weights['source'] != 'scratch'
     if cfg.FREEZE_EPOCHS and not loaded:
         print('FREEZE_EPOCHS is ignored: no weights were loaded')
-    lr = cfg.LR if cfg.LR != 'auto' else 1e-4 if loaded else 5e-4
+    scale = saved['lr_scale'] if saved else 1.
+    lr = scale * (cfg.LR if cfg.LR != 'auto' else 1e-4 if loaded else 5e-4)
     optimizer = create_optimizer_v2(net, 'adamw', lr=lr, weight_decay=cfg.WEIGHT_DECAY,
                                     layer_decay=cfg.LAYER_DECAY if cfg.LAYER_DECAY < 1 else None,
                                     fused=device.type in ('cpu', 'cuda'))
@@ -255,7 +209,8 @@ def build_training(cfg, data, weights, content, saved):
     step_model = compiled(model.train(), cfg.IMG_SIZE, targets) if cfg.COMPILE else model
     run = SimpleNamespace(
         net=net, kwargs=kwargs, model=model, step_model=step_model, device=device, dtype=dtype,
-        weights=weights, optimizer=optimizer, scheduler=scheduler, updates=updates,
+        weights=weights, lr_scale=scale, progress=checkpoint.Progress(), optimizer=optimizer, scheduler=scheduler,
+        updates=updates,
         scaler=torch.amp.GradScaler(device.type, enabled=dtype is torch.float16),
         ema=ema, ema_model=ema and parallel(ema.module, device, dtype, cfg.USE_DP),
         frozen_epochs=cfg.FREEZE_EPOCHS if loaded else 0,
@@ -264,53 +219,107 @@ def build_training(cfg, data, weights, content, saved):
         parameters=sum(p.numel() for p in net.parameters()))
     if saved:
         checkpoint.restore_training_state(run, saved)
-        scheduler.step_update(len(saved['history']) * updates)
+        done = updates if run.progress.step == len(data.train) else run.progress.step // cfg.ACCUMULATE_STEPS
+        scheduler.step_update(len(saved['history']) * updates + done)
     return run
 
 
 # ---- the epoch loop --------------------------------------------------------------------------------------------------
 
-def train_one_epoch(cfg, run, data, epoch, clock):
-    """One pass over the training set. Returns the columns of the log that belong to it."""
-    losses, acc1, norms = AverageMeter(), AverageMeter(), AverageMeter()
-    waited, seen, start = 0., 0, time.perf_counter()
+class Diverged(UserError):
+    """Too many steps in a row without a finite loss."""
+
+
+def train_one_epoch(cfg, run, data, epoch, clock, between_steps=lambda: None):
+    """What is left of a pass over the training set by run.progress. Returns the log's columns that belong to it."""
+    done = run.progress
     set_mode(run.net, frozen=epoch < run.frozen_epochs)
-    steps, together, norm = len(data.train), cfg.ACCUMULATE_STEPS, 0.
-    bar = Bar(with_waiting(data.train), total=steps, desc=f'epoch {epoch + 1}/{cfg.EPOCHS}', unit='step')
-    for step, (waiting, (images, labels)) in enumerate(bar):
+    data.train.sampler.epoch, data.train.sampler.skip = epoch, done.step * cfg.BATCH_SIZE
+    steps, together, classes = len(data.train), cfg.ACCUMULATE_STEPS, len(data.classes)
+    bar = Bar(with_waiting(data.train), initial=done.step, total=steps, desc=f'epoch {epoch + 1}/{cfg.EPOCHS}',
+              unit='step')
+    for waiting, (images, labels) in bar:
         begin = time.perf_counter()
         images, labels = images.to(run.device, non_blocking=True), labels.to(run.device, non_blocking=True)
         if run.mixup:  # Mixup or CutMix now and then; smoothed one-hot targets always
             images, targets = run.mixup(images, labels)
         else:
-            targets = mixup_target(labels, len(data.classes), 1., cfg.SMOOTHING)
-        logits, each = run.step_model(images, targets)  # in autocast; the losses in fp32
-        loss = each.mean()
-        share = min(together, steps - step // together * together)  # the last group of an epoch may be smaller
-        run.scaler.scale(loss / share).backward()
-        if (step + 1) % together == 0 or step + 1 == steps:
-            norm = update(cfg, run, epoch * run.updates + step // together + 1)
-            if math.isfinite(norm):  # fp16 skips the steps in which it is not
-                norms.update(norm)
-        if not math.isfinite(loss.item()) or not (math.isfinite(norm) or run.scaler.is_enabled()):
-            raise UserError(f'the loss became {loss.item()} and the gradient {norm} in epoch {epoch + 1}, step '
-                            f'{step + 1}: lower LR; {cfg.OUTPUT_DIR}/last.pth, if there, holds the epoch before')
+            targets = mixup_target(labels, classes, 1., cfg.SMOOTHING)
+        group = done.step // together * together  # the first of the batches that belong to one step of the optimizer
+        logits, loss = backward(run, images, targets, share=min(together, steps - group))
+        done.step += 1
+        good = math.isfinite(loss)
+        if done.step % together == 0 or done.step == steps:
+            norm = update(cfg, run, epoch * run.updates + group // together + 1)
+            if math.isfinite(norm):
+                done.norms.update(norm)
+            good = good and (math.isfinite(norm) or run.scaler.is_enabled())  # fp16 lowers its scale and goes on
+        note_bad(cfg, run, data, good, loss, epoch)
 
-        losses.update(loss.item(), len(images))
-        unmixed = targets.amax(1) >= 1 - cfg.SMOOTHING  # accuracy only on pictures whose label is not a mixture
-        if unmixed.any():
-            acc1.update(accuracy(logits[unmixed], labels[unmixed])[0].item(), int(unmixed.sum()))
-        waited, seen = waited + waiting, seen + len(images)
-        seconds = time.perf_counter() - start
+        if good:
+            done.losses.update(loss, len(images))
+            unmixed = targets.amax(1) >= 1 - cfg.SMOOTHING  # accuracy only on pictures whose label is not a mixture
+            if unmixed.any():
+                done.acc1.update(accuracy(logits[unmixed], labels[unmixed])[0].item(), int(unmixed.sum()))
+        done.waited, done.seen = done.waited + waiting, done.seen + len(images)
+        done.seconds += waiting + time.perf_counter() - begin
         clock.step(waiting + time.perf_counter() - begin)
         if epoch >= run.frozen_epochs:
-            clock.forecast(cfg, epoch, step)
-        lr = max(group['lr'] for group in run.optimizer.param_groups)
+            clock.forecast(cfg, epoch, done.step - 1)
         bar.set_postfix_str(
-            f'loss {losses.avg:.3f}, lr {lr:.1e}, {seen / seconds:.1f} img/s, waiting {waited / seconds:.0%}, '
-            f'whole run {format_duration(clock.left(epoch, step + 1))} left', refresh=False)
-    return {'lr': lr, 'train_loss': losses.avg, 'train_acc1': acc1.avg if acc1.count else None, 'grad_norm': norms.avg,
-            'images_per_s': seen / seconds, 'waiting': waited / seconds}
+            f'loss {done.losses.avg:.3f}, lr {learning_rate(run):.1e}, {done.seen / done.seconds:.1f} img/s, waiting '
+            f'{done.waited / done.seconds:.0%}, whole run {format_duration(clock.left(epoch, done.step))} left',
+            refresh=False)
+        between_steps()
+    return {'lr': learning_rate(run), 'train_loss': done.losses.avg,
+            'train_acc1': done.acc1.avg if done.acc1.count else None, 'grad_norm': done.norms.avg,
+            'skipped_steps': done.skipped, 'images_per_s': done.seen / done.seconds,
+            'waiting': done.waited / done.seconds}
+
+
+def learning_rate(run):
+    return max(group['lr'] for group in run.optimizer.param_groups)
+
+
+def backward(run, images, targets, share):
+    """Add a batch's gradients, as one of `share` batches. Returns (logits, the loss, a number).
+
+    A loss that is no number leaves no trace, neither in the gradients nor in BatchNorm's averages.
+    """
+    buffers = [buffer.clone() for buffer in run.net.buffers()]
+    logits, losses = run.step_model(images, targets)  # in autocast; the losses in fp32
+    loss = losses.mean()
+    value = loss.item()
+    if math.isfinite(value):
+        run.scaler.scale(loss / share).backward()
+    else:
+        for buffer, before in zip(run.net.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+    return logits.detach(), value
+
+
+def note_bad(cfg, run, data, good, loss, epoch):
+    """Count the steps that were skipped. Raises Diverged, with the pictures, after MAX_BAD_STEPS of them in a row."""
+    done = run.progress
+    done.bad = 0 if good else done.bad + 1
+    done.skipped += not good
+    if good:
+        return
+    if done.bad == 1:
+        Bar.write(f'epoch {epoch + 1}, step {done.step}: the loss is {loss}, so the step is skipped')
+    none_good = done.step == len(data.train) == done.skipped
+    if done.bad >= cfg.MAX_BAD_STEPS or none_good:
+        names = batch_files(data.train, done.step - 1)
+        raise Diverged(f'the loss became {loss} in epoch {epoch + 1}, step {done.step}, and {done.bad} steps in a row '
+                       f'had to be skipped: lower LR, or look at the pictures of that batch: {", ".join(names)}')
+
+
+def batch_files(loader, step):
+    """The files of a batch of the epoch that the loader is in."""
+    sampler = loader.sampler
+    first = step * loader.batch_size - sampler.skip
+    keys = itertools.islice(iter(sampler), first, first + loader.batch_size)
+    return [loader.dataset.samples[index][0] for index, _ in keys]
 
 
 def set_mode(net, frozen):
@@ -325,53 +334,27 @@ def set_mode(net, frozen):
 
 
 def update(cfg, run, done):
-    """Step number `done` of the optimizer, by the gradients since the last. Returns their norm before clipping."""
-    run.scaler.unscale_(run.optimizer)  # the norm is of the true gradients
-    norm = torch.nn.utils.clip_grad_norm_(run.net.parameters(), cfg.CLIP_GRAD or math.inf).item()
-    run.scaler.step(run.optimizer)
-    run.scaler.update()
+    """Step number `done` of the optimizer, by the gradients since the last. Returns their norm before clipping.
+
+    Without a gradient, or with one that is no number, no step is taken.
+    """
+    norm = math.nan
+    if any(parameter.grad is not None for parameter in run.net.parameters()):
+        run.scaler.unscale_(run.optimizer)  # the norm is of the true gradients
+        norm = torch.nn.utils.clip_grad_norm_(run.net.parameters(), cfg.CLIP_GRAD or math.inf).item()
+        if math.isfinite(norm) or run.scaler.is_enabled():  # the scaler skips its step by itself
+            run.scaler.step(run.optimizer)
+            if run.ema:
+                run.ema.update(run.net, step=done)
+        run.scaler.update()
     run.optimizer.zero_grad()
     run.scheduler.step_update(done)
-    if run.ema:
-        run.ema.update(run.net, step=done)
     return norm
 
 
-def evaluate(model, data, run, label):
+def evaluate(model, data, run, label, between_batches):
     """The scores of a model on the validation set."""
-    return scores(*validate(model, data.val, run.device, label), data.classes)
-
-
-# ---- what is kept ----------------------------------------------------------------------------------------------------
-
-def best_of(history):
-    """{epoch, weights ('raw' or 'ema'), acc1} of the highest ACC1 so far, the earliest of equals."""
-    found = [{'epoch': row['epoch'], 'weights': which, 'acc1': row[f'{which}_acc1']}
-             for row in history for which in ('raw', 'ema') if row[f'{which}_acc1'] is not None]
-    return max(found, key=lambda best: best['acc1'])
-
-
-def save_epoch(cfg, run, data, out, history, results):
-    """Write checkpoints, tables and pictures after an epoch. `results`: the scores of the raw and the EMA weights."""
-    best = best_of(history)
-    info = {'model': cfg.MODEL, 'model_kwargs': run.kwargs, 'classes': data.classes, 'transform': data.transform,
-            'settings': vars(cfg), 'pretrained': run.weights, 'best': best}
-    state = checkpoint.training_state(run)
-    if best['epoch'] == len(history):
-        weights = state['state_dict_ema' if best['weights'] == 'ema' else 'state_dict']
-        checkpoint.save(out / 'best.pth', {**info, 'history': history, 'state_dict': weights})
-    checkpoint.save(out / 'last.pth', {**info, 'history': history, **state})  # second: best.pth must not miss an epoch
-    try:
-        write_csv(out / 'log.csv', history)
-        write_json(out / 'result.json', {
-            **info, 'last': history[-1], 'finished': len(history) == cfg.EPOCHS, 'parameters': run.parameters,
-            'seconds': sum(row['seconds'] for row in history), 'device': describe(run.device, run.dtype),
-            'torch': torch.__version__})
-        report.plot_training(out, history, best)
-        if best['epoch'] == len(history):
-            report.write_scores(out, results[best['weights']], data.classes, best)
-    except UserError as error:  # a table that is open in another program, say; the training is worth more
-        print(f'warning: {error}')
+    return scores(*validate(model, data.val, run.device, label, between_batches), data.classes)
 
 
 def print_epoch(cfg, row, left):

@@ -1,9 +1,11 @@
 """Checkpoints: plain dicts of tensors and values, written aside, moved into place, read without running anything."""
 import os
 import random
+import zipfile
 
 import numpy as np
 import torch
+from timm.utils import AverageMeter
 
 from common.files import replacing
 from common.settings import UserError
@@ -38,12 +40,44 @@ def load(path):
     return content
 
 
+def save_last(folder, content):
+    """Save last.pth, and keep the one before as last_before.pth."""
+    last, before, new = (folder / name for name in ('last.pth', 'last_before.pth', 'last_new.pth'))
+    save(new, content)
+    if last.exists():
+        os.replace(last, before)
+    os.replace(new, last)
+
+
+def load_last(folder):
+    """The content of last.pth, or of the save before it where last.pth is missing or damaged.
+
+    Every byte is checked against the checksums that PyTorch's files have. Raises UserError where neither is whole.
+    """
+    last, before = folder / 'last.pth', folder / 'last_before.pth'
+    for path in (last, before):
+        if is_whole(path):
+            if path == before:
+                print(f'{last} is missing or damaged: going on from the save before it, {before}')
+            return load(path)
+    return load(last)  # which says what is wrong with it
+
+
+def is_whole(path):
+    try:
+        with zipfile.ZipFile(path) as file:
+            return file.testzip() is None
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError):
+        return False
+
+
 def is_checkpoint(content):
     return isinstance(content, dict) and isinstance(content.get('format'), int)
 
 
 def set_aside(folder):
     """Rename the checkpoints of the run before to previous_*.pth; those of the run before that are overwritten."""
+    (folder / 'last_before.pth').unlink(missing_ok=True)
     for name in ('best.pth', 'last.pth'):
         if (folder / name).exists():
             os.replace(folder / name, folder / f'previous_{name}')
@@ -52,6 +86,8 @@ def set_aside(folder):
 
 def check_resume(cfg, data, saved, out):
     """Refuse settings that would make another run of the saved one, and list the others that changed."""
+    if 'progress' not in saved:
+        raise UserError(f'RESUME: {out}/last.pth was written by an older version of this project: use that one')
     before = saved['settings']
     for name in ('MODEL', 'MODEL_KWARGS', 'IMG_SIZE', 'USE_EMA', 'TOKEN_LABEL', 'LAYER_DECAY'):
         if before[name] != getattr(cfg, name):
@@ -59,6 +95,14 @@ def check_resume(cfg, data, saved, out):
                             'set it back, or choose another OUTPUT_DIR')
     if saved['classes'] != data.classes:
         raise UserError(f'RESUME: {out}/last.pth was trained on other classes: choose another OUTPUT_DIR')
+    if saved['files'] != data.files:
+        raise UserError(f'RESUME: {out}/last.pth was trained on other pictures than DATA_DIR has now: put those '
+                        'back, or choose another OUTPUT_DIR')
+    if saved['progress']['step']:
+        for name in ('BATCH_SIZE', 'ACCUMULATE_STEPS', 'SEED'):
+            if before[name] != getattr(cfg, name):
+                raise UserError(f'RESUME: {out}/last.pth stopped within an epoch that has {name} = {before[name]!r}: '
+                                'set it back until that epoch is over')
     if saved['transform'] != data.transform:
         were = ', '.join(f'{key.upper()} = {value}' for key, value in saved['transform'].items()
                          if value != data.transform[key])
@@ -69,14 +113,17 @@ def check_resume(cfg, data, saved, out):
     for name, value in vars(cfg).items():
         if before.get(name) != value and name != 'RESUME':
             print(f'resume: {name} was {before.get(name)!r}, now {value!r}')
-    print(f'resume: {out}/last.pth, after epoch {len(saved["history"])}')
+    step = saved['progress']['step']
+    print(f'resume: {out}/last.pth, after epoch {len(saved["history"])}{f" and {step} steps" if step else ""}')
 
 
 def training_state(run):
-    """What a resumed run needs besides the settings. `run` has net, ema, optimizer, scheduler and scaler."""
+    """What a resumed run needs besides the settings. `run` has net, ema, optimizer, scheduler, scaler and progress."""
+    gradients = [parameter.grad for parameter in run.net.parameters()]  # all None unless batches are accumulated
     return {'state_dict': run.net.state_dict(), 'state_dict_ema': run.ema and run.ema.module.state_dict(),
             'optimizer': run.optimizer.state_dict(), 'scheduler': run.scheduler.state_dict(),
-            'scaler': run.scaler.state_dict(), 'random': random_states()}
+            'scaler': run.scaler.state_dict(), 'gradients': gradients, 'lr_scale': run.lr_scale,
+            'progress': run.progress.as_dict(), 'random': random_states()}
 
 
 def restore_training_state(run, saved):
@@ -92,9 +139,34 @@ def restore_training_state(run, saved):
     run.optimizer.load_state_dict(saved['optimizer'])
     for group, values in zip(run.optimizer.param_groups, settings, strict=True):
         group.update(values)
+    for parameter, gradient in zip(run.net.parameters(), saved['gradients'], strict=True):
+        parameter.grad = None if gradient is None else gradient.to(parameter.device)
+    run.progress = Progress.from_dict(saved['progress'])
     if saved['scaler']:  # empty where the run had no float16 so far
         run.scaler.load_state_dict(saved['scaler'])
     restore_random_states(saved['random'])
+
+
+class Progress:
+    """How far an epoch has come: its steps (batches) so far, and the sums of which the log's row is made."""
+
+    def __init__(self):
+        self.step = self.seen = self.skipped = self.bad = 0  # bad: steps in a row whose loss was no number
+        self.waited = self.seconds = 0.
+        self.losses, self.acc1, self.norms = AverageMeter(), AverageMeter(), AverageMeter()
+
+    def as_dict(self):
+        return {key: vars(value) if isinstance(value, AverageMeter) else value for key, value in vars(self).items()}
+
+    @classmethod
+    def from_dict(cls, saved):
+        progress = cls()
+        for key, value in saved.items():
+            if isinstance(value, dict):
+                vars(getattr(progress, key)).update(value)
+            else:
+                setattr(progress, key, value)
+        return progress
 
 
 def random_states():

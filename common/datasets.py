@@ -1,5 +1,9 @@
 """The split that makedata.py made, as PyTorch data sets whose randomness follows from seeds alone."""
+import hashlib
+import itertools
+import json
 import random
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -48,11 +52,11 @@ class EpochSampler(Sampler):
     """The shuffled order of an epoch, as (index, seed) keys for SeededImageFolder.
 
     Both follow from the run's seed and the attribute `epoch` alone: they depend neither on the number of workers nor on
-    whether the run was interrupted before.
+    whether the run was interrupted before. The first `skip` keys of the next epoch are left out.
     """
 
     def __init__(self, length, seed):
-        self.length, self.seed, self.epoch = length, seed, 0
+        self.length, self.seed, self.epoch, self.skip = length, seed, 0, 0
 
     def __len__(self):
         return self.length
@@ -60,7 +64,8 @@ class EpochSampler(Sampler):
     def __iter__(self):
         rng = np.random.default_rng([self.seed, self.epoch])
         seeds = rng.integers(2 ** 63, size=self.length)
-        return zip(rng.permutation(self.length).tolist(), seeds.tolist(), strict=True)
+        keys = zip(rng.permutation(self.length).tolist(), seeds.tolist(), strict=True)
+        return itertools.islice(keys, self.skip, None)
 
 
 class SeededImageFolder(ImageFolder):
@@ -86,6 +91,13 @@ def open_split(data_dir):
     return train_set, ImageFolder(root / 'val', classes=train_set.classes, allow_empty=True)
 
 
+def fingerprint(*sets):
+    """A text that changes with the names and classes of the files in data sets."""
+    names = [(Path(path).relative_to(dataset.root).as_posix(), target) for dataset in sets
+             for path, target in dataset.samples]
+    return hashlib.sha256(json.dumps(names).encode()).hexdigest()
+
+
 def leave_out(train_set, val_set, bad):
     """Take the files in `bad`, {path: problem}, out of both sets.
 
@@ -105,13 +117,19 @@ def leave_out(train_set, val_set, bad):
             print(f'warning: {val_set.root} has no picture of {name}, so nothing measures that class')
 
 
+def start_worker(worker):
+    """In each new loader process: Ctrl-C, which reaches all of them, is for the process that trains."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    keep_memory()
+
+
 def start_loader(dataset, workers, **kwargs):
     """A DataLoader whose worker processes are already there.
 
     They should start while this process is small: a page of memory that they inherited is copied as soon as it is
     written to, so that a process with a network in it would be slow for a whole epoch.
     """
-    loader = DataLoader(dataset, num_workers=workers, persistent_workers=workers > 0, worker_init_fn=keep_memory,
+    loader = DataLoader(dataset, num_workers=workers, persistent_workers=workers > 0, worker_init_fn=start_worker,
                         pin_memory=torch.cuda.is_available(), generator=torch.Generator(), **kwargs)
     iter(loader)
     return loader

@@ -13,12 +13,12 @@ def choose_device():
     return accelerator or torch.device('cpu')
 
 
-def keep_memory(worker=None):
+def keep_memory():
     """Under Linux: keep memory that is freed for the next step instead of giving it back to the system.
 
     By default glibc returns large blocks at once. On a CPU the next training step then waits for up to 130,000 page
-    faults, a tenth of its time, and a blur in a loader worker (whose number `worker` is not used) takes eight times as
-    long. The peak stays what it was. Elsewhere nothing is done.
+    faults, a tenth of its time, and a blur in a loader worker takes eight times as long. The peak stays what it was.
+    Elsewhere nothing is done.
     """
     if platform.libc_ver()[0] == 'glibc':
         libc = ctypes.CDLL('libc.so.6')

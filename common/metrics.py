@@ -13,7 +13,7 @@ from common.progress import Bar
 
 
 @torch.no_grad()  # not inference_mode, which the threads of DataParallel would leave
-def validate(model, loader, device, label):
+def validate(model, loader, device, label, between_batches=lambda: None):
     """Run a model of common.device.parallel in evaluation mode over a loader of (images, targets).
 
     Returns (logits (N, classes), targets (N,)) in fp32 on the CPU.
@@ -24,6 +24,7 @@ def validate(model, loader, device, label):
     for images, labels in Bar(loader, desc=label, unit='batch'):
         logits.append(model(images.to(device, non_blocking=True)).float().cpu())
         targets.append(labels.clone())  # the worker's own memory would keep a file open
+        between_batches()
     return torch.cat(logits), torch.cat(targets)
 
 

@@ -23,6 +23,10 @@ class UserError(Exception):
     """A mistake of the user's: one line that names the constant or the file and says what to do."""
 
 
+class Stopped(Exception):
+    """A run was told to stop, by the signal whose number is the argument, and has saved what it had."""
+
+
 def run(main):
     """Print a script's settings and call its main(cfg). A UserError ends it with one line and exit code 2."""
     module = sys.modules[main.__module__]
@@ -39,6 +43,8 @@ def run(main):
         sys.stdout.flush()
         print(f'{script}: {" ".join(str(error).split())}', file=sys.stderr)
         sys.exit(2)
+    except Stopped as stopped:
+        sys.exit(128 + stopped.args[0])
     except KeyboardInterrupt:
         print(f'\n{script}: interrupted', file=sys.stderr)
         sys.exit(130)

@@ -18,6 +18,7 @@ import torch
 import train
 from common import settings
 from common.cache import Pictures
+from common.checkpoint import Progress
 from common.device import keep_memory
 from common.progress import Clock
 
@@ -46,10 +47,10 @@ def main(cfg):
     for epoch in range(cfg.EPOCHS):
         images = torch.randn(cfg.BATCH_SIZE, 3, *training.IMG_SIZE)
         bare = cfg.BATCH_SIZE / bare_step(training, run, images, len(data.classes))
-        data.train.sampler.epoch = epoch
         clock = Clock(len(data.train), cfg.EPOCHS, rest=0)
         row = train.train_one_epoch(training, run, data, epoch, clock)
-        train.evaluate(run.model, data, run, 'validating')
+        run.progress = Progress()
+        train.evaluate(run.model, data, run, 'validating', lambda: None)
         shares.append(row['images_per_s'] / bare)
         print(f'epoch {epoch + 1}: {row["images_per_s"]:.1f} pictures/s, bare steps {bare:.1f}: {shares[-1]:.0%}; '
               f'waited {row["waiting"]:.1%} of the time', flush=True)

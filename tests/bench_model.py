@@ -36,7 +36,7 @@ def main(cfg):
     print(f'{describe(device, None)}; medians of {cfg.REPEATS} repeats, pictures/s\n')
     print(f'{cfg.MODEL}, {cfg.IMG_SIZE} pixels              plain    timm    ours  ours/plain  ours/timm  of the limit')
     for dtype in filter(None, (torch.float32, amp_dtype(device))):
-        limit = peak(device, dtype) / 2e-9 / training_cost(nets['ours'], (cfg.IMG_SIZE, cfg.IMG_SIZE), 1)[0]
+        limit = peak(device, dtype) / 2 / training_cost(nets['ours'], (cfg.IMG_SIZE, cfg.IMG_SIZE), 1)[0]
         for what, run, times in (('training step', train_step, 3), ('forward, eval', forward, 1)):
             for batch in cfg.BATCH_SIZES:
                 images = torch.randn(batch, 3, cfg.IMG_SIZE, cfg.IMG_SIZE, device=device)

@@ -1,0 +1,71 @@
+"""What reaches a run from outside: signals, a second run in the same folder, memory that ends, workers that die."""
+import os
+import signal
+import threading
+from contextlib import contextmanager
+
+import torch
+from filelock import FileLock, Timeout
+
+from common.settings import Stopped, UserError
+
+
+class StopRequest:
+    """Inside `with`, a first SIGINT (Ctrl-C) or SIGTERM (a scheduler's) is noted in `signum`, a second one kills."""
+
+    def __init__(self):
+        self.signum, self.before = None, {}
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
+            self.before = {which: signal.signal(which, self.note) for which in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *error):
+        for which, handler in self.before.items():
+            signal.signal(which, handler)
+
+    def note(self, signum, frame):
+        self.signum = signum
+        for which in self.before:
+            signal.signal(which, signal.SIG_DFL)
+        text = f'\n{signal.Signals(signum).name}: saving, then leaving; once more leaves at once\n'
+        os.write(2, text.encode())  # print is not safe here
+
+    def obey(self):
+        """Raise Stopped if a signal came."""
+        if self.signum:
+            raise Stopped(self.signum)
+
+
+@contextmanager
+def only_run(folder):
+    """Holds a folder's lock, which ends with the process however that ends. Raises UserError where another has it."""
+    lock = FileLock(folder / '.lock')
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f'OUTPUT_DIR = {str(folder)!r}: another run is writing there; choose another folder') from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def in_words(advice):
+    """Turns errors that a machine or its files cause in the middle of a run into UserErrors that end with `advice`."""
+    try:
+        yield
+    except UserError as error:
+        text = str(error).strip().splitlines()[-1]  # one from a loader worker begins with a traceback
+        raise (error if text == str(error) else UserError(f'{text.partition(": ")[2]}; {advice}')) from None
+    except (MemoryError, RuntimeError) as error:
+        text = str(error)
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text:
+            raise UserError('out of memory: halve BATCH_SIZE and double ACCUMULATE_STEPS, or set GRAD_CHECKPOINTING = '
+                            f'True; {advice}') from error
+        if 'DataLoader worker' in text:
+            raise UserError(f'a process that reads pictures died ({text.splitlines()[0]}): if memory ran out, lower '
+                            f'NUM_WORKERS or set CACHE = None; {advice}') from error
+        raise

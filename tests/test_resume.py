@@ -1,0 +1,162 @@
+"""A run that is stopped anywhere and goes on is, to the bit, the run that was never stopped."""
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, TINY, draw_folder
+from filelock import FileLock
+from test_train import configure, run
+
+import train
+from common import checkpoint
+from common.settings import Stopped, UserError
+
+CHANGES = {'epochs': 2, 'mixup_prob': 0.5, 'cutout': 1, 'drop_path': 0.1, 'accumulate_steps': 2, 'batch_size': 4}
+STEPS = 5  # in an epoch of 20 pictures
+CLOCKS = {'seconds', 'images_per_s', 'waiting'}
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    draw_folder(tmp_path / 'data' / 'train', {'a': 10, 'b': 10})
+    draw_folder(tmp_path / 'data' / 'val', {'a': 4, 'b': 4}, seed=1)
+    return tmp_path / 'data'
+
+
+def finished():
+    return torch.load('out/last.pth', weights_only=True)
+
+
+def assert_same_run(one, other):
+    for key in ('state_dict', 'state_dict_ema'):
+        assert all(torch.equal(tensor, other[key][name]) for name, tensor in one[key].items())
+    for a, b in zip(one['optimizer']['state'].values(), other['optimizer']['state'].values(), strict=True):
+        assert all(torch.equal(a[name], b[name]) for name in a)
+    for a, b in zip(one['history'], other['history'], strict=True):
+        assert {key: a[key] for key in a.keys() - CLOCKS} == {key: b[key] for key in b.keys() - CLOCKS}
+    assert torch.equal(one['random']['torch'], other['random']['torch'])
+    assert one['random']['python'] == other['random']['python'] and one['random']['numpy'] == other['random']['numpy']
+
+
+def stop_at(monkeypatch, name, count, signum=signal.SIGTERM):
+    """Send a signal in the middle of the `count`th call of one of train.py's functions, then run until it stops."""
+    real, calls = getattr(train, name), []
+
+    def function(*arguments, **named):
+        calls.append(1)
+        if len(calls) == count:
+            os.kill(os.getpid(), signum)
+        return real(*arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, name, function)
+        with pytest.raises(Stopped) as stopped:
+            run(**CHANGES, resume='auto')
+    assert stopped.value.args == (signum,)
+
+
+@pytest.mark.parametrize('stops', [
+    [('backward', 1)], [('backward', 2)], [('backward', 3)], [('backward', STEPS)], [('backward', STEPS + 2)],
+    [('evaluate', 1)], [('evaluate', 2)], [('evaluate', 4)], [('save_epoch', 1)],
+    [('backward', 2), ('backward', 1), ('evaluate', 1), ('backward', 4)]])
+def test_stopped_anywhere_and_resumed_is_the_same_run(data, monkeypatch, stops):
+    """After one step, within a group of accumulated ones, at an epoch's end, in validation, several times."""
+    run(**CHANGES)
+    whole, log = finished(), Path('out/log.csv').read_text().count('\n')
+    shutil.rmtree('out')
+    for name, count in stops:
+        stop_at(monkeypatch, name, count)
+    run(**CHANGES, resume='auto')
+    assert_same_run(whole, finished())
+    assert Path('out/log.csv').read_text().count('\n') == log
+
+
+def test_workers_and_float16_scaling_resume_too(data, monkeypatch):
+    monkeypatch.setitem(CHANGES, 'num_workers', 1)
+    monkeypatch.setattr(train, 'amp_dtype', lambda device: torch.float16)
+    run(**CHANGES)
+    whole = finished()
+    shutil.rmtree('out')
+    stop_at(monkeypatch, 'backward', 3, signal.SIGINT)
+    run(**CHANGES, resume='auto')
+    assert_same_run(whole, finished())
+
+
+def test_saves_by_the_clock_too(data, monkeypatch):
+    """Here after every step; what was saved last before a crash is gone on from."""
+    saved = []
+    real = checkpoint.save_last
+    monkeypatch.setattr(checkpoint, 'save_last', lambda out, content: saved.append(content['progress']['step']) or
+                        real(out, content))
+    run(**CHANGES, save_every_minutes=0)
+    assert set(range(STEPS + 1)) <= set(saved)
+
+
+def test_auto_has_nothing_to_do_after_the_end(data, capsys):
+    run(**CHANGES, resume='auto')
+    before = Path('out/last.pth').read_bytes()
+    run(**CHANGES, resume='auto')
+    assert 'nothing to do' in capsys.readouterr().out and Path('out/last.pth').read_bytes() == before
+
+
+def test_a_torn_save_costs_no_more_than_the_steps_since_the_one_before(data, capsys):
+    """Cut at every 4 KiB, and with one bit changed in many places: always a state to go on from."""
+    run(**{**CHANGES, 'epochs': 1})
+    out, whole = Path('out'), Path('out/last.pth').read_bytes()
+    before = checkpoint.load(out / 'last_before.pth')['progress']
+    torn = [whole[:size] for size in range(0, len(whole), 4096)]
+    for position in range(100, len(whole) - 100, len(whole) // 40):
+        torn.append(whole[:position] + bytes([whole[position] ^ 4]) + whole[position + 1:])
+    unnoticed = 0
+    for content in torn:
+        (out / 'last.pth').write_bytes(content)
+        found = checkpoint.load_last(out)
+        unnoticed += not (found['progress'] == before)
+    assert unnoticed == 0 and 'going on from the save before it' in capsys.readouterr().out
+    (out / 'last.pth').unlink()
+    assert checkpoint.load_last(out)['progress'] == before
+    (out / 'last_before.pth').write_bytes(b'')
+    with pytest.raises(UserError, match=r'last\.pth'):
+        checkpoint.load_last(out)
+
+
+def test_what_makes_it_another_run_is_refused(data, monkeypatch):
+    stop_at(monkeypatch, 'backward', 2)
+    with pytest.raises(UserError, match='stopped within an epoch that has BATCH_SIZE = 4'):
+        run(**{**CHANGES, 'batch_size': 2}, resume='true')
+    draw_folder(data / 'train', {'a/more': 1}, seed=8)
+    with pytest.raises(UserError, match='other pictures than DATA_DIR has now'):
+        run(**CHANGES, resume='true')
+
+
+def test_two_runs_do_not_share_a_folder(data):
+    Path('out').mkdir()
+    with FileLock('out/.lock'), pytest.raises(UserError, match="OUTPUT_DIR = 'out': another run is writing there"):
+        run(**CHANGES)
+
+
+def start(*more):
+    cfg = {**vars(configure(**CHANGES)), 'RESUME': 'auto', 'NUM_WORKERS': 1}
+    options = [f'--{name.lower().replace("_", "-")}={value}' for name, value in cfg.items() if value is not None]
+    return subprocess.Popen([sys.executable, ROOT / 'train.py', *options, *more], start_new_session=True, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, 'HF_HUB_OFFLINE': '1'})
+
+
+@pytest.mark.parametrize('signum', [signal.SIGINT, signal.SIGTERM])
+def test_signals_save_and_leave_with_their_own_exit_code(data, signum):
+    """Ctrl-C reaches the loader workers too, a scheduler's SIGTERM the training process alone."""
+    process = start('--epochs=10000')
+    for line in process.stdout:
+        if line.startswith('epoch 2/'):
+            break
+    (os.killpg if signum == signal.SIGINT else os.kill)(process.pid, signum)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signum and 'Traceback' not in output and 'saving, then leaving' in output
+    assert len(finished()['history']) >= 2
