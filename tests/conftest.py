@@ -37,6 +37,12 @@ def run_script(script, *arguments, cwd=None, env=None):
                           encoding='utf-8', capture_output=True)
 
 
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch):
+    """Runs in the tests' own process do not wait until the disk has what they write: some disks take seconds."""
+    monkeypatch.setattr(os, 'fsync', lambda file: None)
+
+
 @pytest.fixture
 def seedlings():
     if not SEEDLINGS.is_dir():

@@ -4,12 +4,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TINY, draw_folder
+from conftest import ROOT, draw_folder
 from filelock import FileLock
 from test_train import configure, run
 
@@ -78,6 +77,23 @@ def test_stopped_anywhere_and_resumed_is_the_same_run(data, monkeypatch, stops):
     assert Path('out/log.csv').read_text().count('\n') == log
 
 
+@pytest.mark.parametrize('changes', [
+    {'num_workers': 1}, {'accumulate_steps': 1, 'layer_decay': 0.7},
+    {'token_label': 'true', 'mixup_prob': 0, 'grad_checkpointing': 'true'},
+    {'freeze_epochs': 1, 'pretrained': 'first/best.pth'}])
+def test_with_other_settings_too(data, monkeypatch, changes):
+    if 'pretrained' in changes:
+        run(epochs=1, output_dir='first')
+    for name, value in changes.items():
+        monkeypatch.setitem(CHANGES, name, value)
+    run(**CHANGES)
+    whole = finished()
+    shutil.rmtree('out')
+    stop_at(monkeypatch, 'backward', STEPS + 2)
+    run(**CHANGES, resume='auto')
+    assert_same_run(whole, finished())
+
+
 def test_workers_and_float16_scaling_resume_too(data, monkeypatch):
     monkeypatch.setitem(CHANGES, 'num_workers', 1)
     monkeypatch.setattr(train, 'amp_dtype', lambda device: torch.float16)
@@ -118,13 +134,31 @@ def test_a_torn_save_costs_no_more_than_the_steps_since_the_one_before(data, cap
     for content in torn:
         (out / 'last.pth').write_bytes(content)
         found = checkpoint.load_last(out)
-        unnoticed += not (found['progress'] == before)
+        unnoticed += found['progress'] != before
     assert unnoticed == 0 and 'going on from the save before it' in capsys.readouterr().out
     (out / 'last.pth').unlink()
     assert checkpoint.load_last(out)['progress'] == before
     (out / 'last_before.pth').write_bytes(b'')
     with pytest.raises(UserError, match=r'last\.pth'):
         checkpoint.load_last(out)
+
+
+def test_resume_refuses_another_run_and_lists_changes(data, capsys):
+    run(epochs=1)
+    with pytest.raises(UserError, match='IMG_SIZE = .32, 32'):
+        run(resume='true', img_size=48)
+    with pytest.raises(UserError, match='raise EPOCHS'):
+        run(resume='true', epochs=1)
+    with pytest.raises(UserError, match='MEAN'):
+        run(resume='true', epochs=2, mean='0.5,0.5,0.5', std='0.1,0.1,0.1')
+    run(resume='true', epochs=2, weight_decay=0.01)
+    assert 'resume: WEIGHT_DECAY was 0.05, now 0.01' in capsys.readouterr().out
+    groups = torch.load('out/last.pth', weights_only=True)['optimizer']['param_groups']
+    assert {group['weight_decay'] for group in groups} == {0, 0.01}
+    draw_folder(data / 'train', {'c': 3})
+    draw_folder(data / 'val', {'c': 3})
+    with pytest.raises(UserError, match='other classes'):
+        run(resume='true', epochs=3)
 
 
 def test_what_makes_it_another_run_is_refused(data, monkeypatch):
