@@ -1,6 +1,7 @@
 # make demo: set up and run the four steps on the sample in data1/
 # make test: set up and run the tests
 # make test-all: the slow tests too (all five variants at all published sizes)
+# make chaos: kill training and makedata.py at 120 random moments
 # make bench: time the network beside timm's, whole epochs beside bare steps; memory of steps, losses beside timm's
 PYTHON ?= python3
 VENV   ?= .venv
@@ -11,7 +12,7 @@ BIN     = $(VENV)/bin
 DEMO = --pretrained false --img-size 64 --epochs 100 --batch-size 16 --lr 2e-4 --drop-path 0 \
        --rotation 180 --flip-vertical 0.5 --blur 0 --jitter 0.1 --cutout 0.1 --mixup-prob 0.05 --zoom 0.9,1.1 --ema-decay 0.99
 
-.PHONY: demo test test-all lint bench setup clean
+.PHONY: demo test test-all lint bench chaos setup clean
 
 demo: $(VENV)/.ready
 	$(BIN)/python mean_std.py
@@ -34,6 +35,9 @@ bench: $(VENV)/.ready
 	$(BIN)/python tests/bench_data.py
 	$(BIN)/python tests/bench_loss.py
 	$(BIN)/python tests/bench_memory.py
+
+chaos: $(VENV)/.ready-dev
+	$(BIN)/python tests/chaos.py
 
 setup: $(VENV)/.ready
 

@@ -76,7 +76,7 @@ class Folder(Dataset):
 
     def __init__(self, paths, settings):
         self.paths, self.transform = paths, augment.eval_transform(settings)
-        self.open = Pictures(augment.fit(settings), settings['img_size'])
+        self.open = Pictures(augment.fit(settings), settings['img_size'], augment.least_side(settings))
 
     def __len__(self):
         return len(self.paths)

@@ -95,7 +95,7 @@ def main(cfg):
     keep_memory()
     random_seed(cfg.SEED)
     out = writable_folder(cfg.OUTPUT_DIR, 'OUTPUT_DIR')
-    with only_run(out), StopRequest() as stop, in_words(f'--resume goes on from {out}/last.pth'):
+    with only_run(out), in_words(f'--resume goes on from {out}/last.pth'):
         saved = find_saved(cfg, out)
         if saved and cfg.RESUME == 'auto' and len(saved['history']) >= cfg.EPOCHS:
             print(f'{out}/last.pth has all its epochs behind it: nothing to do')
@@ -112,17 +112,20 @@ def main(cfg):
         del saved, content  # as large as the network, or four times
         write_json(out / 'class.json', data.classes)
         print(f'Ctrl-C saves and stops; RESUME = True (--resume) then goes on from {out}')
+        diverged = False
         try:
-            train_epochs(cfg, run, data, out, history, stop)
+            train_epochs(cfg, run, data, out, history)
         except Diverged as error:
             if run.lr_scale < 1:
                 raise
             print(f'{error}: going back to the last save, with a tenth of the learning rate')
+            diverged = True
+        if diverged:  # here, where the error no longer holds the old network
             del run
             saved = checkpoint.load_last(out)
-            saved['lr_scale'] = 0.1
+            saved['lr_scale'], saved['progress']['bad'] = 0.1, 0
             run, history = build_training(cfg, data, weights, None, saved), saved['history']
-            train_epochs(cfg, run, data, out, history, stop)
+            train_epochs(cfg, run, data, out, history)
     best = best_of(history)
     print(f'\nbest: epoch {best["epoch"]}, {best["weights"]} weights, ACC1 {best["acc1"]:.2f} %; all of it is in {out}')
 
@@ -133,7 +136,7 @@ def find_saved(cfg, out):
     return checkpoint.load_last(out) if cfg.RESUME is True or (cfg.RESUME == 'auto' and there) else None
 
 
-def train_epochs(cfg, run, data, out, history, stop):
+def train_epochs(cfg, run, data, out, history):
     """Train and validate from where run.progress stands to the last epoch; saves in between, rows go into history."""
     forward = 1 / 3  # of the time that a training step takes
     first, saved_at = len(history), time.monotonic()
@@ -145,27 +148,28 @@ def train_epochs(cfg, run, data, out, history, stop):
             saved_at = time.monotonic()
         stop.obey()
 
-    for epoch in range(first, cfg.EPOCHS):
-        start = time.perf_counter()
-        if epoch in (first, run.frozen_epochs):  # steps of the head alone do not tell how long the others take
-            clock = Clock(len(data.train), cfg.EPOCHS, rest=len(data.val) * (1 + cfg.USE_EMA) * forward)
-        row = {'epoch': epoch + 1, **train_one_epoch(cfg, run, data, epoch, clock, between_steps)}
-        trained = time.perf_counter()
-        results = {'raw': evaluate(run.model, data, run, 'validating', between_steps)}
-        if run.ema:
-            results['ema'] = evaluate(run.ema_model, data, run, 'validating the EMA weights', between_steps)
-        for which in ('raw', 'ema'):
-            scored = results.get(which, {})
-            row |= {f'{which}_{key}': scored.get(key) for key in ('loss', 'acc1', 'acc5', 'balanced_accuracy')}
-        row['seconds'] = time.perf_counter() - start
-        history.append(row)
-        run.progress = checkpoint.Progress()
-        save_epoch(cfg, run, data, out, history, results)
-        saved_at = time.monotonic()
-        clock.rest_seconds = time.perf_counter() - trained
-        print_epoch(cfg, row, clock.left(epoch + 1, 0))
-        if epoch + 1 < cfg.EPOCHS:
-            stop.obey()
+    with StopRequest() as stop:
+        for epoch in range(first, cfg.EPOCHS):
+            start = time.perf_counter()
+            if epoch in (first, run.frozen_epochs):  # steps of the head alone do not tell how long the others take
+                clock = Clock(len(data.train), cfg.EPOCHS, rest=len(data.val) * (1 + cfg.USE_EMA) * forward)
+            row = {'epoch': epoch + 1, **train_one_epoch(cfg, run, data, epoch, clock, between_steps)}
+            trained = time.perf_counter()
+            results = {'raw': evaluate(run.model, data, run, 'validating', between_steps)}
+            if run.ema:
+                results['ema'] = evaluate(run.ema_model, data, run, 'validating the EMA weights', between_steps)
+            for which in ('raw', 'ema'):
+                scored = results.get(which, {})
+                row |= {f'{which}_{key}': scored.get(key) for key in ('loss', 'acc1', 'acc5', 'balanced_accuracy')}
+            row['seconds'] = time.perf_counter() - start
+            history.append(row)
+            run.progress = checkpoint.Progress()
+            save_epoch(cfg, run, data, out, history, results)
+            saved_at = time.monotonic()
+            clock.rest_seconds = time.perf_counter() - trained
+            print_epoch(cfg, row, clock.left(epoch + 1, 0))
+            if epoch + 1 < cfg.EPOCHS:
+                stop.obey()
 
 
 # ---- network, optimizer, schedule ------------------------------------------------------------------------------------
@@ -248,15 +252,14 @@ def train_one_epoch(cfg, run, data, epoch, clock, between_steps=lambda: None):
         group = done.step // together * together  # the first of the batches that belong to one step of the optimizer
         logits, loss = backward(run, images, targets, share=min(together, steps - group))
         done.step += 1
-        good = math.isfinite(loss)
+        norm = None
         if done.step % together == 0 or done.step == steps:
             norm = update(cfg, run, epoch * run.updates + group // together + 1)
             if math.isfinite(norm):
                 done.norms.update(norm)
-            good = good and (math.isfinite(norm) or run.scaler.is_enabled())  # fp16 lowers its scale and goes on
-        note_bad(cfg, run, data, good, loss, epoch)
+        note_bad(cfg, run, data, loss, norm, epoch)
 
-        if good:
+        if math.isfinite(loss):
             done.losses.update(loss, len(images))
             unmixed = targets.amax(1) >= 1 - cfg.SMOOTHING  # accuracy only on pictures whose label is not a mixture
             if unmixed.any():
@@ -298,20 +301,24 @@ def backward(run, images, targets, share):
     return logits.detach(), value
 
 
-def note_bad(cfg, run, data, good, loss, epoch):
-    """Count the steps that were skipped. Raises Diverged, with the pictures, after MAX_BAD_STEPS of them in a row."""
+def note_bad(cfg, run, data, loss, norm, epoch):
+    """Count the steps that were skipped. Raises Diverged, with the pictures, after MAX_BAD_STEPS of them in a row.
+
+    `norm` is the gradient's, or None where the step of the optimizer comes later.
+    """
     done = run.progress
-    done.bad = 0 if good else done.bad + 1
-    done.skipped += not good
-    if good:
+    learning_to_scale = run.scaler.is_enabled() and run.scaler.get_scale() >= 1  # fp16 begins with too large a scale
+    if math.isfinite(loss) and (norm is None or math.isfinite(norm) or learning_to_scale):
+        done.bad = done.bad if norm is None else 0
         return
+    done.bad, done.skipped = done.bad + 1, done.skipped + 1
+    what = f'the loss became {loss}' if not math.isfinite(loss) else f'the norm of the gradient became {norm}'
     if done.bad == 1:
-        Bar.write(f'epoch {epoch + 1}, step {done.step}: the loss is {loss}, so the step is skipped')
-    none_good = done.step == len(data.train) == done.skipped
-    if done.bad >= cfg.MAX_BAD_STEPS or none_good:
+        Bar.write(f'epoch {epoch + 1}, step {done.step}: {what}, so the step is skipped')
+    if done.bad >= cfg.MAX_BAD_STEPS or (done.step == len(data.train) and not done.norms.count):
         names = batch_files(data.train, done.step - 1)
-        raise Diverged(f'the loss became {loss} in epoch {epoch + 1}, step {done.step}, and {done.bad} steps in a row '
-                       f'had to be skipped: lower LR, or look at the pictures of that batch: {", ".join(names)}')
+        raise Diverged(f'{what} in epoch {epoch + 1}, step {done.step}, and {done.bad} steps in a row had to be '
+                       f'skipped: lower LR, or look at the pictures of that batch: {", ".join(names)}')
 
 
 def batch_files(loader, step):

@@ -65,6 +65,11 @@ def fit(settings, training=False):
                        CenterCropOrPad(settings['img_size'])])
 
 
+def least_side(settings, training=False):
+    """The shortest side, in pixels, that a picture should be decoded at before `fit`: twice what comes out of it."""
+    return int(2 * max(settings['img_size']) / min(1, 1 if training else settings['crop'] or 1))
+
+
 def train_transform(settings, *, rotation=0, flip=0., flip_vertical=0., shift=0., zoom=None, blur=0., jitter=0.,
                     cutout=0.):
     """What follows `fit` in training, the tutorial's augmentations: PIL image -> normalised float tensor (3, H, W).

@@ -10,11 +10,12 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 from PIL import Image
 from tqdm.contrib.concurrent import thread_map
 
 from common.device import free_memory
-from common.files import replacing
+from common.files import replacing, writable_folder
 from common.images import THREADS, BadImage, open_image
 from common.progress import Bar
 from common.settings import UserError
@@ -25,18 +26,18 @@ FOLDER = Path('.cache')
 class Pictures:
     """A function from a path to its picture at the network's size: uint8 RGB, as `fit` made it of the decoded file.
 
-    `size` is (height, width) in pixels. Until keep() was called, and for paths that it was not told of, every call
-    decodes the file. A JPEG is decoded at no more than the size that `fit` needs.
+    `size` is (height, width) in pixels. A JPEG may be decoded at a fraction of its size, but to no side smaller than
+    `least`. Until keep() was called, and for paths that it was not told of, every call decodes the file.
     """
 
-    def __init__(self, fit, size):
-        self.fit, self.size = fit, tuple(size)
+    def __init__(self, fit, size, least):
+        self.fit, self.size, self.least = fit, tuple(size), least
         self.array, self.slots = None, {}
 
     def __call__(self, path):
         slot = self.slots.get(str(path))
         if slot is None:
-            return self.fit(open_image(path, at_least=2 * max(self.size)))
+            return self.fit(open_image(path, self.least))
         return Image.fromarray(self.array[slot])
 
     def __getstate__(self):  # a spawned loader worker opens the file instead of getting a copy of it
@@ -80,32 +81,43 @@ class Pictures:
         """The file: uint8 pictures, then as JSON {path: [size, time of change, problem or None]} in their order."""
         key = json.dumps([kind, self.size, os.path.abspath(os.path.commonpath(paths))])
         file = FOLDER / f'{hashlib.sha256(key.encode()).hexdigest()[:16]}.pictures'
-        stamps = {path: [(found := os.stat(path)).st_size, found.st_mtime_ns] for path in paths}
+        writable_folder(FOLDER, 'CACHE')
+        with FileLock(f'{file}.lock'):  # two runs may want the same
+            stamps = {path: stamp(path) for path in paths}
+            index, _ = read_index(file, self.size)
+            if {path: entry[:2] for path, entry in index.items()} != stamps:
+                self._write(file, paths, stamps)
+            index, self.array = read_index(file, self.size)
+        self.slots = {path: slot for slot, (path, entry) in enumerate(index.items()) if not entry[2]}
+        return {path: entry[2] for path, entry in index.items() if entry[2]}
+
+    def _write(self, file, paths, stamps):
+        """Make the file anew; pictures whose files did not change are copied."""
         old, pixels = read_index(file, self.size)
         known = {path: slot for slot, (path, entry) in enumerate(old.items()) if stamps.get(path) == entry[:2]}
-        if known.keys() == stamps.keys() == old.keys():
-            bad = {path: entry[2] for path, entry in old.items() if entry[2]}
-        else:
-            FOLDER.mkdir(exist_ok=True)
-            bad = {path: old[path][2] for path in known if old[path][2]}
-            with replacing(file) as aside:
-                reserve(aside, len(paths) * self.size[0] * self.size[1] * 3)
-                array = np.memmap(aside, np.uint8, 'r+', shape=(len(paths), *self.size, 3))
-                missing = []
-                for slot, path in enumerate(paths):
-                    if path in known:
-                        array[slot] = pixels[known[path]]
-                    else:
-                        missing.append(slot)
-                bad |= self._read([paths[slot] for slot in missing], missing, array)
-                array.flush()
-                with open(aside, 'ab') as out:
-                    index = json.dumps({path: [*stamps[path], bad.get(path)] for path in paths}).encode()
-                    out.write(index + len(index).to_bytes(8, 'little'))
-            _, pixels = read_index(file, self.size)
-            known = {path: slot for slot, path in enumerate(paths)}
-        self.array, self.slots = pixels, {path: slot for path, slot in known.items() if path not in bad}
-        return bad
+        missing = [slot for slot, path in enumerate(paths) if path not in known]
+        check_room('disk', len(paths), self.size, shutil.disk_usage(FOLDER).free)
+        with replacing(file) as aside:
+            reserve(aside, len(paths) * self.size[0] * self.size[1] * 3)
+            array = np.memmap(aside, np.uint8, 'r+', shape=(len(paths), *self.size, 3))
+            for slot, path in enumerate(paths):
+                if path in known:
+                    array[slot] = pixels[known[path]]
+            bad = {path: old[path][2] for path in known} | self._read([paths[slot] for slot in missing], missing, array)
+            array.flush()
+            del array, pixels  # Windows replaces no file that is mapped
+            with open(aside, 'ab') as out:
+                index = json.dumps({path: [*stamps[path], bad.get(path)] for path in paths}).encode()
+                out.write(index + len(index).to_bytes(8, 'little'))
+
+
+def stamp(path):
+    """[size, time of change] of a file, zeros where it cannot be found."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return [0, 0]
+    return [found.st_size, found.st_mtime_ns]
 
 
 def reserve(file, length):
@@ -133,22 +145,28 @@ def read_index(file, size):
 
 
 def choose_cache(wanted, count, size, workers):
-    """Where CACHE = `wanted` puts `count` pictures of `size`: 'ram', 'disk' or None.
+    """Where CACHE = `wanted` puts `count` pictures of `size`: 'ram', 'disk' or None; the reason is printed.
 
     'auto' is 'ram' where they take no more than a quarter of the free memory. Raises UserError where there is no room.
     """
-    if wanted is None:
-        return None
-    bytes_needed = count * size[0] * size[1] * 3
     shared = not workers or multiprocessing.get_start_method() == 'fork'  # else each worker would get a copy
-    free = shutil.disk_usage('.').free if wanted == 'disk' else free_memory()
-    need = f'{bytes_needed / 2 ** 30:.1f} GiB for {count} pictures'
+    free = free_memory()
     if wanted == 'auto':
-        return 'ram' if shared and free is not None and bytes_needed <= free / 4 else None
-    if wanted == 'ram' and not shared:
-        raise UserError("CACHE = 'ram': on this system each loader worker would need a copy: choose 'disk' or None, or "
-                        'NUM_WORKERS = 0')
-    if free is not None and bytes_needed > 0.9 * free:
-        raise UserError(f"CACHE = {wanted!r} needs {need}, but {free / 2 ** 30:.1f} GiB are free: choose "
-                        f"{'None' if wanted == 'disk' else repr('disk') + ' or None'}, or a smaller IMG_SIZE")
+        wanted = 'ram' if shared and free is not None and count * size[0] * size[1] * 3 <= free / 4 else None
+        if wanted is None:
+            why = 'too little of it is free' if shared else 'on this system each loader worker would need a copy'
+            print(f"CACHE = 'auto' keeps no pictures in memory, {why}: 'disk' may make training faster")
+    elif wanted == 'ram':
+        if not shared:
+            raise UserError("CACHE = 'ram': on this system each loader worker would need a copy: choose 'disk' or None")
+        check_room(wanted, count, size, free)
     return wanted
+
+
+def check_room(where, count, size, free):
+    """Raise UserError unless `count` pictures go into `free` bytes (None: unknown)."""
+    needed = count * size[0] * size[1] * 3
+    if free is not None and needed > 0.9 * free:
+        raise UserError(f"CACHE = {where!r} needs {needed / 2 ** 30:.1f} GiB for {count} pictures, but "
+                        f"{free / 2 ** 30:.1f} GiB are free: choose {'None' if where == 'disk' else repr('disk')} or a "
+                        'smaller IMG_SIZE')

@@ -76,8 +76,13 @@ def is_checkpoint(content):
 
 
 def set_aside(folder):
-    """Rename the checkpoints of the run before to previous_*.pth; those of the run before that are overwritten."""
+    """Rename the checkpoints of the run before to previous_*.pth; those of the run before that are overwritten.
+
+    A run without an epoch behind it has no best.pth; nothing is kept of it.
+    """
     (folder / 'last_before.pth').unlink(missing_ok=True)
+    if not (folder / 'best.pth').exists():
+        (folder / 'last.pth').unlink(missing_ok=True)
     for name in ('best.pth', 'last.pth'):
         if (folder / name).exists():
             os.replace(folder / name, folder / f'previous_{name}')
@@ -99,10 +104,7 @@ def check_resume(cfg, data, saved, out):
         raise UserError(f'RESUME: {out}/last.pth was trained on other pictures than DATA_DIR has now: put those '
                         'back, or choose another OUTPUT_DIR')
     if saved['progress']['step']:
-        for name in ('BATCH_SIZE', 'ACCUMULATE_STEPS', 'SEED'):
-            if before[name] != getattr(cfg, name):
-                raise UserError(f'RESUME: {out}/last.pth stopped within an epoch that has {name} = {before[name]!r}: '
-                                'set it back until that epoch is over')
+        fit_progress(cfg, saved, out)
     if saved['transform'] != data.transform:
         were = ', '.join(f'{key.upper()} = {value}' for key, value in saved['transform'].items()
                          if value != data.transform[key])
@@ -113,8 +115,25 @@ def check_resume(cfg, data, saved, out):
     for name, value in vars(cfg).items():
         if before.get(name) != value and name != 'RESUME':
             print(f'resume: {name} was {before.get(name)!r}, now {value!r}')
+    if saved['lr_scale'] < 1 and before['LR'] != cfg.LR:
+        saved['lr_scale'] = 1.
+    elif saved['lr_scale'] < 1:
+        print(f'resume: the learning rate stays at {saved["lr_scale"]} of LR, after steps without a finite loss')
     step = saved['progress']['step']
     print(f'resume: {out}/last.pth, after epoch {len(saved["history"])}{f" and {step} steps" if step else ""}')
+
+
+def fit_progress(cfg, saved, out):
+    """Count an epoch that was stopped in the middle in batches of another size, if as many pictures make a step."""
+    before, progress = saved['settings'], saved['progress']
+    pictures = progress['step'] * before['BATCH_SIZE']
+    group = before['BATCH_SIZE'] * before['ACCUMULATE_STEPS']
+    if before['SEED'] != cfg.SEED or group != cfg.BATCH_SIZE * cfg.ACCUMULATE_STEPS or pictures % cfg.BATCH_SIZE:
+        raise UserError(
+            f'RESUME: {out}/last.pth stopped within an epoch that has BATCH_SIZE = {before["BATCH_SIZE"]}, '
+            f'ACCUMULATE_STEPS = {before["ACCUMULATE_STEPS"]}, SEED = {before["SEED"]}: until that epoch is over, keep '
+            'SEED and the product of the other two')
+    progress['step'] = pictures // cfg.BATCH_SIZE
 
 
 def training_state(run):

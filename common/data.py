@@ -35,7 +35,8 @@ def read_pictures(cfg, transform, train_set, val_set, workers):
           + ('each is decoded again in every epoch' if where is None else f'kept at {cfg.IMG_SIZE} pixels: {where}'))
     bad = {}
     for dataset, training in ((train_set, True), (val_set, False)):
-        dataset.loader = Pictures(augment.fit(transform, training), cfg.IMG_SIZE)
+        dataset.loader = Pictures(augment.fit(transform, training), cfg.IMG_SIZE,
+                                  augment.least_side(transform, training))
         kind = f'{cfg.INTERPOLATION} {None if training else cfg.CROP}'
         bad |= dataset.loader.keep([path for path, _ in dataset.samples], where, kind)
     leave_out(train_set, val_set, bad)

@@ -118,8 +118,12 @@ def leave_out(train_set, val_set, bad):
 
 
 def start_worker(worker):
-    """In each new loader process: Ctrl-C, which reaches all of them, is for the process that trains."""
+    """In each new loader process: a signal that reaches all of them is for the process that trains.
+
+    Of SIGTERM only the first one is: with a second, multiprocessing ends its children.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *received: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     keep_memory()
 
 

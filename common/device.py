@@ -34,9 +34,10 @@ def free_memory():
     except (OSError, StopIteration):
         return None
     try:
-        limit, used = (Path('/sys/fs/cgroup', name).read_text() for name in ('memory.max', 'memory.current'))
-        return min(free, int(limit) - int(used))
-    except (OSError, ValueError):  # no container, or one without a limit
+        limit, used, stat = (Path('/sys/fs/cgroup', f'memory.{x}').read_text() for x in ('max', 'current', 'stat'))
+        cached = next(int(line.split()[1]) for line in stat.splitlines() if line.startswith('inactive_file '))
+        return min(free, int(limit) - int(used) + cached)
+    except (OSError, ValueError, StopIteration):  # no container, or one without a limit
         return free
 
 
@@ -105,7 +106,7 @@ def compiled(model, img_size, targets):
         with torch.random.fork_rng():
             faster(torch.zeros(len(targets), 3, *img_size, device=targets.device), targets)[1].mean().backward()
     except Exception as error:  # there may be no C++ compiler, or no Triton; each stage has errors of its own
-        print(f'COMPILE: going on without, since {type(error).__name__}: {str(error).strip().splitlines()[0]}')
+        print(f'COMPILE: going on without, since {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}')
         faster = model
     for buffer, kept in zip(model.buffers(), buffers, strict=True):
         buffer.copy_(kept)

@@ -62,10 +62,11 @@ def in_words(advice):
         raise (error if text == str(error) else UserError(f'{text.partition(": ")[2]}; {advice}')) from None
     except (MemoryError, RuntimeError) as error:
         text = str(error)
-        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text:
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text \
+                or 'out of memory' in text.lower():
             raise UserError('out of memory: halve BATCH_SIZE and double ACCUMULATE_STEPS, or set GRAD_CHECKPOINTING = '
                             f'True; {advice}') from error
-        if 'DataLoader worker' in text:
+        if text.startswith('DataLoader worker'):
             raise UserError(f'a process that reads pictures died ({text.splitlines()[0]}): if memory ran out, lower '
                             f'NUM_WORKERS or set CACHE = None; {advice}') from error
         raise

@@ -62,7 +62,7 @@ def print_stages(dataset, count):
     seconds, threads = {}, torch.get_num_threads()
     torch.set_num_threads(1)
     time.sleep(2)  # the workers have begun to read ahead
-    read = Pictures(dataset.loader.fit, dataset.loader.size)  # without a cache
+    read = Pictures(dataset.loader.fit, dataset.loader.size, dataset.loader.least)  # without a cache
     for path, _ in dataset.samples[:count]:
         value = timed(seconds, 'read', read, path)
         for step in dataset.transform.transforms:

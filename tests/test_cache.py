@@ -2,6 +2,7 @@
 import json
 import os
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from conftest import draw_folder, run_script
 from PIL import Image
 
 from common import cache
+from common.augment import least_side
 from common.cache import Pictures, choose_cache
 from common.settings import UserError
 
@@ -38,7 +40,7 @@ def pixels(pictures, paths):
 @pytest.mark.parametrize('where', ['ram', 'disk', None])
 def test_pictures_are_what_they_would_be_without_a_cache(folder, where):
     paths = paths_of(folder)
-    pictures = Pictures(shrink, SIZE)
+    pictures = Pictures(shrink, SIZE, 24)
     plain = pixels(pictures, paths)
     bad = pictures.keep(paths, where)
     assert list(bad) == [str(folder / 'a' / 'bad.jpg')] and 'not a readable image' in bad[paths[3]]
@@ -54,7 +56,7 @@ def read_again(folder, monkeypatch):
     opened = []
     with monkeypatch.context() as patch:
         patch.setattr(cache, 'open_image', lambda path, at_least: opened.append(path) or original(path, at_least))
-        pictures = Pictures(shrink, SIZE)
+        pictures = Pictures(shrink, SIZE, 24)
         bad = pictures.keep(paths_of(folder), 'disk')
         found = pixels(pictures, paths_of(folder))
     return sorted(os.path.basename(path) for path in opened), found, bad
@@ -72,13 +74,13 @@ def test_on_disk_only_what_changed_is_read_again(folder, monkeypatch):
     (folder / 'b' / '000.png').unlink()
     opened, found, bad = read_again(folder, monkeypatch)
     assert opened == ['000.png', '001.png'] and len(bad) == 1
-    plain = Pictures(shrink, SIZE)
+    plain = Pictures(shrink, SIZE, 24)
     np.testing.assert_array_equal(found, pixels(plain, paths_of(folder)))
 
 
 def test_a_damaged_cache_is_made_anew(folder, monkeypatch):
     read_again(folder, monkeypatch)
-    [file] = cache.FOLDER.iterdir()
+    [file] = cache.FOLDER.glob('*.pictures')
     whole = file.read_bytes()
     for content in (b'', b'hello', whole[:-1], whole[100:], whole + b'x'):
         file.write_bytes(content)
@@ -88,8 +90,8 @@ def test_a_damaged_cache_is_made_anew(folder, monkeypatch):
 
 def test_another_size_or_kind_is_another_cache(folder):
     for size, kind in (((8, 12), ''), ((12, 8), ''), ((8, 12), 'bicubic')):
-        Pictures(lambda image, size=size: image.resize(size[::-1]), size).keep(paths_of(folder), 'disk', kind)
-    assert len(list(cache.FOLDER.iterdir())) == 3
+        Pictures(lambda image, size=size: image.resize(size[::-1]), size, 24).keep(paths_of(folder), 'disk', kind)
+    assert len(list(cache.FOLDER.glob('*.pictures'))) == 3
 
 
 def test_room_is_checked_before_it_is_taken(monkeypatch):
@@ -97,14 +99,34 @@ def test_room_is_checked_before_it_is_taken(monkeypatch):
     monkeypatch.setattr(cache.multiprocessing, 'get_start_method', lambda: 'fork')
     assert choose_cache('auto', 250, SIZE, 2) == 'ram' and choose_cache('auto', 251, SIZE, 2) is None
     assert choose_cache('ram', 800, SIZE, 2) == 'ram' and choose_cache(None, 10 ** 9, SIZE, 2) is None
-    with pytest.raises(UserError, match="CACHE = 'ram' needs .* choose 'disk' or None"):
+    with pytest.raises(UserError, match="CACHE = 'ram' needs .* choose 'disk' or a smaller"):
         choose_cache('ram', 1000, SIZE, 2)
-    with pytest.raises(UserError, match="CACHE = 'disk' needs .* choose None"):
-        choose_cache('disk', 10 ** 15, SIZE, 2)
     monkeypatch.setattr(cache.multiprocessing, 'get_start_method', lambda: 'spawn')
     assert choose_cache('auto', 10, SIZE, 2) is None and choose_cache('auto', 10, SIZE, 0) == 'ram'
     with pytest.raises(UserError, match='would need a copy'):
         choose_cache('ram', 10, SIZE, 2)
+
+
+def test_a_disk_that_is_too_full_is_said_and_a_cache_that_is_there_is_used(folder, monkeypatch):
+    pictures = Pictures(shrink, SIZE, 24)
+    pictures.keep(paths_of(folder), 'disk')
+    monkeypatch.setattr(cache.shutil, 'disk_usage', lambda path: SimpleNamespace(free=100))
+    assert Pictures(shrink, SIZE, 24).keep(paths_of(folder), 'disk')
+    with pytest.raises(UserError, match="CACHE = 'disk' needs .* choose None or a smaller"):
+        Pictures(shrink, SIZE, 24).keep(paths_of(folder), 'disk', 'another kind')
+
+
+def test_a_link_to_nowhere_is_a_bad_picture(folder):
+    (folder / 'b' / 'gone.png').symlink_to('nowhere.png')
+    for where in ('ram', 'disk', None):
+        bad = Pictures(shrink, SIZE, 24).keep(paths_of(folder), where)
+        assert sorted(map(os.path.basename, bad)) == ['bad.jpg', 'gone.png']
+
+
+def test_what_a_crop_leaves_was_decoded_large_enough():
+    settings = {'img_size': [32, 48], 'crop': 0.25, 'interpolation': 'bilinear'}
+    assert least_side(settings) == 2 * 48 * 4 and least_side(settings, training=True) == 2 * 48
+    assert least_side({**settings, 'crop': None}) == least_side({**settings, 'crop': 1.15}) == 2 * 48
 
 
 def test_training_is_the_same_with_and_without(tmp_path):

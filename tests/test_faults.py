@@ -36,7 +36,7 @@ def test_a_bad_step_is_skipped_and_counted(monkeypatch, capsys):
     assert [row['skipped_steps'] for row in saved['history']] == [3, 0]
     assert all(torch.isfinite(value).all() for value in saved['state_dict'].values())
     assert all(torch.isfinite(value).all() for value in saved['state_dict_ema'].values())
-    assert 'epoch 1, step 2: the loss is nan, so the step is skipped' in capsys.readouterr().out
+    assert 'epoch 1, step 2: the loss became nan, so the step is skipped' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('accumulate', [1, 2])
@@ -65,6 +65,23 @@ def test_many_bad_steps_go_back_once_with_a_lower_rate(monkeypatch, capsys):
     assert saved['history'][1]['skipped_steps'] == 0 and saved['history'][1]['lr'] < 1e-4 < saved['history'][0]['lr']
     run(**{**CHANGES, 'epochs': 3}, resume='true', lr=1e-3)  # the lower rate holds for what follows, too
     assert torch.load('out/last.pth', weights_only=True)['history'][2]['lr'] < 1e-4
+
+
+@pytest.mark.parametrize('accumulate', [1, 2])
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_gradients_that_stay_no_numbers_are_noticed_too(monkeypatch, accumulate, dtype):
+    """The loss is finite all the time; float16's scale may sink for a while before that counts."""
+    real = train.backward
+
+    def backward(run, *arguments, **named):
+        found = real(run, *arguments, **named)
+        next(run.net.parameters()).grad.fill_(float('inf'))
+        return found
+
+    monkeypatch.setattr(train, 'backward', backward)
+    monkeypatch.setattr(train, 'amp_dtype', lambda device: dtype)
+    with pytest.raises(UserError, match='the norm of the gradient became (nan|inf) in epoch .* in a row'):
+        run(**{**CHANGES, 'epochs': 20}, max_bad_steps=2, accumulate_steps=accumulate)
 
 
 def test_the_second_time_the_run_ends_and_names_the_pictures(monkeypatch):
