@@ -23,7 +23,7 @@ def keep_memory():
     if platform.libc_ver()[0] == 'glibc':
         libc = ctypes.CDLL('libc.so.6')
         libc.mallopt(-4, 0)            # M_MMAP_MAX: no block gets a mapping of its own
-        libc.mallopt(-1, 2 ** 31 - 1)  # M_TRIM_THRESHOLD: the top of the heap is not handed back
+        libc.mallopt(-1, -1)           # M_TRIM_THRESHOLD: the top of the heap is not handed back
 
 
 def free_memory():

@@ -14,12 +14,13 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import DropPath, Mlp, to_2tuple, trunc_normal_
+from timm.layers import DropPath, to_2tuple, trunc_normal_
 from timm.models import register_model
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from models import weights
+from models.mlp import Mlp
 from models.outlook import mix_windows
 from models.token_label import random_box, swap_box
 

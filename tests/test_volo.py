@@ -6,6 +6,7 @@ from conftest import tiny_volo
 from timm.models._manipulate import group_parameters
 
 import models
+from models.mlp import Mlp
 from models.outlook import MixWindows, mix_windows_plain
 from models.volo import ClassAttention, PatchEmbed, attend
 
@@ -149,6 +150,19 @@ def test_outlook_mixing_equals_the_plain_formula(grid, window):
     for mix in (MixWindows.apply, mix_windows_plain):
         out = mix(values, logits, window)
         results.append((out, *torch.autograd.grad((out * weight).sum(), (values, logits))))
+    for fast, plain in zip(*results, strict=True):
+        torch.testing.assert_close(fast, plain)
+
+
+@pytest.mark.parametrize('shape', [(1, 24), (2, 1, 24), (3, 5, 7, 24)])
+def test_perceptron_equals_timms(shape):
+    torch.manual_seed(0)
+    ours, theirs = Mlp(24, 40).double(), timm.layers.Mlp(24, 40).double()
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), theirs(x))
+    results = [(out := mlp(x), *torch.autograd.grad(out.sin().sum(), (x, *mlp.parameters()))) for mlp in (ours, theirs)]
     for fast, plain in zip(*results, strict=True):
         torch.testing.assert_close(fast, plain)
 
