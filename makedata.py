@@ -20,9 +20,21 @@ from tqdm.contrib.concurrent import thread_map
 
 from common import settings
 from common.files import write_json
-from common.images import THREADS, class_folders, decode, find_pictures, is_image, refuse_empty
+from common.images import (
+    THREADS,
+    bad_image,
+    class_folders,
+    decode,
+    find_pictures,
+    header,
+    is_image,
+    list_files,
+    refuse_empty,
+    regular,
+    stamp,
+)
 from common.progress import Bar
-from common.settings import UserError
+from common.settings import UserError, printable
 
 SOURCE_DIR = 'data1'          # a folder with one sub-folder of pictures for each class
 TARGET_DIR = 'data'           # is replaced as a whole, but only if this script made it
@@ -45,7 +57,9 @@ def main(cfg):
     check(cfg)
     earlier = read_manifest(cfg)
     found = find_pictures(cfg.SOURCE_DIR)
+    stamps = [stamp(path) for _, path in found]
     report_others(cfg.SOURCE_DIR)
+    report_likeness({name for name, _ in found})
     with staging(Path(cfg.TARGET_DIR)) as folder:
         entries = read_entries(found, folder, cfg)
         report_duplicates(entries)
@@ -56,6 +70,8 @@ def main(cfg):
             for side in ('train', 'val'):
                 (folder / side / name).mkdir(parents=True, exist_ok=True)
         (folder / _TAKEN).rmdir()
+        if find_pictures(cfg.SOURCE_DIR) != found or [stamp(path) for _, path in found] != stamps:
+            raise UserError(f'{cfg.SOURCE_DIR} changed while it was read: run makedata.py again when it is complete')
         write_json(folder / _MANIFEST, {'made_by': _MADE_BY, 'settings': vars(cfg), 'files': [
             {key: entry[key] for key in ('file', 'source', 'class', 'side', 'sha256')} for entry in entries]})
     print_table(entries, cfg)
@@ -88,23 +104,38 @@ def read_manifest(cfg):
         manifest = json.loads((target / _MANIFEST).read_text(encoding='utf-8'))
         files = {entry['file']: entry for entry in manifest['files']}
         ours = manifest['made_by'] == _MADE_BY and not target.is_symlink()
+        ours = ours and all(entry['side'] in ('train', 'val') for entry in files.values())
         same = all(manifest['settings'][name] == getattr(cfg, name) for name in ('VAL_RATIO', 'SEED'))
     except (OSError, ValueError, KeyError, TypeError):
         ours = False
     if not ours:
         raise UserError(f'{target} exists and was not made by {_MADE_BY}: {advice}')
     known = files.keys() | {_MANIFEST}
-    for path in target.rglob('*'):
-        if not path.is_dir() and path.relative_to(target).as_posix() not in known and path.name not in _LITTER:
-            raise UserError(f'{path} was not put there by {_MADE_BY} and would be lost: {advice}')
+    for place, folders, names in os.walk(target):
+        links = [name for name in folders if Path(place, name).is_symlink()]
+        for path in (Path(place, name) for name in names + links):
+            if path.relative_to(target).as_posix() not in known and path.name not in _LITTER:
+                raise UserError(f'{path} was not put there by {_MADE_BY} and would be lost: {advice}')
     return {entry['sha256']: entry['side'] for entry in files.values()} if same else {}
 
 
 def report_others(source):
-    others = Counter(path.suffix.lower() for name in class_folders(source) for path in Path(source, name).rglob('*')
-                     if path.suffix and not is_image(path) and path.is_file())
+    others = Counter(path.suffix.lower() for name in class_folders(source) for path in list_files(Path(source, name))
+                     if path.suffix and not is_image(path) and path.name not in _LITTER)
     if others:
-        print('left out, no pictures to Pillow: ' + ', '.join(f'{n} {kind}' for kind, n in others.most_common()))
+        print('left out, no pictures to Pillow: '
+              + ', '.join(f'{n} {printable(kind)}' for kind, n in others.most_common()))
+    if others.keys() & {'.heic', '.heif'}:
+        print('to read them too: python -m pip install pillow-heif')
+
+
+def report_likeness(names):
+    groups = defaultdict(list)
+    for name in sorted(names):
+        groups[name.casefold()].append(name)
+    for alike in groups.values():
+        if len(alike) > 1:
+            print(f'warning: {" and ".join(alike)} are different classes here, but one on Windows and macOS')
 
 
 def _aside(target, what):
@@ -147,7 +178,10 @@ def read_entries(found, folder, cfg):
             print(f'left out: {problem}')
             continue
         below = path.relative_to(Path(cfg.SOURCE_DIR, name)).as_posix()
-        below += '.shrunk.png' if taken.suffix and taken.suffix != path.suffix.lower() else ''
+        if taken.suffix and taken.suffix != path.suffix.lower():
+            below += '.shrunk.png'
+            if len(os.fsencode(Path(below).name)) > 255:  # the most that file systems take
+                below = Path(below).with_name(f'{digest}.png').as_posix()
         entries.append({'source': path.as_posix(), 'class': name, 'sha256': digest, 'name': below, 'taken': taken})
     refuse_empty(cfg.SOURCE_DIR, {entry['class'] for entry in entries})
     if cfg.LINK and any(not entry['taken'].samefile(entry['source']) for entry in entries if not entry['taken'].suffix):
@@ -162,13 +196,13 @@ def take(path, file, cfg):
     """
     small = None
     try:
-        content = path.read_bytes()
-        with Image.open(io.BytesIO(content)) as image:
+        content = regular(path).read_bytes()
+        with header(io.BytesIO(content)) as image:
             size = image.size
         if cfg.MAX_SIDE and max(size) > cfg.MAX_SIDE:
             small = decode(io.BytesIO(content), at_least=2 * cfg.MAX_SIDE)
     except Exception as error:  # Pillow's errors on a damaged file are of a dozen types
-        return None, None, f'{path}: not a readable image ({error})'
+        return None, None, str(bad_image(path, error))
     if small:
         small.thumbnail((cfg.MAX_SIDE, cfg.MAX_SIDE), Image.Resampling.LANCZOS)
         suffix = path.suffix.lower() if path.suffix.lower() in _SAVE_OPTIONS else '.png'
@@ -196,7 +230,7 @@ def report_duplicates(entries):
         print(f'{len(entries) - len(classes)} files are byte-identical to another; each such group stays on one side')
     for digest, names in classes.items():
         if len(names) > 1:
-            files = ', '.join(entry['source'] for entry in entries if entry['sha256'] == digest)
+            files = ', '.join(printable(entry['source']) for entry in entries if entry['sha256'] == digest)
             print(f'warning: the same picture in {len(names)} classes, so at least one label is wrong: {files}')
 
 

@@ -5,6 +5,7 @@
 reads every picture below data1/ and writes mean_std.json, which train.py picks up by itself.
 """
 import time
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from common import settings
 from common.files import writable_folder, write_json
 from common.images import BadImage, find_pictures, loader_workers, open_image
 from common.progress import Bar, format_duration
+from common.settings import UserError
 
 DATA_DIR = 'data1'                # a folder with one sub-folder of pictures for each class
 OUTPUT_FILE = 'mean_std.json'     # where the result goes; train.py looks for this name
@@ -30,7 +32,7 @@ def main(cfg):
     for problem in bad:
         print(f'left out: {problem}')
     if not len(stats):
-        raise settings.UserError(f'{cfg.DATA_DIR}: none of its {len(found)} files is a readable picture')
+        raise UserError(f'{cfg.DATA_DIR}: none of its {len(found)} files is a readable picture')
     mean, std = (values.tolist() for values in tutorial_pair(stats))
     pixel_mean, pixel_std = (values.tolist() for values in pixel_pair(stats))
     seconds = time.perf_counter() - start
@@ -59,8 +61,11 @@ def read_stats(paths, num_workers):
     """(float64 array (N, 4, 3) as channel_stats describes, [errors of the unreadable files])."""
     if num_workers:
         chunk = max(1, min(32, len(paths) // num_workers // 4))
-        results = process_map(channel_stats, paths, max_workers=num_workers, chunksize=chunk, tqdm_class=Bar,
-                              desc='reading', unit='img')
+        try:
+            results = process_map(channel_stats, paths, max_workers=num_workers, chunksize=chunk, tqdm_class=Bar,
+                                  desc='reading', unit='img')
+        except BrokenProcessPool:
+            raise UserError('a process that reads pictures died: if memory ran out, lower NUM_WORKERS') from None
     else:
         results = [channel_stats(path) for path in Bar(paths, desc='reading', unit='img')]
     stats = [result for result in results if not isinstance(result, str)]

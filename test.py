@@ -20,9 +20,10 @@ from common.device import amp_dtype, choose_device, describe, keep_memory, paral
 from common.files import writable_folder, write_csv, write_json
 from common.images import BadImage, list_images, loader_workers, open_image
 from common.metrics import scores
+from common.outside import in_words
 from common.progress import Bar
-from common.settings import UserError
-from models import WeightsError, restore_model
+from common.settings import UserError, printable
+from models import WeightsError, check_saved, restore_model
 
 CHECKPOINT = 'checkpoints/volo_d1/best.pth'  # what train.py wrote
 TEST_DIR = 'data/val'             # a folder of pictures, flat or nested, or one picture
@@ -41,13 +42,18 @@ def main(cfg):
         raise UserError(f'BATCH_SIZE = {cfg.BATCH_SIZE} must be at least 1')
     keep_memory()
     saved = checkpoint.load(cfg.CHECKPOINT)
+    try:
+        check_saved(saved)
+    except WeightsError as error:
+        raise UserError(f'{cfg.CHECKPOINT}: {error}') from None
     paths = find_pictures(cfg.TEST_DIR)
     out = writable_folder(cfg.OUTPUT_DIR, 'OUTPUT_DIR')
-    predictions = predict(cfg, saved, paths)
+    with in_words('nothing was written'):
+        predictions = predict(cfg, saved, paths)
     rows = [describe_prediction(p, cfg.TEST_DIR, saved['classes']) for p in predictions]
     for row in rows:
         result = row['error'] or f'{row["class"]} ({row["confidence"]:.1%})'
-        print(f'{row["path"]} → {result}')
+        print(f'{printable(row["path"])} → {printable(result)}')
     write_tables(out, rows)
     truth = true_classes(paths, cfg.TEST_DIR, saved['classes'])
     draw_sheet(out, predictions, rows, truth, saved['classes'])
@@ -164,7 +170,11 @@ def draw_sheet(out, predictions, rows, truth, classes):
             expected = classes[truth[prediction.path]]
             colour = 'green' if row['class'] == expected else 'red'
             text += '' if row['class'] == expected else f'\nis {expected}'
-        image = open_image(prediction.path)
+        try:
+            image = open_image(prediction.path, at_least=256)
+        except BadImage as error:  # it was readable a moment ago
+            cells.append((None, str(error)[-24:], 'black'))
+            continue
         image.thumbnail((256, 256))
         cells.append((image, text, colour))
     report.contact_sheet(out / 'predictions.png', cells, f'{len(cells)} of {len(rows)} predictions')

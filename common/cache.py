@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,8 @@ from PIL import Image
 from tqdm.contrib.concurrent import thread_map
 
 from common.device import free_memory
-from common.files import replacing, writable_folder
-from common.images import THREADS, BadImage, open_image
+from common.files import replacing, writable_folder, write_json
+from common.images import THREADS, BadImage, open_image, stamp
 from common.progress import Bar
 from common.settings import UserError
 
@@ -51,17 +52,37 @@ class Pictures:
     def keep(self, paths, where, kind=''):
         """Read every file once and return {path: what is wrong with it} of those that are no pictures.
 
-        `where` is 'ram', 'disk' or None, which only reads. In a file below FOLDER a picture is good for as long as its
-        own file keeps size and time of change; `kind`, a text, is for caches that must not be mixed up.
+        `where` is 'ram', 'disk' or None: nowhere. What FOLDER has of an earlier run, the picture or only whether it
+        can be read, is good for as long as the file keeps size and time of change; `kind`, a text, is for caches that
+        must not be mixed up.
         """
+        key = json.dumps([kind, self.size, os.path.abspath(os.path.commonpath(paths))])
+        file = FOLDER / hashlib.sha256(key.encode()).hexdigest()[:16]
         if where == 'disk':
-            return self._keep_on_disk(paths, kind)
-        array = np.empty((len(paths), *self.size, 3), np.uint8) if where else None
+            return self._keep_on_disk(paths, file.with_suffix('.pictures'))
+        if where is None:
+            return self._check(paths, file.with_suffix('.checked'))
+        array = np.empty((len(paths), *self.size, 3), np.uint8)
         bad = self._read(paths, range(len(paths)), array)
-        if where:
-            self.array = array
-            self.slots = {path: slot for slot, path in enumerate(paths) if path not in bad}
+        self.array = array
+        self.slots = {path: slot for slot, path in enumerate(paths) if path not in bad}
         return bad
+
+    def _check(self, paths, file):
+        """The file is JSON, {path: [size, time of change, problem or None]}."""
+        stamps = {path: stamp(path) for path in paths}
+        try:
+            known = json.loads(file.read_text(encoding='utf-8'))
+            known = {path: entry for path, entry in known.items() if entry[:2] == stamps.get(path)}
+        except (OSError, ValueError, AttributeError, TypeError):  # no file, or no whole one
+            known = {}
+        missing = [path for path in paths if path not in known]
+        found = self._read(missing, range(len(missing)), None)
+        entries = {path: known.get(path) or [*stamps[path], found.get(path)] for path in paths}
+        if missing:
+            with suppress(UserError):  # the next run reads the files again, then
+                write_json(writable_folder(FOLDER, 'CACHE') / file.name, entries)
+        return {path: entry[2] for path, entry in entries.items() if entry[2]}
 
     def _read(self, paths, slots, array):
         def read(path, slot):
@@ -77,10 +98,8 @@ class Pictures:
                               unit='img')
         return {path: problem for path, problem in zip(paths, problems, strict=True) if problem}
 
-    def _keep_on_disk(self, paths, kind):
+    def _keep_on_disk(self, paths, file):
         """The file: uint8 pictures, then as JSON {path: [size, time of change, problem or None]} in their order."""
-        key = json.dumps([kind, self.size, os.path.abspath(os.path.commonpath(paths))])
-        file = FOLDER / f'{hashlib.sha256(key.encode()).hexdigest()[:16]}.pictures'
         writable_folder(FOLDER, 'CACHE')
         with FileLock(f'{file}.lock'):  # two runs may want the same
             stamps = {path: stamp(path) for path in paths}
@@ -111,15 +130,6 @@ class Pictures:
                 out.write(index + len(index).to_bytes(8, 'little'))
 
 
-def stamp(path):
-    """[size, time of change] of a file, zeros where it cannot be found."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return [0, 0]
-    return [found.st_size, found.st_mtime_ns]
-
-
 def reserve(file, length):
     """Make a file of so many bytes; on a full disk OSError, where a mapped file would crash later."""
     with open(file, 'wb') as out:
@@ -137,10 +147,10 @@ def read_index(file, size):
             length = int.from_bytes(content.read(), 'little')
             content.seek(end - length)
             index = json.loads(content.read(length))
-        if end - length != len(index) * size[0] * size[1] * 3:
+        if end - length != len(index) * size[0] * size[1] * 3 or any(len(entry) != 3 for entry in index.values()):
             return {}, None
         return index, np.memmap(file, np.uint8, 'r', shape=(len(index), *size, 3))
-    except (OSError, ValueError):
+    except (OSError, ValueError, AttributeError, TypeError):
         return {}, None
 
 

@@ -24,6 +24,17 @@ def save(path, content):
             raise OSError(error) from error
         file.flush()
         os.fsync(file.fileno())
+    sync_folder(path.parent)
+
+
+def sync_folder(folder):
+    """Have the disk take note of files that were moved. Windows does that by itself."""
+    if os.name == 'posix':
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def load(path):
@@ -47,6 +58,7 @@ def save_last(folder, content):
     if last.exists():
         os.replace(last, before)
     os.replace(new, last)
+    sync_folder(folder)
 
 
 def load_last(folder):
@@ -80,7 +92,8 @@ def set_aside(folder):
 
     A run without an epoch behind it has no best.pth; nothing is kept of it.
     """
-    (folder / 'last_before.pth').unlink(missing_ok=True)
+    for name in ('last_before.pth', 'last_new.pth', '.last_new.pth.tmp'):  # the latter two of a run that was killed
+        (folder / name).unlink(missing_ok=True)
     if not (folder / 'best.pth').exists():
         (folder / 'last.pth').unlink(missing_ok=True)
     for name in ('best.pth', 'last.pth'):

@@ -1,4 +1,5 @@
 """The data of a training run: pictures read and checked, transforms chosen, loaders started."""
+from pathlib import Path
 from types import SimpleNamespace
 
 from common import augment
@@ -39,6 +40,6 @@ def read_pictures(cfg, transform, train_set, val_set, workers):
                                   augment.least_side(transform, training))
         kind = f'{cfg.INTERPOLATION} {None if training else cfg.CROP}'
         bad |= dataset.loader.keep([path for path, _ in dataset.samples], where, kind)
-    leave_out(train_set, val_set, bad)
+    leave_out(train_set, val_set, bad, Path(cfg.OUTPUT_DIR, 'bad_images.txt'))
     if len(train_set) < cfg.BATCH_SIZE:
         raise UserError(f'{len(train_set)} training images but BATCH_SIZE = {cfg.BATCH_SIZE}: lower BATCH_SIZE')

@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader, Sampler
 from torchvision import datasets
 
 from common.device import keep_memory
-from common.images import class_folders, is_image, open_image
+from common.files import write_text
+from common.images import class_folders, list_images, open_image, refuse_empty
 from common.settings import UserError
 
 
@@ -25,12 +26,9 @@ class ImageFolder(datasets.ImageFolder):
 
     def __init__(self, root, transform=None, classes=None, allow_empty=False):
         self.expected = classes
-        try:
-            super().__init__(str(root), transform, loader=open_image, is_valid_file=is_image, allow_empty=allow_empty)
-        except FileNotFoundError as error:
-            raise UserError(f'{root}: {str(error).splitlines()[0]} Add pictures or remove the folder.') from None
+        super().__init__(str(root), transform, loader=open_image, allow_empty=allow_empty)
         if not self.samples:
-            raise UserError(f'{root}: no images in it')
+            raise UserError(f'{root}: no pictures in it')
 
     def find_classes(self, directory):
         names = class_folders(directory)
@@ -41,6 +39,16 @@ class ImageFolder(datasets.ImageFolder):
                                            + [f'{", ".join(missing)} is missing'] * bool(missing)))
         names = list(self.expected or names)
         return names, {name: index for index, name in enumerate(names)}
+
+    @staticmethod
+    def make_dataset(directory, class_to_idx, allow_empty=False, **unused):
+        """[(path, class index)], the files that the other scripts see, too."""
+        samples = [(str(path), index) for name, index in class_to_idx.items()
+                   for path in list_images(Path(directory, name))]
+        if not allow_empty:
+            filled = {index for _, index in samples}
+            refuse_empty(directory, {name for name, index in class_to_idx.items() if index in filled})
+        return samples
 
     def leave_out(self, paths):
         """Drop files, such as unreadable ones, from the set."""
@@ -98,13 +106,17 @@ def fingerprint(*sets):
     return hashlib.sha256(json.dumps(names).encode()).hexdigest()
 
 
-def leave_out(train_set, val_set, bad):
-    """Take the files in `bad`, {path: problem}, out of both sets.
+def leave_out(train_set, val_set, bad, listing):
+    """Take the files in `bad`, {path: problem}, out of both sets, and list them in the file `listing`.
 
     Raises UserError where a class then has no picture to learn from.
     """
     for problem in bad.values():
         print(f'left out: {problem}')
+    listing.unlink(missing_ok=True)  # of an earlier run
+    if bad:
+        write_text(listing, ''.join(f'{problem}\n' for problem in bad.values()))
+        print(f'{len(bad)} files are left out; {listing} lists them')
     for dataset in (train_set, val_set):
         dataset.leave_out(bad)
     if not len(val_set):

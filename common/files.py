@@ -7,6 +7,8 @@ from pathlib import Path
 
 from common.settings import UserError
 
+_FORMULA = tuple('=+-@\t\r\n')  # what a formula may begin with
+
 
 def writable_folder(path, constant):
     """Make a folder, check that files can be written in it, return its Path. Raises UserError naming the constant."""
@@ -39,7 +41,7 @@ def replacing(path):
 
 def write_text(path, text):
     with replacing(path) as aside:
-        aside.write_text(text, encoding='utf-8')
+        aside.write_text(text, encoding='utf-8', errors='backslashreplace')  # names that are no UTF-8, as JSON has them
 
 
 def write_json(path, value):
@@ -47,8 +49,14 @@ def write_json(path, value):
 
 
 def write_csv(path, rows):
-    """Rows are dicts with the same keys; the keys are the header. With a byte-order mark, for Excel's sake."""
-    with replacing(path) as aside, open(aside, 'w', newline='', encoding='utf-8-sig') as file:
+    """Rows are dicts with the same keys; the keys are the header. With a byte-order mark, for Excel's sake.
+
+    A text that a spreadsheet would take for a formula and run gets an apostrophe in front.
+    """
+    options = {'newline': '', 'encoding': 'utf-8-sig', 'errors': 'backslashreplace'}
+    with replacing(path) as aside, open(aside, 'w', **options) as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
-        writer.writerows(rows)
+        for row in rows:
+            writer.writerow({key: f"'{value}" if isinstance(value, str) and value[:1] in _FORMULA else value
+                             for key, value in row.items()})

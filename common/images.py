@@ -4,18 +4,35 @@ Every script opens pictures through open_image, so statistics, training and test
 PyTorch, which takes seconds to import.
 """
 import os
+import stat
+import unicodedata
+import warnings
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from common.settings import UserError
+from common.settings import UserError, printable
 
-# Formats that Pillow lists but cannot draw by itself (scientific containers, video), or draws by running Ghostscript.
-NOT_PICTURES = {'.bufr', '.eps', '.grib', '.h5', '.hdf', '.mpeg', '.mpg', '.ps'}
-EXTENSIONS = {ext for ext, kind in Image.registered_extensions().items() if kind in Image.OPEN} - NOT_PICTURES
+try:
+    import pillow_heif  # the photographs of iPhones; `pip install pillow-heif`
+    pillow_heif.register_heif_opener()
+except ImportError:
+    pass
+
+MAX_PIXELS = 120_000_000  # of a picture; a file of a few kB may claim to have billions, and fill the memory
+
+# What Pillow draws by running another program, or cannot draw by itself: no content of a file may lead there.
+_NOT_PICTURES = {'BUFR', 'EPS', 'GRIB', 'HDF5', 'MPEG', 'WMF'}
+_KINDS = Image.registered_extensions()  # {extension: format}; loads Pillow's plug-ins
+FORMATS = sorted(Image.OPEN.keys() - _NOT_PICTURES)
+EXTENSIONS = {extension for extension, kind in _KINDS.items() if kind in FORMATS}
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 THREADS = min(8, CORES)  # for work that Pillow and hashlib do outside Python's lock
+
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)  # header() refuses them
+warnings.filterwarnings('ignore', module='PIL')  # odd metadata, which nothing here reads
 
 
 class BadImage(UserError):
@@ -33,13 +50,47 @@ def loader_workers(value):
 
 def is_image(path):
     """Whether a file name is one that Pillow reads, in any letter case; hidden files are not."""
-    path = Path(path)
-    return path.suffix.lower() in EXTENSIONS and not path.name.startswith('.')
+    name = os.path.basename(path)
+    return os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith('.')
+
+
+def is_hidden(name):
+    """Whether a folder is one that programs made for themselves, such as .thumbnails or __MACOSX."""
+    return name.startswith(('.', '__'))
+
+
+def list_files(folder):
+    """All files below a folder, sorted by path: links are followed, no folder is entered twice or if it is hidden.
+
+    Raises UserError for a folder that cannot be read.
+    """
+    def refuse(error):
+        raise UserError(f'{error.filename}: this folder cannot be read ({error.strerror})')
+
+    found, entered = [], set()
+    for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        about = os.stat(place)
+        if (about.st_dev, about.st_ino) in entered:
+            folders.clear()
+            continue
+        entered.add((about.st_dev, about.st_ino))
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        found += [Path(place, name) for name in files]
+    return sorted(found)
 
 
 def list_images(folder):
-    """All image files below a folder, sorted by path."""
-    return sorted(path for path in Path(folder).rglob('*') if is_image(path) and path.is_file())
+    """The files of list_files whose names are those of pictures."""
+    return [path for path in list_files(folder) if is_image(path)]
+
+
+def stamp(path):
+    """[size, time of change] of a file, zeros where it cannot be found."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return [0, 0]
+    return [found.st_size, found.st_mtime_ns]
 
 
 def open_image(path, at_least=None):
@@ -49,14 +100,35 @@ def open_image(path, at_least=None):
     of its size, which is several times faster, but with no side smaller than that. Raises BadImage, naming the file.
     """
     try:
-        return decode(path, at_least)
+        return decode(regular(path), at_least)
     except Exception as error:  # Pillow's errors on a damaged file are of a dozen types
-        raise BadImage(f'{path}: not a readable image ({error})') from None
+        raise bad_image(path, error) from None
+
+
+def bad_image(path, error):
+    """The BadImage that an error while reading a file stands for."""
+    return BadImage(f'{printable(str(path))}: not a readable image ({str(error) or type(error).__name__})')
+
+
+def regular(path):
+    """The path, if a file is there that has an end; anything else could be waited for without one."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError('not a file')
+    return path
+
+
+def header(file):
+    """A picture whose pixels have not been read yet. Raises Pillow's errors, and ValueError above MAX_PIXELS."""
+    image = Image.open(file, formats=FORMATS)
+    if image.width * image.height > MAX_PIXELS:
+        image.close()
+        raise ValueError(f'{image.width}x{image.height}: more than the MAX_PIXELS of common/images.py')
+    return image
 
 
 def decode(file, at_least=None):
     """open_image of a path or an open file, with Pillow's own errors."""
-    with Image.open(file) as image:
+    with header(file) as image:
         if at_least:
             image.draft(None, (at_least, at_least))
         image.load()
@@ -78,10 +150,15 @@ def class_folders(folder):
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f'{folder}: no such folder')
-    names = sorted(entry.name for entry in folder.iterdir()
-                   if entry.is_dir() and not entry.name.startswith(('.', '__')))
+    try:
+        names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name))
+    except OSError as error:
+        raise UserError(f'{folder}: this folder cannot be read ({error.strerror})') from None
     if not names:
         raise UserError(f'{folder}: no sub-folders in it, and each class needs one of its own')
+    for name in names:
+        if any(unicodedata.category(character) == 'Cc' for character in name):
+            raise UserError(f'{folder}: the folder {name!r} has control characters in its name, rename it')
     return names
 
 

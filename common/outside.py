@@ -2,7 +2,7 @@
 import os
 import signal
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from filelock import FileLock, Timeout
@@ -41,15 +41,15 @@ class StopRequest:
 @contextmanager
 def only_run(folder):
     """Holds a folder's lock, which ends with the process however that ends. Raises UserError where another has it."""
-    lock = FileLock(folder / '.lock')
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(f'OUTPUT_DIR = {str(folder)!r}: another run is writing there; choose another folder') from None
-    try:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(FileLock(folder / '.lock', timeout=0))
+        except Timeout:
+            raise UserError(f'OUTPUT_DIR = {str(folder)!r}: another run is writing there; choose another '
+                            'folder') from None
+        except (NotImplementedError, OSError) as error:  # a network file system without locks
+            print(f'warning: {folder} cannot be locked ({error}): start no second run in it')
         yield
-    finally:
-        lock.release()
 
 
 @contextmanager

@@ -1,9 +1,11 @@
 """What people look at: curves, the report per class, the confusion matrix, a contact sheet."""
 import math
+import warnings
 
 import numpy as np
 
 from common.files import replacing, write_json, write_text
+from common.settings import printable
 
 _CJK = {'Noto Sans CJK SC', 'Noto Sans CJK JP', 'Source Han Sans SC', 'Microsoft YaHei', 'PingFang SC', 'SimHei',
         'Hiragino Sans GB', 'WenQuanYi Micro Hei', 'WenQuanYi Zen Hei'}  # class names may be Chinese
@@ -17,6 +19,7 @@ def new_figure(width, height):
 
     matplotlib.rcParams['font.family'] = ['DejaVu Sans', *sorted(_CJK.intersection(font_manager.get_font_names()))]
     matplotlib.rcParams['text.parse_math'] = False  # class names may hold a $
+    warnings.filterwarnings('ignore', message='Glyph .* missing from font')  # or an emoji
     return Figure(figsize=(width, height), dpi=110, layout='constrained')
 
 
@@ -50,6 +53,7 @@ def plot_confusion(path, matrix, classes, title):
     image = axes.imshow(share, cmap='Blues', vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, shrink=0.7, label='share of the true class')
     if len(classes) <= 60:
+        classes = [printable(name) for name in classes]
         axes.set_xticks(range(len(classes)), classes, rotation=45, ha='right', rotation_mode='anchor')
         axes.set_yticks(range(len(classes)), classes)
     if len(classes) <= 30:
@@ -92,7 +96,7 @@ def contact_sheet(path, cells, title, columns=6):
     for axes, (image, text, colour) in zip(grid, cells, strict=False):
         if image is not None:
             axes.imshow(image)
-        axes.set_xlabel(text, fontsize=8, color=colour)
+        axes.set_xlabel(printable(text, keep='\n'), fontsize=8, color=colour)
     for axes in figure.axes:
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)

@@ -27,6 +27,25 @@ class Stopped(Exception):
     """A run was told to stop, by the signal whose number is the argument, and has saved what it had."""
 
 
+def printable(text, keep=''):
+    """The text with escapes for what is no visible character, such as the codes that steer a terminal."""
+    return ''.join(character if character.isprintable() or character in keep
+                   else character.encode('unicode_escape').decode() for character in text)
+
+
+class Printer:
+    """A stream to which names of files and classes can be printed, whatever they hold."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def write(self, text):
+        return self.stream.write(printable(text, keep='\n\t'))
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+
 def run(main):
     """Print a script's settings and call its main(cfg). A UserError ends it with one line and exit code 2."""
     module = sys.modules[main.__module__]
@@ -35,13 +54,15 @@ def run(main):
         if hasattr(stream, 'reconfigure'):  # not so in a notebook
             # No file name, however odd, ends a run as it is printed; and a line in a log file is there at once.
             stream.reconfigure(errors='backslashreplace', line_buffering=True)
+    if not isinstance(sys.stdout, Printer):
+        sys.stdout = Printer(sys.stdout)
     try:
         cfg = read(module)
         show(cfg, module)
         main(cfg)
     except UserError as error:
         sys.stdout.flush()
-        print(f'{script}: {" ".join(str(error).split())}', file=sys.stderr)
+        print(f'{script}: {printable(" ".join(str(error).split()))}', file=sys.stderr)
         sys.exit(2)
     except Stopped as stopped:
         sys.exit(128 + stopped.args[0])

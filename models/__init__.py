@@ -5,6 +5,7 @@ Importing it also registers volo_d1 … volo_d5 with timm.
 import difflib
 
 import timm
+import torch
 
 from models import volo
 from models.token_label import token_label_loss
@@ -22,9 +23,9 @@ from models.weights import (
     read_file,
 )
 
-__all__ = ['PUBLISHED', 'VARIANTS', 'VOLO', 'WeightsError', 'create_model', 'default_cfg', 'fetch_weights', 'heads_of',
-           'load_weights', 'normalisation_of', 'read_file', 'restore_model', 'token_label_loss',
-           'volo_d1', 'volo_d2', 'volo_d3', 'volo_d4', 'volo_d5']
+__all__ = ['PUBLISHED', 'VARIANTS', 'VOLO', 'WeightsError', 'check_saved', 'create_model', 'default_cfg',
+           'fetch_weights', 'heads_of', 'load_weights', 'normalisation_of', 'read_file', 'restore_model',
+           'token_label_loss', 'volo_d1', 'volo_d2', 'volo_d3', 'volo_d4', 'volo_d5']
 
 # What timm.create_model takes for itself; a checkpoint that asks for it could make it read other files.
 _TIMMS_OWN = {'pretrained', 'pretrained_cfg', 'pretrained_cfg_overlay', 'checkpoint_path', 'cache_dir', 'scriptable',
@@ -82,13 +83,47 @@ def fetch_weights(name, img_size):
         raise WeightsError(f'{repo} cannot be fetched and fitted to {img_size} pixels: {first_line(error)}') from error
 
 
+def check_saved(saved):
+    """Raise WeightsError unless the content of a checkpoint has what naming a picture takes, and as train.py writes it.
+
+    Nothing else than its own numbers and texts is asked of it: it may come from anywhere.
+    """
+    def numbers(values, count, least, most):
+        return (isinstance(values, (list, tuple)) and len(values) == count
+                and all(type(value) in (int, float) and least <= value <= most for value in values))
+
+    if not isinstance(saved, dict):
+        raise WeightsError('not a whole checkpoint of train.py')
+    try:
+        transform, classes, kwargs = saved['transform'], saved['classes'], saved['model_kwargs']
+        whole = {
+            'model': isinstance(saved['model'], str), 'state_dict': isinstance(saved['state_dict'], dict),
+            'model_kwargs': isinstance(kwargs, dict) and all(isinstance(key, str) for key in kwargs),
+            'classes': isinstance(classes, list) and len(classes) == len({str(name) for name in classes}) > 0
+            and all(isinstance(name, str) for name in classes),
+            'img_size': numbers(transform['img_size'], 2, 16, 2 ** 14) and {*map(type, transform['img_size'])} == {int},
+            'mean': numbers(transform['mean'], 3, -1e3, 1e3), 'std': numbers(transform['std'], 3, 1e-6, 1e3),
+            'crop': transform['crop'] is None or numbers([transform['crop']], 1, 0.1, 2),
+            'interpolation': transform['interpolation'] in ('bilinear', 'bicubic')}
+    except (KeyError, TypeError, IndexError) as error:
+        raise WeightsError(f'not a whole checkpoint of train.py ({error!r})') from None
+    if not all(whole.values()):
+        raise WeightsError('not a whole checkpoint of train.py, something is wrong with its '
+                           + ', '.join(name for name, good in whole.items() if not good))
+
+
 def restore_model(saved):
     """The network of a checkpoint of train.py (its content), with its weights. Raises WeightsError, one line."""
+    check_saved(saved)
+    ours = saved['model'] in VARIANTS
     try:
-        net = create_model(saved['model'], num_classes=len(saved['classes']), img_size=saved['transform']['img_size'],
-                           **saved['model_kwargs'])
-        done = load_weights(net, {'state_dict': saved['state_dict']})
-    except (KeyError, TypeError, IndexError, AttributeError) as error:
+        if ours and sum(saved['model_kwargs'].get('layers', ())) > len(saved['state_dict']):
+            raise WeightsError('the weights are of a smaller network')
+        with torch.device('meta' if ours else 'cpu'):  # without memory, and so without initial values, until it fits
+            net = create_model(saved['model'], num_classes=len(saved['classes']),
+                               img_size=saved['transform']['img_size'], **saved['model_kwargs'])
+        done = load_weights(net, {'state_dict': saved['state_dict']}, assign=ours)
+    except TypeError as error:
         raise WeightsError(f'not a whole checkpoint of train.py ({error!r})') from error
     except ValueError as error:  # WeightsError is one
         raise WeightsError(str(error)) from error

@@ -1,7 +1,7 @@
-"""The two-layer perceptron of each block, in two equivalent formulations: one in plain operations, one that keeps less.
+"""The two-layer perceptron of each block, in two equivalent formulations: in plain operations, and keeping less.
 
-The wide inner activations are the largest of a block. The backward pass needs them before and after the GELU; GeluLinear
-keeps them before it and computes the GELU a second time, which costs little beside the products around it.
+The wide inner activations are the largest of a block. The backward pass needs them before and after the GELU;
+GeluLinear keeps them before it and computes the GELU a second time, which costs little beside the products around it.
 """
 import torch
 import torch.nn.functional as F

@@ -127,12 +127,13 @@ def resize_pos_embed(pos_embed, size):
     return resized.permute(0, 2, 3, 1).to(pos_embed.dtype)
 
 
-def load_weights(model, source):
+def load_weights(model, source, assign=False):
     """Load a file (its path) or what read_file gave into the network and return what was done, a dict for a log.
 
     pos_embed is resized to the network's. A head is left at its initial values only where the shapes differ or the file
     has none, and one that the network lacks is left out. Anything else missing, unexpected or of another shape raises
-    WeightsError, and the network stays as it was. `model` is a VOLO or another network of timm.
+    WeightsError, and the network stays as it was. `model` is a VOLO or another network of timm. With `assign` its
+    parameters become the file's tensors instead of copies of them.
     """
     state = state_dict_of(source if isinstance(source, dict) else read_file(source))
     own = model.state_dict()
@@ -158,7 +159,8 @@ def load_weights(model, source):
         more = f'; and {len(wrong) - 4} more' if len(wrong) > 4 else ''
         other = 'image size' if all(text.startswith('pos_embed') for text in wrong) else 'network'
         raise WeightsError(f'the weights are of another {other}: {"; ".join(wrong[:4])}{more}')
-    model.load_state_dict(state, strict=False)
+    state = {name: tensor.to(own[name].dtype) for name, tensor in state.items()}
+    model.load_state_dict(state, strict=False, assign=assign)
     return {'loaded': len(state), **done}
 
 

@@ -39,7 +39,7 @@ def test_memory_grows_with_the_batch_and_shrinks_with_checkpointing_and_bf16():
     assert 2.5 < large / small < 4  # the weights do not grow
     assert training_cost(net, (64, 64), 32, torch.bfloat16)[1] < 0.75 * large
     net.set_grad_checkpointing(True)
-    assert training_cost(net, (64, 64), 32)[1] < 0.6 * large
+    assert training_cost(net, (64, 64), 32)[1] < 0.7 * large
 
 
 def test_the_network_and_the_random_numbers_stay_as_they_were():

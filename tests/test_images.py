@@ -102,7 +102,7 @@ def test_image_folder_matches_classes_by_name(tmp_path):
     with pytest.raises(UserError, match='a is missing'):
         ImageFolder(tmp_path / 'val', classes=['a', 'b'])
     (tmp_path / 'val' / 'a').mkdir()
-    with pytest.raises(UserError, match='Found no valid file for the classes a'):
+    with pytest.raises(UserError, match='no pictures in a: add some'):
         ImageFolder(tmp_path / 'val', classes=['a', 'b'])
     val = ImageFolder(tmp_path / 'val', classes=['a', 'b'], allow_empty=True)
     assert val.targets == [1]

@@ -16,6 +16,8 @@ from conftest import TINY, tiny_volo
 import models
 from models.weights import WeightsError, fetch_published, load_weights, published_tag, resize_pos_embed
 
+TRANSFORM = {'img_size': [64, 64], 'mean': [0.5] * 3, 'std': [0.2] * 3, 'crop': None, 'interpolation': 'bilinear'}
+
 
 @pytest.fixture
 def model():
@@ -152,7 +154,7 @@ def test_a_head_of_twelve_classes_survives_every_way(tmp_path):
     model = tiny_volo(num_classes=12, return_dense=True)
     state = model.state_dict()
     saved = {'model': 'volo_d1', 'model_kwargs': {**TINY, 'return_dense': True}, 'classes': list('abcdefghijkl'),
-             'transform': {'img_size': [64, 64]}, 'state_dict': state}
+             'transform': TRANSFORM, 'state_dict': state}
     files = {'plain.pth': state, 'official.pth.tar': {'state_dict': {f'module.{k}': v for k, v in state.items()}},
              'ema.pth.tar': {'state_dict_ema': state, 'state_dict': {}}, 'best.pth': saved,
              'last.pth': {**saved, 'state_dict_ema': state}, 'no_ema.pth': {**saved, 'state_dict_ema': None}}
@@ -170,12 +172,21 @@ def test_a_head_of_twelve_classes_survives_every_way(tmp_path):
 
 @pytest.mark.parametrize('change, words', [
     ({'classes': ['a']}, 'do not go with its 1 classes'), ({'model_kwargs': None}, 'not a whole checkpoint'),
-    ({'state_dict': None}, 'no state dict'), ({'model': 'volo_d9'}, 'volo_d9'), ({'transform': {}}, 'img_size'),
+    ({'state_dict': None}, 'wrong with its state_dict'), ({'state_dict': dict.fromkeys(range(9))}, 'no state dict'),
+    ({'model': 'volo_d9'}, 'volo_d9'), ({'model': 'hf-hub:someone/something'}, 'no network'),
+    ({'transform': {}}, 'img_size'),
+    ({'transform': {**TRANSFORM, 'img_size': [64, 64.5]}}, 'wrong with its img_size'),
+    ({'transform': {**TRANSFORM, 'img_size': [10 ** 9] * 2}}, 'wrong with its img_size'),
+    ({'transform': {**TRANSFORM, 'std': [1, 1, 0]}}, 'wrong with its std'),
+    ({'transform': {**TRANSFORM, 'mean': [float('nan')] * 3, 'crop': 0}}, 'wrong with its mean, crop'),
+    ({'classes': list('abcda')}, 'wrong with its classes'), ({'classes': [1, 2, 3, 4, 5]}, 'wrong with its classes'),
+    ({'model_kwargs': {**TINY, 'layers': (10 ** 12, 1, 1, 1)}}, 'of a smaller network'),
+    ({'model_kwargs': {**TINY, 'embed_dims': (2 * 10 ** 6, 4 * 10 ** 6)}}, 'of another network'),
     ({'model_kwargs': {**TINY, 'checkpoint_path': '/etc/passwd'}}, 'checkpoint_path is no setting'),
     ({'model_kwargs': {**TINY, 'nonsense': 1}}, 'nonsense'), ({'model': 5}, 'not a whole checkpoint'),
-    ({'transform': {'img_size': [64]}}, 'img_size')])
+    ({'transform': {**TRANSFORM, 'img_size': [64]}}, 'img_size')])
 def test_a_checkpoint_that_contradicts_itself_is_refused(model, change, words):
-    saved = {'model': 'volo_d1', 'model_kwargs': TINY, 'classes': list('abcde'), 'transform': {'img_size': [64, 64]},
+    saved = {'model': 'volo_d1', 'model_kwargs': TINY, 'classes': list('abcde'), 'transform': TRANSFORM,
              'state_dict': model.state_dict()}
     models.restore_model(saved)
     with pytest.raises(WeightsError, match=words):
