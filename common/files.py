@@ -2,7 +2,7 @@
 import csv
 import json
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from common.settings import UserError
@@ -36,7 +36,8 @@ def replacing(path):
         raise UserError(f'{path} cannot be written ({error}): close programs that have it open, free some space or '
                         'choose another folder') from error
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):  # a folder that became read-only
+            aside.unlink(missing_ok=True)
 
 
 def write_text(path, text):
