@@ -34,6 +34,9 @@ def main(cfg):
     if not len(stats):
         raise UserError(f'{cfg.DATA_DIR}: none of its {len(found)} files is a readable picture')
     mean, std = (values.tolist() for values in tutorial_pair(stats))
+    if min(std) == 0:
+        raise UserError(f'{cfg.DATA_DIR}: a colour channel has the same value all over each picture, so there is no '
+                        'spread to divide by')
     pixel_mean, pixel_std = (values.tolist() for values in pixel_pair(stats))
     seconds = time.perf_counter() - start
     classes = sorted({name for name, _ in found})

@@ -96,6 +96,8 @@ def open_split(data_dir):
     if not (root / 'train').is_dir() or not (root / 'val').is_dir():
         raise UserError(f'{root}/train and {root}/val are needed: run makedata.py first, or set DATA_DIR')
     train_set = SeededImageFolder(root / 'train')
+    if len(train_set.classes) == 1:
+        raise UserError(f'{root}/train has one class only, {train_set.classes[0]}: each class needs a folder of its own')
     return train_set, ImageFolder(root / 'val', classes=train_set.classes, allow_empty=True)
 
 

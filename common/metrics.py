@@ -30,7 +30,7 @@ def validate(model, loader, device, label, between_batches=lambda: None):
 
 def scores(logits, targets, classes):
     """Plain numbers from logits (N, classes) and targets (N,): loss, acc1, acc5, balanced_accuracy (percent),
-    report (scikit-learn's, as text and as a dict) and the confusion matrix (rows: truth)."""
+    report (scikit-learn's, as text and as a dict) and the confusion matrix (an array, rows: truth)."""
     from sklearn.metrics import balanced_accuracy_score, classification_report, confusion_matrix  # takes a second
 
     acc1, acc5 = accuracy(logits, targets, topk=(1, 5))
@@ -44,4 +44,4 @@ def scores(logits, targets, classes):
             'balanced_accuracy': 100 * float(balanced),
             'report_text': classification_report(truth, guess, **named, digits=3),
             'report': classification_report(truth, guess, **named, output_dict=True),
-            'confusion': confusion_matrix(truth, guess, labels=labels).tolist()}
+            'confusion': confusion_matrix(truth, guess, labels=labels)}

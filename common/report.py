@@ -43,9 +43,8 @@ def plot_curves(path, rows, curves, ylabel, best=None):
         figure.savefig(aside, format='png')
 
 
-def plot_confusion(path, matrix, classes, title):
+def plot_confusion(path, counts, classes, title):
     """Draw a confusion matrix, rows in percent of the class, counts in the cells when there is room for them."""
-    counts = np.array(matrix)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = min(20, 3.5 + 0.45 * len(classes))
     figure = new_figure(side + 1, side)
@@ -80,8 +79,11 @@ def write_scores(folder, scores, classes, info):
     text = (f'ACC1 {scores["acc1"]:.2f} %, ACC5 {scores["acc5"]:.2f} %, '
             f'balanced accuracy {scores["balanced_accuracy"]:.2f} %')
     write_text(folder / 'report.txt', f'{text}\n\n{scores["report_text"]}')
+    confusion = {name: {classes[column]: int(row[column]) for column in row.nonzero()[0]}
+                 for name, row in zip(classes, scores['confusion'], strict=True)}
     write_json(folder / 'report.json', {
-        **info, **{key: scores[key] for key in ('acc1', 'acc5', 'balanced_accuracy', 'report', 'confusion')}})
+        **info, **{key: scores[key] for key in ('acc1', 'acc5', 'balanced_accuracy', 'report')},
+        'confusion': confusion})  # true class: {predicted class: pictures}
     plot_confusion(folder / 'confusion.png', scores['confusion'], classes, text)
     return text
 

@@ -8,6 +8,7 @@ import timm
 import torch
 
 from models import volo
+from models.saved import check_saved
 from models.token_label import token_label_loss
 from models.volo import VARIANTS, VOLO, volo_d1, volo_d2, volo_d3, volo_d4, volo_d5
 from models.weights import (
@@ -81,35 +82,6 @@ def fetch_weights(name, img_size):
         return repo.removeprefix('timm/'), state
     except Exception as error:  # the errors of three network libraries, of the disk, and of timm's conversions
         raise WeightsError(f'{repo} cannot be fetched and fitted to {img_size} pixels: {first_line(error)}') from error
-
-
-def check_saved(saved):
-    """Raise WeightsError unless the content of a checkpoint has what naming a picture takes, and as train.py writes it.
-
-    Nothing else than its own numbers and texts is asked of it: it may come from anywhere.
-    """
-    def numbers(values, count, least, most):
-        return (isinstance(values, (list, tuple)) and len(values) == count
-                and all(type(value) in (int, float) and least <= value <= most for value in values))
-
-    if not isinstance(saved, dict):
-        raise WeightsError('not a whole checkpoint of train.py')
-    try:
-        transform, classes, kwargs = saved['transform'], saved['classes'], saved['model_kwargs']
-        whole = {
-            'model': isinstance(saved['model'], str), 'state_dict': isinstance(saved['state_dict'], dict),
-            'model_kwargs': isinstance(kwargs, dict) and all(isinstance(key, str) for key in kwargs),
-            'classes': isinstance(classes, list) and len(classes) == len({str(name) for name in classes}) > 0
-            and all(isinstance(name, str) for name in classes),
-            'img_size': numbers(transform['img_size'], 2, 16, 2 ** 14) and {*map(type, transform['img_size'])} == {int},
-            'mean': numbers(transform['mean'], 3, -1e3, 1e3), 'std': numbers(transform['std'], 3, 1e-6, 1e3),
-            'crop': transform['crop'] is None or numbers([transform['crop']], 1, 0.1, 2),
-            'interpolation': transform['interpolation'] in ('bilinear', 'bicubic')}
-    except (KeyError, TypeError, IndexError) as error:
-        raise WeightsError(f'not a whole checkpoint of train.py ({error!r})') from None
-    if not all(whole.values()):
-        raise WeightsError('not a whole checkpoint of train.py, something is wrong with its '
-                           + ', '.join(name for name, good in whole.items() if not good))
 
 
 def restore_model(saved):

@@ -78,6 +78,24 @@ def test_on_disk_only_what_changed_is_read_again(folder, monkeypatch):
     np.testing.assert_array_equal(found, pixels(plain, paths_of(folder)))
 
 
+def test_without_a_cache_only_what_changed_is_checked_again(folder, monkeypatch):
+    opened = []
+    monkeypatch.setattr(cache, 'open_image', lambda path, at_least: opened.append(path) or original(path, at_least))
+
+    def check():
+        opened.clear()
+        return Pictures(shrink, SIZE, 24).keep(paths_of(folder), None), len(opened)
+
+    (first, many), (second, none) = check(), check()
+    assert many == 7 and none == 0 and first == second and len(first) == 1
+    (folder / 'a' / '001.png').write_bytes(b'cut')
+    assert check()[1] == 1 and len(check()[0]) == 2
+    [file] = cache.FOLDER.glob('*.checked')
+    for content in ('', '[]', '{"x": 1}', file.read_text()[:50]):
+        file.write_text(content)
+        assert len(check()[0]) == 2 and check()[1] == 0
+
+
 def test_a_damaged_cache_is_made_anew(folder, monkeypatch):
     read_again(folder, monkeypatch)
     [file] = cache.FOLDER.glob('*.pictures')

@@ -9,7 +9,8 @@ import torch
 from conftest import ROOT, draw_folder
 from PIL import Image
 
-from common.datasets import EpochSampler, ImageFolder, SeededImageFolder
+from common import images
+from common.datasets import EpochSampler, ImageFolder, SeededImageFolder, open_split
 from common.images import BadImage, is_image, list_images, open_image
 from common.settings import UserError
 
@@ -93,6 +94,34 @@ def test_listing_is_sorted_and_recursive(tmp_path):
     draw_folder(tmp_path, {'b': 2, 'a/deep': 1})
     assert [path.relative_to(tmp_path).as_posix() for path in list_images(tmp_path)] == [
         'a/deep/000.png', 'b/000.png', 'b/001.png']
+
+
+def test_hidden_folders_and_loops_are_not_entered(tmp_path):
+    draw_folder(tmp_path, {'a': 1, 'a/.thumbnails': 1, 'a/__MACOSX': 1, 'elsewhere': 2})
+    (tmp_path / 'a' / 'more').symlink_to(tmp_path / 'elsewhere')
+    (tmp_path / 'a' / 'again').symlink_to(tmp_path / 'elsewhere')
+    (tmp_path / 'a' / 'round').symlink_to(tmp_path / 'a')
+    expected = ['000.png', 'again/000.png', 'again/001.png']
+    assert [path.relative_to(tmp_path / 'a').as_posix() for path in list_images(tmp_path / 'a')] == expected
+    found = ImageFolder(tmp_path / 'a' / '..', classes=['a', 'elsewhere'])
+    assert found.targets == [0, 0, 0, 1, 1]
+
+
+def test_one_class_is_nothing_to_learn(tmp_path):
+    draw_folder(tmp_path / 'train', {'all': 3})
+    (tmp_path / 'val').mkdir()
+    with pytest.raises(UserError, match='has one class only, all'):
+        open_split(tmp_path)
+
+
+def test_more_pixels_than_memory(tmp_path, monkeypatch):
+    """The header alone decides; Pillow's own limit would still allow twice as many."""
+    Image.new('1', (300, 200)).save(tmp_path / 'x.png')
+    monkeypatch.setattr(images, 'MAX_PIXELS', 60_000)
+    assert open_image(tmp_path / 'x.png').size == (300, 200)
+    monkeypatch.setattr(images, 'MAX_PIXELS', 59_999)
+    with pytest.raises(BadImage, match=r'300x200: more than the MAX_PIXELS of common/images\.py'):
+        open_image(tmp_path / 'x.png')
 
 
 def test_image_folder_matches_classes_by_name(tmp_path):

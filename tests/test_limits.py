@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -41,11 +42,8 @@ def disk(tmp_path):
 
 def fill(folder):
     """Write a file until nothing more goes in."""
-    with open(folder / 'filler', 'wb', buffering=0) as file:
-        try:
-            while file.write(bytes(4096)):
-                pass
-        except OSError:
+    with open(folder / 'filler', 'wb', buffering=0) as file, suppress(OSError):
+        while file.write(bytes(4096)):
             pass
 
 

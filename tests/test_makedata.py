@@ -12,6 +12,7 @@ from PIL import Image
 
 import makedata
 from common import settings
+from common.datasets import open_split
 
 
 @pytest.fixture
@@ -229,3 +230,40 @@ def test_a_full_disk_leaves_the_old_split(tmp_path, source, monkeypatch):
     assert done.returncode == 2 and 'No space left' in done.stderr and 'free some space' in done.stderr
     assert files_below(tmp_path / 'data') == before
     assert not list(tmp_path.glob('.data*'))
+
+
+def test_a_manifest_cannot_lead_out_of_the_folder(tmp_path, source):
+    split()
+    manifest = json.loads((tmp_path / 'data' / 'split.json').read_text())
+    for entry in manifest['files']:
+        entry['side'] = '../../elsewhere'
+    (tmp_path / 'data' / 'split.json').write_text(json.dumps(manifest))
+    before = files_below(tmp_path)
+    done = split()
+    assert done.returncode == 2 and 'was not made by makedata.py' in done.stderr and files_below(tmp_path) == before
+
+
+def test_odd_names_of_classes(tmp_path, source):
+    draw_folder(source, {'A': 3, 'x\\y': 3, 'caf\udce9': 3, 'photo.jpg': 3}, seed=2)
+    done = split()
+    assert done.returncode == 0 and 'A and a are different classes here, but one on Windows' in done.stdout
+    assert len(entries(tmp_path)) == 42
+    (source / 'line\nbreak').mkdir()
+    done = split()
+    assert done.returncode == 2 and "the folder 'line\\nbreak' has control characters" in done.stderr
+
+
+def test_a_name_that_is_as_long_as_names_can_be(tmp_path, source):
+    Image.new('RGB', (100, 300), 'blue').save(source / 'a' / f'{251 * "n"}.bmp')
+    assert split('--max-side', 50).returncode == 0 and len(entries(tmp_path)) == 31
+
+
+def test_five_thousand_classes(tmp_path, source):
+    content = (source / 'a' / '000.png').read_bytes()
+    for number in range(5000):
+        (source / f'class {number}').mkdir()
+        (source / f'class {number}' / '0.png').write_bytes(content + str(number).encode())
+    done = split()
+    assert done.returncode == 0 and len(entries(tmp_path)) == 5030
+    train_set, val_set = open_split(tmp_path / 'data')
+    assert len(train_set.classes) == 5002 and len(val_set) == 9
