@@ -2,6 +2,7 @@
 # make test: set up and run the tests
 # make test-all: the slow tests too (all five variants at all published sizes)
 # make chaos: kill training and makedata.py at 120 random moments
+# make fuzz: 80,000 damaged pictures and checkpoints
 # make bench: time the network beside timm's, whole epochs beside bare steps; memory of steps, losses beside timm's
 PYTHON ?= python3
 VENV   ?= .venv
@@ -12,7 +13,7 @@ BIN     = $(VENV)/bin
 DEMO = --pretrained false --img-size 64 --epochs 100 --batch-size 16 --lr 2e-4 --drop-path 0 \
        --rotation 180 --flip-vertical 0.5 --blur 0 --jitter 0.1 --cutout 0.1 --mixup-prob 0.05 --zoom 0.9,1.1 --ema-decay 0.99
 
-.PHONY: demo test test-all lint bench chaos setup clean
+.PHONY: demo test test-all lint bench chaos fuzz setup clean
 
 demo: $(VENV)/.ready
 	$(BIN)/python mean_std.py
@@ -39,6 +40,9 @@ bench: $(VENV)/.ready
 chaos: $(VENV)/.ready-dev
 	$(BIN)/python tests/chaos.py
 
+fuzz: $(VENV)/.ready-dev
+	FUZZ=20000 $(BIN)/python -m pytest -q tests/test_fuzz.py
+
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: requirements.txt
@@ -48,7 +52,7 @@ $(VENV)/.ready: requirements.txt
 	touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready
-	$(BIN)/python -m pip install -q 'pytest>=8' 'ruff>=0.6' onnx onnxscript onnxruntime
+	$(BIN)/python -m pip install -q 'pytest>=8' 'ruff>=0.6' hypothesis pillow-heif onnx onnxscript onnxruntime
 	touch $@
 
 clean:

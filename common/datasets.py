@@ -97,7 +97,7 @@ def open_split(data_dir):
         raise UserError(f'{root}/train and {root}/val are needed: run makedata.py first, or set DATA_DIR')
     train_set = SeededImageFolder(root / 'train')
     if len(train_set.classes) == 1:
-        raise UserError(f'{root}/train has one class only, {train_set.classes[0]}: each class needs a folder of its own')
+        raise UserError(f'{root}/train has one class only, {train_set.classes[0]}: give each class its own folder')
     return train_set, ImageFolder(root / 'val', classes=train_set.classes, allow_empty=True)
 
 
