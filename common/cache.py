@@ -11,13 +11,13 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-from filelock import FileLock
 from PIL import Image
 from tqdm.contrib.concurrent import thread_map
 
 from common.device import free_memory
 from common.files import replacing, writable_folder, write_json
 from common.images import THREADS, BadImage, open_image, stamp
+from common.outside import locked
 from common.progress import Bar
 from common.settings import UserError
 
@@ -52,9 +52,9 @@ class Pictures:
     def keep(self, paths, where, kind=''):
         """Read every file once and return {path: what is wrong with it} of those that are no pictures.
 
-        `where` is 'ram', 'disk' or None: nowhere. What FOLDER has of an earlier run, the picture or only whether it
-        can be read, is good for as long as the file keeps size and time of change; `kind`, a text, is for caches that
-        must not be mixed up.
+        `where` is 'ram', 'disk' or None: nowhere. What FOLDER has of an earlier run, the picture or only that it can be
+        read, is good for as long as the file keeps size and time of change; what could not be read is tried again.
+        `kind`, a text, is for caches that must not be mixed up.
         """
         key = json.dumps([kind, self.size, os.path.abspath(os.path.commonpath(paths))])
         file = FOLDER / hashlib.sha256(key.encode()).hexdigest()[:16]
@@ -69,20 +69,19 @@ class Pictures:
         return bad
 
     def _check(self, paths, file):
-        """The file is JSON, {path: [size, time of change, problem or None]}."""
+        """The file is JSON, {path: [size, time of change]} of the readable ones."""
         stamps = {path: stamp(path) for path in paths}
         try:
             known = json.loads(file.read_text(encoding='utf-8'))
-            known = {path: entry for path, entry in known.items() if entry[:2] == stamps.get(path)}
-        except (OSError, ValueError, AttributeError, TypeError):  # no file, or no whole one
-            known = {}
-        missing = [path for path in paths if path not in known]
-        found = self._read(missing, range(len(missing)), None)
-        entries = {path: known.get(path) or [*stamps[path], found.get(path)] for path in paths}
-        if missing:
+            missing = [path for path in paths if known.get(path) != stamps[path]]
+        except (OSError, ValueError, AttributeError):  # no file, or no whole one
+            missing = paths
+        bad = self._read(missing, range(len(missing)), None)
+        if len(missing) > len(bad):
             with suppress(UserError):  # the next run reads the files again, then
-                write_json(writable_folder(FOLDER, 'CACHE') / file.name, entries)
-        return {path: entry[2] for path, entry in entries.items() if entry[2]}
+                write_json(writable_folder(FOLDER, 'CACHE') / file.name,
+                           {path: stamps[path] for path in paths if path not in bad})
+        return bad
 
     def _read(self, paths, slots, array):
         def read(path, slot):
@@ -101,14 +100,15 @@ class Pictures:
     def _keep_on_disk(self, paths, file):
         """The file: uint8 pictures, then as JSON {path: [size, time of change, problem or None]} in their order."""
         writable_folder(FOLDER, 'CACHE')
-        with FileLock(f'{file}.lock'):  # two runs may want the same
+        with locked(f'{file}.lock'):  # two runs may want the same
             stamps = {path: stamp(path) for path in paths}
             index, _ = read_index(file, self.size)
             if {path: entry[:2] for path, entry in index.items()} != stamps:
                 self._write(file, paths, stamps)
             index, self.array = read_index(file, self.size)
         self.slots = {path: slot for slot, (path, entry) in enumerate(index.items()) if not entry[2]}
-        return {path: entry[2] for path, entry in index.items() if entry[2]}
+        bad = [path for path in index if path not in self.slots]
+        return self._read(bad, range(len(bad)), None)
 
     def _write(self, file, paths, stamps):
         """Make the file anew; pictures whose files did not change are copied."""

@@ -43,12 +43,26 @@ def only_run(folder):
     """Holds a folder's lock, which ends with the process however that ends. Raises UserError where another has it."""
     with ExitStack() as stack:
         try:
-            stack.enter_context(FileLock(folder / '.lock', timeout=0))
+            stack.enter_context(locked(folder / '.lock', timeout=0))
         except Timeout:
             raise UserError(f'OUTPUT_DIR = {str(folder)!r}: another run is writing there; choose another '
                             'folder') from None
-        except (NotImplementedError, OSError) as error:  # a network file system without locks
-            print(f'warning: {folder} cannot be locked ({error}): start no second run in it')
+        yield
+
+
+@contextmanager
+def locked(file, timeout=-1):
+    """Holds a lock file; raises filelock.Timeout where another process has it for more than `timeout` seconds.
+
+    A negative `timeout` waits. On a network file system without locks there is a warning instead of a lock.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(FileLock(file, timeout=timeout))
+        except Timeout:
+            raise
+        except (NotImplementedError, OSError) as error:
+            print(f'warning: {file} cannot be locked ({error}): let no second run write there')
         yield
 
 

@@ -66,14 +66,14 @@ original = cache.open_image
 
 
 def test_on_disk_only_what_changed_is_read_again(folder, monkeypatch):
-    assert len(read_again(folder, monkeypatch)[0]) == 7
+    assert len(read_again(folder, monkeypatch)[0]) == 8
     opened, found, bad = read_again(folder, monkeypatch)
-    assert opened == [] and len(found) == 6 and len(bad) == 1
+    assert opened == ['bad.jpg'] and len(found) == 6 and len(bad) == 1
     Image.new('RGB', (20, 24), (1, 2, 3)).save(folder / 'a' / '001.png')
     draw_folder(folder / 'c', {'new': 1}, seed=4)
     (folder / 'b' / '000.png').unlink()
     opened, found, bad = read_again(folder, monkeypatch)
-    assert opened == ['000.png', '001.png'] and len(bad) == 1
+    assert opened == ['000.png', '001.png', 'bad.jpg'] and len(bad) == 1
     plain = Pictures(shrink, SIZE, 24)
     np.testing.assert_array_equal(found, pixels(plain, paths_of(folder)))
 
@@ -87,13 +87,16 @@ def test_without_a_cache_only_what_changed_is_checked_again(folder, monkeypatch)
         return Pictures(shrink, SIZE, 24).keep(paths_of(folder), None), len(opened)
 
     (first, many), (second, none) = check(), check()
-    assert many == 7 and none == 0 and first == second and len(first) == 1
+    assert many == 7 and none == 1 and first == second and len(first) == 1  # the bad one is tried again
     (folder / 'a' / '001.png').write_bytes(b'cut')
-    assert check()[1] == 1 and len(check()[0]) == 2
+    assert check()[1] == 2 and len(check()[0]) == 2
     [file] = cache.FOLDER.glob('*.checked')
     for content in ('', '[]', '{"x": 1}', file.read_text()[:50]):
         file.write_text(content)
-        assert len(check()[0]) == 2 and check()[1] == 0
+        assert len(check()[0]) == 2 and check()[1] == 2
+    (folder / 'a' / 'bad.jpg').unlink()
+    Image.new('RGB', (9, 9)).save(folder / 'a' / 'bad.jpg')
+    assert len(check()[0]) == 1
 
 
 def test_a_damaged_cache_is_made_anew(folder, monkeypatch):
@@ -103,7 +106,7 @@ def test_a_damaged_cache_is_made_anew(folder, monkeypatch):
     for content in (b'', b'hello', whole[:-1], whole[100:], whole + b'x'):
         file.write_bytes(content)
         opened, found, _ = read_again(folder, monkeypatch)
-        assert len(opened) == 7 and len(found) == 6 and file.read_bytes() == whole
+        assert len(opened) == 8 and len(found) == 6 and file.read_bytes() == whole
 
 
 def test_another_size_or_kind_is_another_cache(folder):

@@ -13,7 +13,7 @@ from filelock import FileLock
 from test_train import configure, run
 
 import train
-from common import checkpoint
+from common import checkpoint, outside
 from common.settings import Stopped, UserError
 
 CHANGES = {'epochs': 2, 'mixup_prob': 0.5, 'cutout': 1, 'drop_path': 0.1, 'accumulate_steps': 2, 'batch_size': 4}
@@ -202,6 +202,16 @@ def test_two_runs_do_not_share_a_folder(data):
     Path('out').mkdir()
     with FileLock('out/.lock'), pytest.raises(UserError, match="OUTPUT_DIR = 'out': another run is writing there"):
         run(**CHANGES)
+
+
+def test_a_file_system_without_locks_is_said(data, monkeypatch, capsys):
+    def refuse(*arguments, **named):
+        raise NotImplementedError('no locks here')
+
+    monkeypatch.setattr(outside, 'FileLock', refuse)
+    run(**{**CHANGES, 'epochs': 1})
+    assert 'cannot be locked (no locks here): let no second run write there' in capsys.readouterr().out
+    assert len(finished()['history']) == 1
 
 
 def start(*more):
