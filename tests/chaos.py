@@ -1,6 +1,6 @@
 """Kills training and makedata.py (SIGKILL) at random moments, again and again, and looks at what is left.
 
-    python tests/chaos.py            120 kills, a few minutes; `make chaos`
+    python tests/chaos.py            120 kills, about ten minutes; `make chaos`
 
 Each kill is followed by a new start. After each one a state to go on from must be there, whole; at the end the weights
 and the split must be those of a run that nobody killed. Needs os.fork (Linux, macOS).
@@ -25,7 +25,7 @@ import train
 from common import checkpoint, settings
 
 KILLS = 60        # of training, and as many of makedata.py
-EPOCHS = 30       # of training
+EPOCHS = 250      # of training
 SEED = 1          # of the moments
 
 
