@@ -8,18 +8,20 @@ added, it leaves those that were there before on their side.
 """
 import hashlib
 import io
+import itertools
 import json
 import os
 import shutil
 from collections import Counter, defaultdict
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from filelock import Timeout
 from PIL import Image
 from tqdm.contrib.concurrent import thread_map
 
 from common import settings
-from common.files import write_json
+from common.files import locked, writable_folder, write_json
 from common.images import (
     THREADS,
     bad_image,
@@ -55,6 +57,15 @@ _SAVE_OPTIONS = {  # of shrunken copies; other formats become PNG
 
 def main(cfg):
     check(cfg)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(_aside(Path(cfg.TARGET_DIR), 'lock'), timeout=0))
+        except Timeout:
+            raise UserError(f'TARGET_DIR = {cfg.TARGET_DIR!r}: another makedata.py is making it') from None
+        split(cfg)
+
+
+def split(cfg):
     earlier = read_manifest(cfg)
     found = find_pictures(cfg.SOURCE_DIR)
     stamps = [stamp(path) for _, path in found]
@@ -84,9 +95,12 @@ def check(cfg):
         raise UserError(f'SEED = {cfg.SEED} must lie between 0 and {2 ** 32 - 1}')
     if cfg.MAX_SIDE is not None and cfg.MAX_SIDE < 16:
         raise UserError(f'MAX_SIDE = {cfg.MAX_SIDE} is too small for a picture: give 16 pixels or more, or None')
+    if Path(cfg.TARGET_DIR).name in ('', '..'):
+        raise UserError(f'TARGET_DIR = {cfg.TARGET_DIR!r} is replaced as a whole: give it a name of its own')
     source, target = Path(cfg.SOURCE_DIR).resolve(), Path(cfg.TARGET_DIR).resolve()
     if source == target or source in target.parents or target in source.parents:
         raise UserError(f'SOURCE_DIR = {cfg.SOURCE_DIR!r} and TARGET_DIR = {cfg.TARGET_DIR!r} must lie apart')
+    writable_folder(Path(cfg.TARGET_DIR).parent, 'TARGET_DIR')
 
 
 def read_manifest(cfg):
@@ -104,9 +118,10 @@ def read_manifest(cfg):
         manifest = json.loads((target / _MANIFEST).read_text(encoding='utf-8'))
         files = {entry['file']: entry for entry in manifest['files']}
         ours = manifest['made_by'] == _MADE_BY and not target.is_symlink()
-        ours = ours and all(entry['side'] in ('train', 'val') for entry in files.values())
+        sides = {entry['sha256']: entry['side'] for entry in files.values()}
+        ours = ours and all(isinstance(digest, str) for digest in sides) and {*sides.values()} <= {'train', 'val'}
         same = all(manifest['settings'][name] == getattr(cfg, name) for name in ('VAL_RATIO', 'SEED'))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         ours = False
     if not ours:
         raise UserError(f'{target} exists and was not made by {_MADE_BY}: {advice}')
@@ -116,7 +131,7 @@ def read_manifest(cfg):
         for path in (Path(place, name) for name in names + links):
             if path.relative_to(target).as_posix() not in known and path.name not in _LITTER:
                 raise UserError(f'{path} was not put there by {_MADE_BY} and would be lost: {advice}')
-    return {entry['sha256']: entry['side'] for entry in files.values()} if same else {}
+    return sides if same else {}
 
 
 def report_others(source):
@@ -201,6 +216,8 @@ def take(path, file, cfg):
             size = image.size
         if cfg.MAX_SIDE and max(size) > cfg.MAX_SIDE:
             small = decode(io.BytesIO(content), at_least=2 * cfg.MAX_SIDE)
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow's errors on a damaged file are of a dozen types
         return None, None, str(bad_image(path, error))
     if small:
@@ -264,6 +281,10 @@ def arrange(entry, side, folder):
     """Move what was taken of a picture to its side and class."""
     file = Path(side, entry['class'], entry['name'])
     (folder / file).parent.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        if not (folder / file).exists():
+            break
+        file = file.with_name(f'{entry["sha256"]}-{number}{file.suffix}')  # a shrunken copy has the name of another
     entry['taken'].rename(folder / file)
     entry |= {'side': side, 'file': file.as_posix()}
 

@@ -26,6 +26,8 @@ _LEVELS = np.arange(256) / 255
 
 def main(cfg):
     writable_folder(Path(cfg.OUTPUT_FILE).parent, 'OUTPUT_FILE')
+    if Path(cfg.OUTPUT_FILE).is_dir():
+        raise UserError(f'OUTPUT_FILE = {cfg.OUTPUT_FILE!r} is a folder: name a file')
     start = time.perf_counter()
     found = find_pictures(cfg.DATA_DIR)
     stats, bad = read_stats([path for _, path in found], loader_workers(cfg.NUM_WORKERS))

@@ -51,14 +51,16 @@ def main(cfg):
     with in_words('nothing was written'):
         predictions = predict(cfg, saved, paths)
     rows = [describe_prediction(p, cfg.TEST_DIR, saved['classes']) for p in predictions]
+    again = (out / 'predictions.json').exists()  # then the reports in that folder are of an earlier run
+    write_tables(out, rows)
     for row in rows:
         result = row['error'] or f'{row["class"]} ({row["confidence"]:.1%})'
         print(f'{printable(row["path"])} → {printable(result)}')
-    write_tables(out, rows)
     truth = true_classes(paths, cfg.TEST_DIR, saved['classes'])
     draw_sheet(out, predictions, rows, truth, saved['classes'])
     for name in ('report.txt', 'report.json', 'confusion.png'):
-        (out / name).unlink(missing_ok=True)  # of an earlier run
+        if again and (out / name).is_file():
+            (out / name).unlink()
     if truth:
         report_accuracy(out, predictions, truth, saved['classes'])
     failed = sum(bool(row['error']) for row in rows)
@@ -120,7 +122,10 @@ def predict(cfg, saved, paths):
         for images, errors in batches:
             logits = iter(())
             if images is not None:
-                logits = iter(model(images.to(device, non_blocking=True)).float().cpu())
+                logits = model(images.to(device, non_blocking=True)).float().cpu()
+                if not logits.isfinite().all():
+                    raise UserError(f'{cfg.CHECKPOINT}: what its weights compute is no number')
+                logits = iter(logits)
             for error in errors:
                 predictions.append(Prediction(paths[len(predictions)], None if error else next(logits), error))
             bar.update(len(errors))

@@ -222,7 +222,10 @@ def build_training(cfg, data, weights, content, saved):
                     label_smoothing=cfg.SMOOTHING, num_classes=len(data.classes)) if cfg.MIXUP_PROB else None,
         parameters=sum(p.numel() for p in net.parameters()))
     if saved:
-        checkpoint.restore_training_state(run, saved)
+        try:
+            checkpoint.restore_training_state(run, saved)
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f'RESUME: last.pth is not of this run ({error}): choose another OUTPUT_DIR') from error
         done = updates if run.progress.step == len(data.train) else run.progress.step // cfg.ACCUMULATE_STEPS
         scheduler.step_update(len(saved['history']) * updates + done)
     return run

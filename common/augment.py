@@ -61,8 +61,16 @@ def fit(settings, training=False):
     if training or settings['crop'] is None:
         return v2.Resize(settings['img_size'], v2.InterpolationMode(settings['interpolation']))
     cover = [int(side / settings['crop']) for side in settings['img_size']]
-    return v2.Compose([ResizeKeepRatio(cover, interpolation=settings['interpolation']),
+    return v2.Compose([trim, ResizeKeepRatio(cover, interpolation=settings['interpolation']),
                        CenterCropOrPad(settings['img_size'])])
+
+
+def trim(image, most=50):
+    """Cut the ends off a picture that is over `most` times as long as wide: only its middle is looked at, and enlarging
+    all of it until it is wide enough would take any amount of memory.
+    """
+    longest = most * min(image.size)
+    return v2.functional.center_crop(image, [min(image.height, longest), min(image.width, longest)])
 
 
 def least_side(settings, training=False):

@@ -15,9 +15,8 @@ from PIL import Image
 from tqdm.contrib.concurrent import thread_map
 
 from common.device import free_memory
-from common.files import replacing, writable_folder, write_json
+from common.files import locked, replacing, writable_folder, write_json
 from common.images import THREADS, BadImage, open_image, stamp
-from common.outside import locked
 from common.progress import Bar
 from common.settings import UserError
 
@@ -74,7 +73,7 @@ class Pictures:
         try:
             known = json.loads(file.read_text(encoding='utf-8'))
             missing = [path for path in paths if known.get(path) != stamps[path]]
-        except (OSError, ValueError, AttributeError):  # no file, or no whole one
+        except (OSError, ValueError, AttributeError, RecursionError):  # no file, or no whole one
             missing = paths
         bad = self._read(missing, range(len(missing)), None)
         if len(missing) > len(bad):
@@ -147,10 +146,11 @@ def read_index(file, size):
             length = int.from_bytes(content.read(), 'little')
             content.seek(end - length)
             index = json.loads(content.read(length))
-        if end - length != len(index) * size[0] * size[1] * 3 or any(len(entry) != 3 for entry in index.values()):
+        if end - length != len(index) * size[0] * size[1] * 3 or any(
+                not isinstance(entry, list) or len(entry) != 3 for entry in index.values()):
             return {}, None
         return index, np.memmap(file, np.uint8, 'r', shape=(len(index), *size, 3))
-    except (OSError, ValueError, AttributeError, TypeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return {}, None
 
 

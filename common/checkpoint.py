@@ -12,6 +12,8 @@ from common.settings import UserError
 from models import WeightsError
 from models.weights import read_file
 
+_RESUMED = ('settings', 'classes', 'files', 'transform', 'history', 'pretrained', 'progress', 'state_dict', 'lr_scale',
+            'optimizer', 'gradients', 'scaler', 'random')
 FORMAT = 2  # of the checkpoint's content; raised when an older test.py could no longer read it
 
 
@@ -71,8 +73,16 @@ def load_last(folder):
         if is_whole(path):
             if path == before:
                 print(f'{last} is missing or damaged: going on from the save before it, {before}')
-            return load(path)
-    return load(last)  # which says what is wrong with it
+            return complete(load(path), path)
+    return complete(load(last), last)  # load says what is wrong with it
+
+
+def complete(saved, path):
+    missing = [key for key in _RESUMED if key not in saved]
+    if missing:
+        raise UserError(f'RESUME: {path} has no {", ".join(missing)}: it is no last.pth, or one of an older version of '
+                        'this project')
+    return saved
 
 
 def is_whole(path):
@@ -90,11 +100,11 @@ def is_checkpoint(content):
 def set_aside(folder):
     """Rename the checkpoints of the run before to previous_*.pth; those of the run before that are overwritten.
 
-    A run without an epoch behind it has no best.pth; nothing is kept of it.
+    Nothing is kept of a run without a single step.
     """
     for name in ('last_before.pth', 'last_new.pth', '.last_new.pth.tmp'):  # the latter two of a run that was killed
         (folder / name).unlink(missing_ok=True)
-    if not (folder / 'best.pth').exists():
+    if not (folder / 'best.pth').exists() and not has_steps(folder / 'last.pth'):
         (folder / 'last.pth').unlink(missing_ok=True)
     for name in ('best.pth', 'last.pth'):
         if (folder / name).exists():
@@ -102,10 +112,15 @@ def set_aside(folder):
             print(f'{folder / name} of an earlier run is now previous_{name}')
 
 
+def has_steps(path):
+    try:
+        return load(path)['progress']['step'] > 0
+    except (UserError, KeyError, TypeError):  # none, or damaged
+        return False
+
+
 def check_resume(cfg, data, saved, out):
     """Refuse settings that would make another run of the saved one, and list the others that changed."""
-    if 'progress' not in saved:
-        raise UserError(f'RESUME: {out}/last.pth was written by an older version of this project: use that one')
     before = saved['settings']
     for name in ('MODEL', 'MODEL_KWARGS', 'IMG_SIZE', 'USE_EMA', 'TOKEN_LABEL', 'LAYER_DECAY'):
         if before[name] != getattr(cfg, name):

@@ -13,7 +13,7 @@ from torchvision import datasets
 
 from common.device import keep_memory
 from common.files import write_text
-from common.images import class_folders, list_images, open_image, refuse_empty
+from common.images import class_folders, list_images, open_image, refuse_empty, stamp
 from common.settings import UserError
 
 
@@ -102,10 +102,10 @@ def open_split(data_dir):
 
 
 def fingerprint(*sets):
-    """A text that changes with the names and classes of the files in data sets."""
-    names = [(Path(path).relative_to(dataset.root).as_posix(), target) for dataset in sets
+    """A text that changes with the names, classes and sizes in bytes of the files in data sets."""
+    files = [(Path(path).relative_to(dataset.root).as_posix(), target, stamp(path)[0]) for dataset in sets
              for path, target in dataset.samples]
-    return hashlib.sha256(json.dumps(names).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
 
 def leave_out(train_set, val_set, bad, listing):

@@ -2,10 +2,13 @@
 import csv
 import json
 import os
-from contextlib import contextmanager, suppress
+import tempfile
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from common.settings import UserError
+from filelock import FileLock, Timeout
+
+from common.settings import UserError, printable
 
 _FORMULA = tuple('=+-@\t\r\n')  # what a formula may begin with
 
@@ -15,13 +18,27 @@ def writable_folder(path, constant):
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / '.write_test'
-        probe.touch()
-        probe.unlink()
+        tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
         raise UserError(f'{constant} = {str(path)!r} cannot be written to ({error.strerror}): '
                         'choose another folder') from None
     return path
+
+
+@contextmanager
+def locked(file, timeout=-1):
+    """Holds a lock file; raises filelock.Timeout where another process has it for more than `timeout` seconds.
+
+    A negative `timeout` waits. On a network file system without locks there is a warning instead of a lock.
+    """
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(FileLock(file, timeout=timeout))
+        except Timeout:
+            raise
+        except (NotImplementedError, OSError) as error:
+            print(f'warning: {file} cannot be locked ({error}): let no second run write there')
+        yield
 
 
 @contextmanager
@@ -30,6 +47,7 @@ def replacing(path):
     path = Path(path)
     aside = path.with_name(f'.{path.name}.tmp')
     try:
+        aside.unlink(missing_ok=True)  # of a run that was killed; or a link to somewhere else
         yield aside
         os.replace(aside, path)
     except OSError as error:
@@ -52,12 +70,15 @@ def write_json(path, value):
 def write_csv(path, rows):
     """Rows are dicts with the same keys; the keys are the header. With a byte-order mark, for Excel's sake.
 
-    A text that a spreadsheet would take for a formula and run gets an apostrophe in front.
+    Texts are quoted and have escapes for invisible characters; one that a spreadsheet would take for a formula and run
+    gets an apostrophe in front.
     """
-    options = {'newline': '', 'encoding': 'utf-8-sig', 'errors': 'backslashreplace'}
-    with replacing(path) as aside, open(aside, 'w', **options) as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+    def cell(value):
+        if not isinstance(value, str):
+            return value
+        return printable(f"'{value}" if value[:1] in _FORMULA else value)
+
+    with replacing(path) as aside, open(aside, 'w', newline='', encoding='utf-8-sig') as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]), quoting=csv.QUOTE_NONNUMERIC)
         writer.writeheader()
-        for row in rows:
-            writer.writerow({key: f"'{value}" if isinstance(value, str) and value[:1] in _FORMULA else value
-                             for key, value in row.items()})
+        writer.writerows({key: cell(value) for key, value in row.items()} for row in rows)

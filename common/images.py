@@ -21,12 +21,14 @@ except ImportError:
     pass
 
 MAX_PIXELS = 120_000_000  # of a picture; a file of a few kB may claim to have billions, and fill the memory
+MAX_BYTES = 2 ** 30       # of a file
 
-# What Pillow draws by running another program, or cannot draw by itself: no content of a file may lead there.
-_NOT_PICTURES = {'BUFR', 'EPS', 'GRIB', 'HDF5', 'MPEG', 'WMF'}
-_KINDS = Image.registered_extensions()  # {extension: format}; loads Pillow's plug-ins
-FORMATS = sorted(Image.OPEN.keys() - _NOT_PICTURES)
-EXTENSIONS = {extension for extension, kind in _KINDS.items() if kind in FORMATS}
+# The pictures among Pillow's formats. Others are drawn by another program (EPS by Ghostscript), or wrap a file of any
+# format (IPTC): what a file holds, whatever its name, must not lead there.
+FORMATS = sorted({'AVIF', 'BMP', 'DDS', 'DIB', 'GIF', 'HEIF', 'ICNS', 'ICO', 'IM', 'JPEG', 'JPEG2000', 'PCX', 'PNG',
+                  'PPM', 'PSD', 'QOI', 'SGI', 'TGA', 'TIFF', 'WEBP', 'XBM', 'XPM'}
+                 & set(Image.registered_extensions().values()) & Image.OPEN.keys())
+EXTENSIONS = {extension for extension, kind in Image.registered_extensions().items() if kind in {*FORMATS, 'MPO'}}
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 THREADS = min(8, CORES)  # for work that Pillow and hashlib do outside Python's lock
 
@@ -101,6 +103,8 @@ def open_image(path, at_least=None):
     """
     try:
         return decode(regular(path), at_least)
+    except MemoryError:
+        raise
     except Exception as error:  # Pillow's errors on a damaged file are of a dozen types
         raise bad_image(path, error) from None
 
@@ -111,9 +115,12 @@ def bad_image(path, error):
 
 
 def regular(path):
-    """The path, if a file is there that has an end; anything else could be waited for without one."""
-    if not stat.S_ISREG(os.stat(path).st_mode):
+    """The path, if it is that of a file and not of a pipe, say, which could be waited for without end."""
+    about = os.stat(path)
+    if not stat.S_ISREG(about.st_mode):
         raise OSError('not a file')
+    if not 0 < about.st_size <= MAX_BYTES:
+        raise OSError('an empty file' if not about.st_size else 'larger than the MAX_BYTES of common/images.py')
     return path
 
 
@@ -138,8 +145,9 @@ def decode(file, at_least=None):
 def to_rgb(image):
     if image.mode.startswith('I'):  # 16 or 32 bits of grey; 16-bit files also open as 32-bit ones
         image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
-    elif image.mode == 'F':  # floating-point grey from 0 to 1
-        image = Image.fromarray((np.nan_to_num(np.asarray(image)).clip(0, 1) * 255).round().astype(np.uint8))
+    elif image.mode == 'F':  # floating-point grey from 0 to 1; from 0 to 255 where there is more than 1
+        grey = np.nan_to_num(np.asarray(image)).clip(0)
+        image = Image.fromarray((grey * (255 if grey.max() <= 1 else 1)).clip(0, 255).round().astype(np.uint8))
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image.convert('RGBA'))
     return image.convert('RGB')

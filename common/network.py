@@ -33,6 +33,8 @@ def find_weights(cfg):
                 source += f' (published for {" and ".join(map(str, PUBLISHED[cfg.MODEL]))} pixels)'
         else:
             source, content = wanted, read_file(wanted)
+            if not isinstance(content, dict):
+                raise WeightsError(f'{wanted}: there is no state dict in it')
     except WeightsError as error:
         if wanted != 'auto':
             raise UserError(f'PRETRAINED = {wanted!r}: {error}') from error

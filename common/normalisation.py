@@ -5,6 +5,7 @@ from pathlib import Path
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from common.settings import UserError
+from models.weights import are_numbers
 
 FILE = 'mean_std.json'
 
@@ -36,10 +37,10 @@ def normalisation(cfg, weights, classes):
     try:
         found = json.loads(Path(FILE).read_text(encoding='utf-8'))
         mean, std, theirs = found['mean'], found['std'], found['classes']
-        if min(std) <= 0:
-            raise ValueError('a standard deviation of 0')
+        if not are_numbers(mean, 3, -1e3, 1e3) or not are_numbers(std, 3, 1e-6, 1e3):
+            raise ValueError('three means and three positive deviations are needed')
         print(f'normalisation: {FILE}, computed on {found["images"]} pictures of {found["data_dir"]}')
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f'{FILE} is of no use ({error!r}): run mean_std.py again or delete it') from None
     if theirs != classes:
         print(f'warning: {FILE} was computed on other classes than these: run mean_std.py again')

@@ -5,20 +5,25 @@ import threading
 from contextlib import ExitStack, contextmanager
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
+from common.files import locked
 from common.settings import Stopped, UserError
 
 
 class StopRequest:
-    """Inside `with`, a first SIGINT (Ctrl-C) or SIGTERM (a scheduler's) is noted in `signum`, a second one kills."""
+    """Inside `with`, a first SIGINT (Ctrl-C), SIGTERM (a scheduler's) or SIGHUP (a terminal that is closed) is noted in
+    `signum`, a second one kills. SIGHUP stays ignored under nohup.
+    """
 
     def __init__(self):
         self.signum, self.before = None, {}
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
-            self.before = {which: signal.signal(which, self.note) for which in (signal.SIGINT, signal.SIGTERM)}
+            names = [name for name in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, name)]
+            self.before = {which: signal.signal(which, self.note) for which in (getattr(signal, n) for n in names)
+                           if signal.getsignal(which) is not signal.SIG_IGN}
         return self
 
     def __exit__(self, *error):
@@ -47,22 +52,6 @@ def only_run(folder):
         except Timeout:
             raise UserError(f'OUTPUT_DIR = {str(folder)!r}: another run is writing there; choose another '
                             'folder') from None
-        yield
-
-
-@contextmanager
-def locked(file, timeout=-1):
-    """Holds a lock file; raises filelock.Timeout where another process has it for more than `timeout` seconds.
-
-    A negative `timeout` waits. On a network file system without locks there is a warning instead of a lock.
-    """
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(FileLock(file, timeout=timeout))
-        except Timeout:
-            raise
-        except (NotImplementedError, OSError) as error:
-            print(f'warning: {file} cannot be locked ({error}): let no second run write there')
         yield
 
 

@@ -8,10 +8,13 @@ no settings.
 """
 import argparse
 import ast
+import contextlib
 import difflib
 import inspect
 import io
 import math
+import multiprocessing
+import signal
 import sys
 import tokenize
 import types
@@ -34,13 +37,19 @@ def printable(text, keep=''):
 
 
 class Printer:
-    """A stream to which names of files and classes can be printed, whatever they hold."""
+    """A stream to which names of files and classes can be printed, whatever they hold. If it breaks, work goes on."""
 
     def __init__(self, stream):
         self.stream = stream
 
     def write(self, text):
-        return self.stream.write(printable(text, keep='\n\t'))
+        with contextlib.suppress(OSError):  # `| head` has read enough, or the disk of a log file is full
+            self.stream.write(printable(text, keep='\n\t'))
+        return len(text)
+
+    def flush(self):
+        with contextlib.suppress(OSError):
+            self.stream.flush()
 
     def __getattr__(self, name):
         return getattr(self.stream, name)
@@ -69,6 +78,20 @@ def run(main):
     except KeyboardInterrupt:
         print(f'\n{script}: interrupted', file=sys.stderr)
         sys.exit(130)
+    except MemoryError:
+        print(f'{script}: out of memory: end other programs, or lower NUM_WORKERS', file=sys.stderr)
+        sys.exit(2)
+    finally:
+        end_children()
+
+
+def end_children():
+    """Kill loader processes that an error has left behind: Python would wait for them for ever."""
+    children = multiprocessing.active_children()
+    if children and hasattr(signal, 'SIGCHLD'):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would take their deaths for an error
+    for child in children:
+        child.kill()
 
 
 def read(module, argv=None):

@@ -89,7 +89,8 @@ def restore_model(saved):
     check_saved(saved)
     ours = saved['model'] in VARIANTS
     try:
-        if ours and sum(saved['model_kwargs'].get('layers', ())) > len(saved['state_dict']):
+        layers = saved['model_kwargs'].get('layers', ()) if ours else ()
+        if min(layers, default=0) < 0 or sum(layers) > len(saved['state_dict']):
             raise WeightsError('the weights are of a smaller network')
         with torch.device('meta' if ours else 'cpu'):  # without memory, and so without initial values, until it fits
             net = create_model(saved['model'], num_classes=len(saved['classes']),

@@ -9,7 +9,7 @@ from torch import nn
 
 
 class Mlp(nn.Module):
-    """(…, dim) -> (…, dim) by way of hidden_dim, with a GELU between."""
+    """(B, …, dim) -> (B, …, dim) by way of hidden_dim, with a GELU between."""
 
     def __init__(self, dim, hidden_dim):
         super().__init__()
@@ -18,13 +18,14 @@ class Mlp(nn.Module):
 
     def forward(self, x):
         x = self.fc1(x)
-        if not torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export() or (
+                type(self.fc2) is not nn.Linear or self.fc2._forward_hooks or self.fc2._forward_pre_hooks):
             return self.fc2(F.gelu(x))
         return GeluLinear.apply(x, self.fc2.weight.to(x.dtype), self.fc2.bias.to(x.dtype))
 
 
 class GeluLinear(torch.autograd.Function):
-    """linear(gelu(x), weight, bias), all of one dtype: x (…, in), weight (out, in), bias (out) -> (…, out)."""
+    """linear(gelu(x), weight, bias), all of one dtype: x (B, …, in), weight (out, in), bias (out) -> (B, …, out)."""
 
     @staticmethod
     def forward(ctx, x, weight, bias):
@@ -33,7 +34,6 @@ class GeluLinear(torch.autograd.Function):
             return F.linear(F.gelu(x), weight, bias)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
         with torch.autocast(x.device.type, enabled=False):

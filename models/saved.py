@@ -1,7 +1,7 @@
 """What a checkpoint of train.py must hold before anything is built from it: it may come from anywhere."""
-from models.weights import WeightsError
+from models.weights import WeightsError, are_numbers
 
-LARGEST = 2 ** 14  # side of a picture, pixels
+LARGEST = 2 ** 14  # side of a picture in pixels, and any other number of a network's settings
 
 
 def check_saved(saved):
@@ -14,7 +14,7 @@ def check_saved(saved):
             'model': isinstance(saved['model'], str),
             'model_kwargs': isinstance(kwargs, dict) and is_plain(kwargs),
             'state_dict': isinstance(saved['state_dict'], dict),
-            'classes': isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+            'classes': isinstance(classes, list) and all(isinstance(name, str) and len(name) <= 255 for name in classes)
             and len(set(classes)) == len(classes) > 0,
             'img_size': are_numbers(transform['img_size'], 2, 16, LARGEST)
             and all(isinstance(side, int) for side in transform['img_size']),
@@ -29,16 +29,10 @@ def check_saved(saved):
                            + ', '.join(name for name, fine in good.items() if not fine))
 
 
-def are_numbers(values, count, least, most):
-    """Whether these are so many numbers of that range."""
-    return (isinstance(values, (list, tuple)) and len(values) == count
-            and all(type(value) in (int, float) and least <= value <= most for value in values))
-
-
 def is_plain(value):
-    """Whether something consists of texts and numbers, in lists and under names."""
+    """Whether something consists of texts and numbers of a network's size, in short lists and under names."""
     if isinstance(value, dict):
         return all(isinstance(key, str) for key in value) and is_plain(list(value.values()))
     if isinstance(value, (list, tuple)):
-        return all(map(is_plain, value))
-    return value is None or isinstance(value, (int, float, str))
+        return len(value) <= 100 and all(map(is_plain, value))
+    return value is None or isinstance(value, str) or (isinstance(value, (int, float)) and abs(value) <= LARGEST)

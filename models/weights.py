@@ -107,17 +107,30 @@ def state_dict_of(content):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
             break
-    if not isinstance(content, dict) or not content or not all(isinstance(v, torch.Tensor) for v in content.values()):
+    if not isinstance(content, dict) or not content or not all(
+            isinstance(name, str) and is_ordinary(tensor) for name, tensor in content.items()):
         raise WeightsError('there is no state dict in it')
     return {name.removeprefix('module.'): tensor for name, tensor in content.items()}
+
+
+def is_ordinary(tensor):
+    """Whether something is a tensor with its numbers in memory, all of them."""
+    return (isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided and tensor.device.type == 'cpu'
+            and not tensor.is_quantized)
+
+
+def are_numbers(values, count, least, most):
+    """Whether these are so many numbers of that range."""
+    return (isinstance(values, (list, tuple)) and len(values) == count
+            and all(type(value) in (int, float) and least <= value <= most for value in values))
 
 
 def normalisation_of(content):
     """(mean, std) that stand beside the weights in what read_file gives, each of three numbers; None if they do not."""
     found = content.get('transform') if isinstance(content, dict) else None
-    pairs = [found.get(key) for key in ('mean', 'std')] if isinstance(found, dict) else []
-    if len(pairs) == 2 and all(isinstance(p, (list, tuple)) and len(p) == 3 for p in pairs):
-        return [float(x) for x in pairs[0]], [float(x) for x in pairs[1]]
+    if isinstance(found, dict) and are_numbers(found.get('mean'), 3, -1e3, 1e3) and are_numbers(
+            found.get('std'), 3, 1e-6, 1e3):
+        return list(found['mean']), list(found['std'])
     return None
 
 

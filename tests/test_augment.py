@@ -93,3 +93,11 @@ def test_transforms_travel_to_spawned_workers():
         warnings.simplefilter('error')
         again = pickle.loads(pickle.dumps(transform))
     assert again(Image.new('RGB', (48, 32))).shape == (3, 32, 48)
+
+
+@pytest.mark.parametrize('crop', [None, 0.96, 1.15])
+def test_pictures_as_thin_as_a_hair(crop):
+    """Enlarged until it is wide enough, the whole of such a picture would not go into any memory."""
+    for size in ((10 ** 6, 1), (1, 10 ** 6), (90, 1)):
+        settings = {'img_size': [64, 96], 'interpolation': 'bilinear', 'crop': crop}
+        assert fit(settings)(Image.new('RGB', size)).size == (96, 64)

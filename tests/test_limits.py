@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, draw_folder
+from conftest import ROOT, TINY, draw_folder
 from test_makedata import files_below, split
 from test_resume import CHANGES, data  # noqa: F401
 from test_train import configure, run
@@ -19,7 +19,7 @@ from test_train import configure, run
 import makedata
 import mean_std
 import train
-from common import checkpoint, settings
+from common import checkpoint, images, settings
 from common.settings import UserError
 
 pytestmark = pytest.mark.skipif(sys.platform != 'linux', reason='mount, /proc and address space limits are Linux')
@@ -92,7 +92,7 @@ def test_makedata_on_a_disk_that_is_too_small(disk, tmp_path, monkeypatch):
     draw_folder(source, {'c': 60}, size=(200, 200), seed=5)
     done = split('--target-dir', disk / 'data')
     assert done.returncode == 2 and 'No space left on device' in done.stderr and 'free some space' in done.stderr
-    assert files_below(disk / 'data') == before and os.listdir(disk) == ['data']
+    assert files_below(disk / 'data') == before and sorted(os.listdir(disk)) == ['.data.makedata-lock', 'data']
 
 
 def test_training_with_too_little_memory(data):  # noqa: F811
@@ -138,3 +138,35 @@ def test_makedata_on_a_source_that_changes(tmp_path, monkeypatch):
         assert files_below(tmp_path / 'data') == before
     assert split().returncode == 0
     assert len(json.loads((tmp_path / 'data' / 'split.json').read_text())['files']) == 11
+
+
+def test_an_error_of_ours_ends_the_process_though_workers_are_waiting(tmp_path):
+    """A traceback, then the end: workers that outlive it would keep the process, and a rented machine, for ever."""
+    code = ('import train; from common import settings\n'
+            'def backward(*arguments, **named): raise RuntimeError("a mistake of ours")\n'
+            'train.backward = backward\n'
+            'settings.run(train.main)')
+    draw_folder(tmp_path / 'data' / 'train', {'a': 8, 'b': 8})
+    draw_folder(tmp_path / 'data' / 'val', {'a': 2, 'b': 2}, seed=1)
+    done = subprocess.run([sys.executable, '-c', code, '--img-size=32', '--batch-size=4', '--pretrained=false',
+                           f'--model-kwargs={TINY}', '--num-workers=1'], cwd=tmp_path, capture_output=True, text=True,
+                          env={**os.environ, 'PYTHONPATH': str(ROOT)}, timeout=120)
+    assert done.returncode == 1 and 'a mistake of ours' in done.stderr.splitlines()[-1]
+
+
+def test_results_do_not_depend_on_who_reads_what_is_printed(tmp_path):
+    draw_folder(tmp_path / 'data1', {'a': 6, 'b': 6})
+    with open('/dev/full', 'w') as full:
+        done = subprocess.run([sys.executable, ROOT / 'mean_std.py'], cwd=tmp_path, stdout=full, stderr=subprocess.PIPE,
+                              text=True)
+    assert done.returncode == 0 and not done.stderr and (tmp_path / 'mean_std.json').exists()
+
+
+def test_too_little_memory_for_a_picture_does_not_make_it_a_bad_one(tmp_path, monkeypatch):
+    def decode(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr(images, 'decode', decode)
+    [path] = draw_folder(tmp_path, {'a': 1}).rglob('*.png')
+    with pytest.raises(MemoryError):
+        images.open_image(path)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import draw_folder
+from filelock import FileLock
 from PIL import Image
 
 import makedata
@@ -156,10 +157,10 @@ def test_a_folder_of_others_is_left_alone(tmp_path, source, content):
     (tmp_path / 'data').mkdir()
     for name, text in content.items():
         (tmp_path / 'data' / name).write_text(text)
-    before = files_below(tmp_path)
+    before = files_below(tmp_path / 'data')
     done = split()
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and 'was not touched' in done.stderr
-    assert files_below(tmp_path) == before
+    assert files_below(tmp_path / 'data') == before
 
 
 def test_a_file_that_someone_put_into_the_split_is_not_lost(tmp_path, source):
@@ -180,7 +181,8 @@ def test_unreadable_files_are_left_out_by_name_and_empty_classes_refused(tmp_pat
 
 @pytest.mark.parametrize('arguments, words', [
     (['--val-ratio', 1.5], 'VAL_RATIO'), (['--max-side', 2], 'MAX_SIDE'),
-    (['--target-dir', 'data1/x'], 'must lie apart'), (['--source-dir', 'nowhere'], 'no such folder')])
+    (['--target-dir', 'data1/x'], 'must lie apart'),
+    (['--target-dir', '..'], 'TARGET_DIR'), (['--source-dir', 'nowhere'], 'no such folder')])
 def test_mistakes(tmp_path, source, arguments, words):
     done = split(*arguments)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and words in done.stderr
@@ -229,7 +231,7 @@ def test_a_full_disk_leaves_the_old_split(tmp_path, source, monkeypatch):
     done = split()
     assert done.returncode == 2 and 'No space left' in done.stderr and 'free some space' in done.stderr
     assert files_below(tmp_path / 'data') == before
-    assert not list(tmp_path.glob('.data*'))
+    assert [path.name for path in tmp_path.glob('.data*')] == ['.data.makedata-lock']
 
 
 def test_a_manifest_cannot_lead_out_of_the_folder(tmp_path, source):
@@ -256,6 +258,32 @@ def test_odd_names_of_classes(tmp_path, source):
 def test_a_name_that_is_as_long_as_names_can_be(tmp_path, source):
     Image.new('RGB', (100, 300), 'blue').save(source / 'a' / f'{251 * "n"}.bmp')
     assert split('--max-side', 50).returncode == 0 and len(entries(tmp_path)) == 31
+
+
+def test_copies_do_not_overwrite_each_other(tmp_path, source):
+    """The shrunken copy of x.bmp would have the name that another picture has."""
+    Image.new('RGB', (100, 300), 'blue').save(source / 'a' / 'x.bmp')
+    Image.new('RGB', (9, 9), 'red').save(source / 'a' / 'x.bmp.shrunk.png')
+    assert split('--max-side', 50, '--seed', 2).returncode == 0
+    files = [entry['file'] for entry in entries(tmp_path)]
+    assert len(files) == len(set(files)) == 32 and all((tmp_path / 'data' / file).is_file() for file in files)
+
+
+def test_two_at_once_are_refused(tmp_path, source):
+    with FileLock(tmp_path / '.data.makedata-lock'):
+        done = split()
+    assert done.returncode == 2 and 'another makedata.py is making it' in done.stderr
+    assert not (tmp_path / 'data').exists() and split().returncode == 0
+
+
+@pytest.mark.parametrize('text', ['[' * 100_000, '{"made_by": "makedata.py", "settings": {}, "files": [{"file": "x"}]}',
+                                  '{"made_by": "makedata.py", "settings": {}, "files": [{"file": "x", "side": "val", '
+                                  '"sha256": [1]}]}'])
+def test_manifests_that_are_none(tmp_path, source, text):
+    (tmp_path / 'data').mkdir()
+    (tmp_path / 'data' / 'split.json').write_text(text)
+    done = split()
+    assert done.returncode == 2 and 'was not made by makedata.py' in done.stderr
 
 
 def test_five_thousand_classes(tmp_path, source):

@@ -13,7 +13,8 @@ from filelock import FileLock
 from test_train import configure, run
 
 import train
-from common import checkpoint, outside
+from common import checkpoint, files
+from common.outside import StopRequest
 from common.settings import Stopped, UserError
 
 CHANGES = {'epochs': 2, 'mixup_prob': 0.5, 'cutout': 1, 'drop_path': 0.1, 'accumulate_steps': 2, 'batch_size': 4}
@@ -194,6 +195,33 @@ def test_a_false_start_costs_no_earlier_run(data, monkeypatch):
     assert Path('out/previous_last.pth').read_bytes() == before
 
 
+def test_the_steps_of_a_first_epoch_are_not_thrown_away(data, monkeypatch):
+    stop_at(monkeypatch, 'backward', 3)
+    steps = finished()['progress']['step']
+    run(**CHANGES)
+    assert torch.load('out/previous_last.pth', weights_only=True)['progress']['step'] == steps > 0
+
+
+def test_a_file_that_is_no_last_pth_is_refused(data):
+    run(**CHANGES)
+    shutil.copy('out/best.pth', 'out/last.pth')
+    with pytest.raises(UserError, match='has no progress, lr_scale, optimizer, .*it is no last.pth'):
+        run(**{**CHANGES, 'epochs': 3}, resume='true')
+    saved = torch.load('out/last_before.pth', weights_only=True)
+    for key, value in (('optimizer', {'state': {}, 'param_groups': []}), ('random', {}), ('gradients', [])):
+        torch.save({**saved, key: value}, 'out/last.pth')
+        with pytest.raises(UserError, match='is not of this run'):
+            run(**{**CHANGES, 'epochs': 3}, resume='true')
+
+
+def test_a_signal_is_noted_once_and_kills_the_second_time():
+    with StopRequest() as stop:
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            assert signal.getsignal(signum) == stop.note
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.signum == signal.SIGTERM and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
 def interrupt(*arguments):
     raise KeyboardInterrupt
 
@@ -208,7 +236,7 @@ def test_a_file_system_without_locks_is_said(data, monkeypatch, capsys):
     def refuse(*arguments, **named):
         raise NotImplementedError('no locks here')
 
-    monkeypatch.setattr(outside, 'FileLock', refuse)
+    monkeypatch.setattr(files, 'FileLock', refuse)
     run(**{**CHANGES, 'epochs': 1})
     assert 'cannot be locked (no locks here): let no second run write there' in capsys.readouterr().out
     assert len(finished()['history']) == 1

@@ -6,7 +6,7 @@ from conftest import tiny_volo
 from timm.models._manipulate import group_parameters
 
 import models
-from models.mlp import Mlp
+from models.mlp import GeluLinear, Mlp
 from models.outlook import MixWindows, mix_windows_plain
 from models.volo import ClassAttention, PatchEmbed, attend
 
@@ -165,6 +165,18 @@ def test_perceptron_equals_timms(shape):
     results = [(out := mlp(x), *torch.autograd.grad(out.sin().sum(), (x, *mlp.parameters()))) for mlp in (ours, theirs)]
     for fast, plain in zip(*results, strict=True):
         torch.testing.assert_close(fast, plain)
+    inner = ours.fc1(x).detach().requires_grad_()
+    assert torch.autograd.gradgradcheck(GeluLinear.apply, (inner, *ours.fc2.parameters()))
+
+
+def test_a_perceptron_whose_layer_is_watched_or_replaced_uses_it():
+    calls, mlp, x = [], Mlp(8, 16), torch.randn(2, 8)
+    handle = mlp.fc2.register_forward_hook(lambda *arguments: calls.append(1))
+    mlp(x)
+    handle.remove()
+    mlp.fc2 = torch.nn.Sequential(torch.nn.Linear(16, 8, bias=False))
+    mlp(x).sum().backward()
+    assert calls == [1] and mlp.fc2[0].weight.grad.any()
 
 
 @pytest.mark.parametrize('kwargs', [{}, {'return_mean': True}, {'return_dense': True},

@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -14,7 +15,16 @@ import torch.nn.functional as F
 from conftest import TINY, tiny_volo
 
 import models
-from models.weights import WeightsError, fetch_published, load_weights, published_tag, resize_pos_embed
+from common.network import build_network, find_weights
+from common.settings import UserError
+from models.weights import (
+    WeightsError,
+    fetch_published,
+    load_weights,
+    normalisation_of,
+    published_tag,
+    resize_pos_embed,
+)
 
 TRANSFORM = {'img_size': [64, 64], 'mean': [0.5] * 3, 'std': [0.2] * 3, 'crop': None, 'interpolation': 'bilinear'}
 
@@ -180,8 +190,13 @@ def test_a_head_of_twelve_classes_survives_every_way(tmp_path):
     ({'transform': {**TRANSFORM, 'std': [1, 1, 0]}}, 'wrong with its std'),
     ({'transform': {**TRANSFORM, 'mean': [float('nan')] * 3, 'crop': 0}}, 'wrong with its mean, crop'),
     ({'classes': list('abcda')}, 'wrong with its classes'), ({'classes': [1, 2, 3, 4, 5]}, 'wrong with its classes'),
-    ({'model_kwargs': {**TINY, 'layers': (10 ** 12, 1, 1, 1)}}, 'of a smaller network'),
-    ({'model_kwargs': {**TINY, 'embed_dims': (2 * 10 ** 6, 4 * 10 ** 6)}}, 'of another network'),
+    ({'model_kwargs': {**TINY, 'layers': (10 ** 4, 1, 1, 1)}}, 'of a smaller network'),
+    ({'model_kwargs': {**TINY, 'embed_dims': (2 * 10 ** 6, 4 * 10 ** 6)}}, 'wrong with its model_kwargs'),
+    ({'model_kwargs': {**TINY, 'embed_dims': (16000, 16000)}}, 'of another network'),
+    ({'model_kwargs': {**TINY, 'layers': (9999, 1, 1, -9999)}}, 'of a smaller network'),
+    ({'model_kwargs': {**TINY, 'layers': (1, 1, 1, 1, *[0] * 300)}}, 'wrong with its model_kwargs'),
+    ({'model': 'test_vit', 'model_kwargs': {'depth': 10 ** 6}}, 'wrong with its model_kwargs'),
+    ({'classes': ['a' * 300, *'bcde']}, 'wrong with its classes'),
     ({'model_kwargs': {**TINY, 'checkpoint_path': '/etc/passwd'}}, 'checkpoint_path is no setting'),
     ({'model_kwargs': {**TINY, 'nonsense': 1}}, 'nonsense'), ({'model': 5}, 'not a whole checkpoint'),
     ({'transform': {**TRANSFORM, 'img_size': [64]}}, 'img_size')])
@@ -260,3 +275,23 @@ def test_nearest_published_size():
     assert published_tag('volo_d1', (112, 112)) == 'volo_d1_224.sail_in1k'
     assert published_tag('volo_d1', (384, 320)) == 'volo_d1_384.sail_in1k'
     assert published_tag('volo_d5', (512, 512)) == 'volo_d5_512.sail_in1k'
+
+
+@pytest.mark.parametrize('content', [
+    'other.pth', [1], torch.ones(3), {1: torch.ones(3)}, {'a': torch.ones(3).to_sparse()},
+    {'a': torch.ones(3, device='meta')}, {'state_dict': 'other.pth'}])
+def test_files_that_hold_something_else_than_weights(tmp_path, monkeypatch, model, content):
+    """A text, in particular, is not the path of another file."""
+    monkeypatch.chdir(tmp_path)
+    torch.save(model.state_dict(), 'other.pth')
+    torch.save(content, 'w.pth')
+    cfg = SimpleNamespace(PRETRAINED='w.pth', MODEL='volo_d1', IMG_SIZE=(64, 64), DROP_PATH=0., MODEL_KWARGS=TINY,
+                          TOKEN_LABEL=False, FREEZE_EPOCHS=0, GRAD_CHECKPOINTING=False)
+    with pytest.raises(UserError, match='no state dict|not a readable file'):
+        build_network(cfg, list('abcde'), *find_weights(cfg))
+
+
+def test_a_normalisation_that_is_none_is_not_taken():
+    for transform in ({'mean': 'abc', 'std': [1] * 3}, {'mean': [0] * 3, 'std': [0] * 3}, {'mean': [float('nan')] * 3,
+                      'std': [1] * 3}, {'mean': [0.5] * 2, 'std': [1] * 3}, 'text', None):
+        assert normalisation_of({'transform': transform}) is None
