@@ -150,7 +150,7 @@ def read_index(file, size):
                 not isinstance(entry, list) or len(entry) != 3 for entry in index.values()):
             return {}, None
         return index, np.memmap(file, np.uint8, 'r', shape=(len(index), *size, 3))
-    except (OSError, ValueError, AttributeError, RecursionError):
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         return {}, None
 
 

@@ -22,7 +22,7 @@ def normalisation(cfg, weights, classes):
     if (mean is None) != (std is None):
         raise UserError('MEAN and STD go together: set both or neither')
     if mean is not None:
-        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        if not are_numbers(mean, 3, -1e3, 1e3) or not are_numbers(std, 3, 1e-6, 1e3):
             raise UserError(f'MEAN = {mean}, STD = {std}: each needs three numbers, and STD positive ones')
         return mean, std
     if cfg.NORMALISATION == 'weights' and 'mean' not in weights:

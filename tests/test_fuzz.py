@@ -6,8 +6,11 @@ The inputs are always the same ones: hypothesis draws them from fixed seeds.
 """
 import contextlib
 import copy
+import json
 import os
 import warnings
+from types import SimpleNamespace
+from unittest import mock
 
 import odd_pictures
 import pytest
@@ -17,7 +20,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from common import augment, checkpoint
+import makedata
+from common import augment, checkpoint, normalisation
+from common.cache import Pictures, read_index
 from common.images import BadImage, open_image
 from common.settings import UserError
 from models import WeightsError, check_saved, restore_model
@@ -27,7 +32,8 @@ MANY = settings(max_examples=int(os.environ.get('FUZZ', 200)), deadline=None, de
 
 PICTURES = sorted(odd_pictures.good_pictures().items())
 BEGINNINGS = [b'', b'\xff\xd8\xff', b'\x89PNG\r\n\x1a\n', b'GIF89a', b'II*\0', b'RIFF\0\0\0\0WEBP', b'BM', b'8BPS',
-              b'DDS ', b'P6', b'\0\0\0\x0cjP  ', b'qoif', b'SIMPLE', b'icns', b'\0\0\1\0', b'\0\0\0\x1cftypavif']
+              b'DDS ', b'P6 3 3 255\n', b'P5 9 9 255 ', b'P4 8 9\n', b'\0\0\0\x0cjP  ', b'icns', b'\0\0\1\0',
+              b'\0\0\0\x1cftypavif', b'qoif\0\0\0\2\0\0\0\2\3\0', b'\0\0\2' + bytes(9) + b'\3\0\2\0\x18\0']
 EDITS = st.lists(st.tuples(st.floats(0, 1), st.sampled_from(['write', 'cut', 'insert', 'double', 'end']),
                            st.binary(min_size=1, max_size=8)), min_size=1, max_size=6)
 
@@ -39,10 +45,20 @@ PLACES = [(key,) for key in CHECKPOINT] + [('transform', key) for key in TRANSFO
     ('state_dict', key) for key in ('head.weight', 'pos_embed', 'new')] + [
     ('classes', 2), ('transform', 'mean', 1), ('transform', 'img_size', 0)]
 NUMBERS = st.one_of(st.integers(-2 ** 70, 2 ** 70), st.floats(), st.sampled_from([0, -1, 1, 48, 10 ** 5, 2 ** 31]))
+PLAUSIBLE = [torch.zeros(0), torch.ones(5, 48), torch.ones(2, 2, dtype=torch.int8).to_sparse(), [48, 32], 0.5, 1.15,
+             [0.1, 0.2, 0.3], 'bicubic', 'resnet18', (1, 1, 1, 1, 0, 0), (9, 1, 1, -9), (24, 48), (2, 2), 16, True]
 JUNK = st.recursive(st.one_of(st.none(), st.booleans(), NUMBERS, st.text(max_size=9), st.binary(max_size=9),
-                              st.sampled_from([torch.zeros(0), torch.ones(3), torch.ones(2, 2, dtype=torch.int8)])),
+                              st.sampled_from(PLAUSIBLE)),
                     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
                     max_leaves=5)
+
+
+JSON = st.recursive(
+    st.one_of(st.none(), NUMBERS, st.text(max_size=9),
+              st.sampled_from(['makedata.py', 'train', [0.5] * 3, [0.2, 0.2, 0]])),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(
+        ['made_by', 'files', 'settings', 'file', 'side', 'sha256', 'mean', 'std', 'classes', 'good.png']), inner),
+    max_leaves=9)
 
 
 @pytest.fixture(scope='module')
@@ -138,3 +154,24 @@ def load_or_refuse(file):
 def test_the_whole_checkpoint_is_accepted(file):
     torch.save(CHECKPOINT, file)
     check_saved(checkpoint.load(file))
+
+
+@MANY
+@given(text=st.one_of(st.text(), JSON.map(json.dumps), st.sampled_from(['[' * 10 ** 5, '{"a":' * 10 ** 5])))
+def test_small_files(file, text):
+    """The manifest of a split, the list of readable files, the measured mean: what they may hold instead."""
+    folder = file.parent
+    (folder / 'data').mkdir(exist_ok=True)
+    for path in (folder / 'data' / 'split.json', folder / 'x.checked', folder / 'mean_std.json'):
+        path.write_text(text, encoding='utf-8', errors='backslashreplace')
+    with contextlib.suppress(UserError):
+        makedata.read_manifest(SimpleNamespace(TARGET_DIR=str(folder / 'data'), VAL_RATIO=0.3, SEED=1))
+    cfg = SimpleNamespace(MEAN=None, STD=None, NORMALISATION='data')
+    with contextlib.suppress(UserError), mock.patch.object(normalisation, 'FILE', str(folder / 'mean_std.json')):
+        normalisation.normalisation(cfg, {}, ['a', 'b'])
+    picture = folder / 'good.png'
+    if not picture.exists():
+        Image.new('RGB', (9, 9)).save(picture)
+    assert Pictures(lambda image: image, (9, 9), 9)._check([str(picture)], folder / 'x.checked') == {}
+    (folder / 'x.pictures').write_bytes(text.encode('utf-8', 'backslashreplace') + len(text).to_bytes(8, 'little'))
+    read_index(folder / 'x.pictures', (9, 9))
