@@ -45,6 +45,7 @@ def test_every_mode_becomes_rgb(tmp_path, mode):
     drawn.save(tmp_path / 'x.tif')
     image = open_image(tmp_path / 'x.tif')
     assert image.mode == 'RGB' and image.size == (8, 8)
+    assert mode == 'LAB' or image.getpixel((3, 3)) == ((0, 135, 0) if mode == 'YCbCr' else (255, 255, 255))
 
 
 @pytest.mark.parametrize('content', [b'', b'hello', b'\x89PNG\r\n\x1a\n' + b'x' * 50])
