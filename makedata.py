@@ -13,10 +13,9 @@ import json
 import os
 import shutil
 from collections import Counter, defaultdict
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import Timeout
 from PIL import Image
 from tqdm.contrib.concurrent import thread_map
 
@@ -57,11 +56,7 @@ _SAVE_OPTIONS = {  # of shrunken copies; other formats become PNG
 
 def main(cfg):
     check(cfg)
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(locked(_aside(Path(cfg.TARGET_DIR), 'lock'), timeout=0))
-        except Timeout:
-            raise UserError(f'TARGET_DIR = {cfg.TARGET_DIR!r}: another makedata.py is making it') from None
+    with locked(_aside(Path(cfg.TARGET_DIR), 'lock'), f'TARGET_DIR = {cfg.TARGET_DIR!r}: another makedata.py is there'):
         split(cfg)
 
 

@@ -22,11 +22,11 @@ from common import checkpoint, settings
 from common.check import check
 from common.data import build_data
 from common.device import amp_dtype, choose_device, compiled, describe, keep_memory, parallel
-from common.files import writable_folder, write_json
+from common.files import locked, writable_folder, write_json
 from common.keep import best_of, save_epoch, save_last
 from common.metrics import scores, validate
 from common.network import build_network, find_weights, print_cost
-from common.outside import StopRequest, in_words, only_run
+from common.outside import StopRequest, in_words
 from common.progress import Bar, Clock, format_duration, with_waiting
 from common.settings import UserError
 from models import heads_of, token_label_loss
@@ -95,7 +95,8 @@ def main(cfg):
     keep_memory()
     random_seed(cfg.SEED)
     out = writable_folder(cfg.OUTPUT_DIR, 'OUTPUT_DIR')
-    with only_run(out), in_words(f'--resume goes on from {out}/last.pth'):
+    refusal = f'OUTPUT_DIR = {cfg.OUTPUT_DIR!r}: another run is writing there; choose another folder'
+    with locked(out / '.lock', refusal), in_words(f'--resume goes on from {out}/last.pth'):
         saved = find_saved(cfg, out)
         if saved and cfg.RESUME == 'auto' and len(saved['history']) >= cfg.EPOCHS:
             print(f'{out}/last.pth has all its epochs behind it: nothing to do')

@@ -136,7 +136,9 @@ def start_worker(worker):
 
     Of SIGTERM only the first one is: with a second, multiprocessing ends its children.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in ('SIGINT', 'SIGHUP'):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *received: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     keep_memory()
 

@@ -26,16 +26,17 @@ def writable_folder(path, constant):
 
 
 @contextmanager
-def locked(file, timeout=-1):
-    """Holds a lock file; raises filelock.Timeout where another process has it for more than `timeout` seconds.
+def locked(file, refusal=None):
+    """Holds a lock file, which ends with the process however that ends.
 
-    A negative `timeout` waits. On a network file system without locks there is a warning instead of a lock.
+    Where another process has it, waits, or raises UserError with the text `refusal` at once. On a network file system
+    without locks there is a warning instead of a lock.
     """
     with ExitStack() as stack:
         try:
-            stack.enter_context(FileLock(file, timeout=timeout))
+            stack.enter_context(FileLock(file, timeout=0 if refusal else -1))
         except Timeout:
-            raise
+            raise UserError(refusal) from None
         except (NotImplementedError, OSError) as error:
             print(f'warning: {file} cannot be locked ({error}): let no second run write there')
         yield

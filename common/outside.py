@@ -1,13 +1,11 @@
-"""What reaches a run from outside: signals, a second run in the same folder, memory that ends, workers that die."""
+"""What reaches a run from outside: signals, memory that ends, workers that die."""
 import os
 import signal
 import threading
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import torch
-from filelock import Timeout
 
-from common.files import locked
 from common.settings import Stopped, UserError
 
 
@@ -41,18 +39,6 @@ class StopRequest:
         """Raise Stopped if a signal came."""
         if self.signum:
             raise Stopped(self.signum)
-
-
-@contextmanager
-def only_run(folder):
-    """Holds a folder's lock, which ends with the process however that ends. Raises UserError where another has it."""
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(locked(folder / '.lock', timeout=0))
-        except Timeout:
-            raise UserError(f'OUTPUT_DIR = {str(folder)!r}: another run is writing there; choose another '
-                            'folder') from None
-        yield
 
 
 @contextmanager

@@ -272,7 +272,7 @@ def test_copies_do_not_overwrite_each_other(tmp_path, source):
 def test_two_at_once_are_refused(tmp_path, source):
     with FileLock(tmp_path / '.data.makedata-lock'):
         done = split()
-    assert done.returncode == 2 and 'another makedata.py is making it' in done.stderr
+    assert done.returncode == 2 and 'another makedata.py is there' in done.stderr
     assert not (tmp_path / 'data').exists() and split().returncode == 0
 
 

@@ -249,7 +249,7 @@ def start(*more):
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, 'HF_HUB_OFFLINE': '1'})
 
 
-@pytest.mark.parametrize('signum', [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize('signum', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_save_and_leave_with_their_own_exit_code(data, signum):
     """Both reach the loader workers too: from a terminal, or from a scheduler that signals the whole job."""
     process = start('--epochs=10000')
