@@ -48,7 +48,7 @@ def main(cfg):
         raise UserError(f'{cfg.CHECKPOINT}: {error}') from None
     paths = find_pictures(cfg.TEST_DIR)
     out = writable_folder(cfg.OUTPUT_DIR, 'OUTPUT_DIR')
-    with in_words('nothing was written'):
+    with in_words('lower BATCH_SIZE', 'nothing was written'):
         predictions = predict(cfg, saved, paths)
     rows = [describe_prediction(p, cfg.TEST_DIR, saved['classes']) for p in predictions]
     again = (out / 'predictions.json').exists()  # then the reports in that folder are of an earlier run

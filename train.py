@@ -96,7 +96,8 @@ def main(cfg):
     random_seed(cfg.SEED)
     out = writable_folder(cfg.OUTPUT_DIR, 'OUTPUT_DIR')
     refusal = f'OUTPUT_DIR = {cfg.OUTPUT_DIR!r}: another run is writing there; choose another folder'
-    with locked(out / '.lock', refusal), in_words(f'--resume goes on from {out}/last.pth'):
+    less = 'halve BATCH_SIZE and double ACCUMULATE_STEPS, or set GRAD_CHECKPOINTING = True'
+    with locked(out / '.lock', refusal), in_words(less, f'--resume goes on from {out}/last.pth'):
         saved = find_saved(cfg, out)
         if saved and cfg.RESUME == 'auto' and len(saved['history']) >= cfg.EPOCHS:
             print(f'{out}/last.pth has all its epochs behind it: nothing to do')

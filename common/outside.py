@@ -42,8 +42,11 @@ class StopRequest:
 
 
 @contextmanager
-def in_words(advice):
-    """Turns errors that a machine or its files cause in the middle of a run into UserErrors that end with `advice`."""
+def in_words(less, advice):
+    """Turns errors that a machine or its files cause in the middle of a run into UserErrors that end with `advice`.
+
+    `less` says what takes less memory.
+    """
     try:
         yield
     except UserError as error:
@@ -53,9 +56,8 @@ def in_words(advice):
         text = str(error)
         if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text \
                 or 'out of memory' in text.lower():
-            raise UserError('out of memory: halve BATCH_SIZE and double ACCUMULATE_STEPS, or set GRAD_CHECKPOINTING = '
-                            f'True; {advice}') from error
+            raise UserError(f'out of memory: {less}; {advice}') from error
         if text.startswith('DataLoader worker'):
             raise UserError(f'a process that reads pictures died ({text.splitlines()[0]}): if memory ran out, lower '
-                            f'NUM_WORKERS or set CACHE = None; {advice}') from error
+                            f'NUM_WORKERS; {advice}') from error
         raise
