@@ -118,7 +118,7 @@ def test_a_loader_worker_that_dies(monkeypatch):
         return real(cfg, run, loaders, *more)
 
     monkeypatch.setattr(train, 'save_last', kill)
-    with pytest.raises(UserError, match=r'a process that reads pictures died .*lower NUM_WORKERS .*--resume goes on'):
+    with pytest.raises(UserError, match=r'a process that reads pictures died .*lower NUM_WORKERS; --resume goes on'):
         run(**CHANGES, num_workers=1)
 
 
