@@ -2,7 +2,7 @@
 # make test: set up and run the tests
 # make test-all: the slow tests too (all five variants at all published sizes)
 # make chaos: kill training and makedata.py at 120 random moments
-# make fuzz: 80,000 damaged pictures and checkpoints
+# make fuzz: 100,000 damaged pictures, checkpoints and other files
 # make bench: time the network beside timm's, whole epochs beside bare steps; memory of steps, losses beside timm's
 PYTHON ?= python3
 VENV   ?= .venv
