@@ -1,4 +1,5 @@
 """Checkpoints: plain dicts of tensors and values, written aside, moved into place, read without running anything."""
+import contextlib
 import os
 import random
 import zipfile
@@ -30,13 +31,12 @@ def save(path, content):
 
 
 def sync_folder(folder):
-    """Have the disk take note of files that were moved. Windows does that by itself."""
+    """Have the disk take note of files that were moved. Windows does that by itself, some file systems cannot."""
     if os.name == 'posix':
         handle = os.open(folder, os.O_RDONLY)
-        try:
+        with contextlib.suppress(OSError):
             os.fsync(handle)
-        finally:
-            os.close(handle)
+        os.close(handle)
 
 
 def load(path):
@@ -102,6 +102,8 @@ def set_aside(folder):
 
     Nothing is kept of a run without a single step.
     """
+    if (folder / 'last_before.pth').exists() and not (folder / 'last.pth').exists():  # killed between two moves
+        os.replace(folder / 'last_before.pth', folder / 'last.pth')
     for name in ('last_before.pth', 'last_new.pth', '.last_new.pth.tmp'):  # the latter two of a run that was killed
         (folder / name).unlink(missing_ok=True)
     if not (folder / 'best.pth').exists() and not has_steps(folder / 'last.pth'):

@@ -202,6 +202,14 @@ def test_the_steps_of_a_first_epoch_are_not_thrown_away(data, monkeypatch):
     assert torch.load('out/previous_last.pth', weights_only=True)['progress']['step'] == steps > 0
 
 
+def test_a_save_that_was_killed_between_its_moves_is_not_thrown_away(data):
+    run(**CHANGES)
+    before = Path('out/last_before.pth').read_bytes()
+    Path('out/last.pth').unlink()
+    run(**CHANGES)
+    assert Path('out/previous_last.pth').read_bytes() == before
+
+
 def test_a_file_that_is_no_last_pth_is_refused(data):
     run(**CHANGES)
     shutil.copy('out/best.pth', 'out/last.pth')
