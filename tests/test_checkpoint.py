@@ -1,4 +1,5 @@
 """common/checkpoint.py: written whole or not at all, loaded without running anything."""
+import os
 import random
 
 import numpy as np
@@ -53,3 +54,19 @@ def test_random_states_go_through_a_file(tmp_path):
     expected = draw()
     checkpoint.restore_random_states(checkpoint.load(tmp_path / 'x.pth')['random'])
     assert draw() == expected
+
+
+def test_a_save_is_on_the_disk_before_it_takes_the_place_of_the_old(tmp_path, monkeypatch):
+    """The file is flushed, then moved, then the folder: in any other order a power cut could leave neither."""
+    events = []
+    folder = os.stat(tmp_path).st_ino
+    monkeypatch.setattr(os, 'fsync', lambda file: events.append(
+        'folder' if os.fstat(file if isinstance(file, int) else file.fileno()).st_ino == folder else 'file'))
+    real = os.replace
+    monkeypatch.setattr(os, 'replace', lambda *names: events.append('move') or real(*names))
+    checkpoint.save(tmp_path / 'best.pth', {'epoch': 1})
+    assert events == ['file', 'move', 'folder']
+    events.clear()
+    checkpoint.save_last(tmp_path, {'epoch': 1})
+    checkpoint.save_last(tmp_path, {'epoch': 2})
+    assert events[-6:] == ['file', 'move', 'folder', 'move', 'move', 'folder']
