@@ -31,17 +31,17 @@ lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .
 
 bench: $(VENV)/.ready
-	$(BIN)/python tests/bench_model.py
-	$(BIN)/python tests/bench_model.py --model volo_d3
-	$(BIN)/python tests/bench_data.py
-	$(BIN)/python tests/bench_loss.py
-	$(BIN)/python tests/bench_memory.py
+	$(BIN)/python tests/bench/model.py
+	$(BIN)/python tests/bench/model.py --model volo_d3
+	$(BIN)/python tests/bench/data.py
+	$(BIN)/python tests/bench/loss.py
+	$(BIN)/python tests/bench/memory.py
 
 chaos: $(VENV)/.ready-dev
-	$(BIN)/python tests/chaos.py
+	$(BIN)/python tests/robustness/chaos.py
 
 fuzz: $(VENV)/.ready-dev
-	FUZZ=20000 $(BIN)/python -m pytest -q tests/test_fuzz.py
+	FUZZ=20000 $(BIN)/python -m pytest -q tests/robustness/test_fuzz.py
 
 setup: $(VENV)/.ready
 

@@ -20,8 +20,7 @@ from PIL import Image
 from tqdm.contrib.concurrent import thread_map
 
 from common import settings
-from common.files import locked, writable_folder, write_json
-from common.images import (
+from common.data.images import (
     THREADS,
     bad_image,
     class_folders,
@@ -34,7 +33,8 @@ from common.images import (
     regular,
     stamp,
 )
-from common.progress import Bar
+from common.runtime.console import Bar
+from common.runtime.files import locked, writable_folder, write_json
 from common.settings import UserError, printable
 
 SOURCE_DIR = 'data1'          # a folder with one sub-folder of pictures for each class

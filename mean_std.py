@@ -12,9 +12,9 @@ import numpy as np
 from tqdm.contrib.concurrent import process_map
 
 from common import settings
-from common.files import writable_folder, write_json
-from common.images import BadImage, find_pictures, loader_workers, open_image
-from common.progress import Bar, format_duration
+from common.data.images import BadImage, find_pictures, loader_workers, open_image
+from common.runtime.console import Bar, format_duration
+from common.runtime.files import writable_folder, write_json
 from common.settings import UserError
 
 DATA_DIR = 'data1'                # a folder with one sub-folder of pictures for each class

@@ -13,16 +13,19 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from common import augment, checkpoint, report, settings
-from common.cache import Pictures
-from common.datasets import start_worker
-from common.device import amp_dtype, choose_device, describe, keep_memory, parallel
-from common.files import writable_folder, write_csv, write_json
-from common.images import BadImage, list_images, loader_workers, open_image
-from common.metrics import scores
-from common.outside import in_words
-from common.progress import Bar
+from common import settings
+from common.data import transforms as augment
+from common.data.cache import Pictures
+from common.data.datasets import start_worker
+from common.data.images import BadImage, list_images, loader_workers, open_image
+from common.evaluation.metrics import scores
+from common.reporting import plots as report
+from common.runtime.console import Bar
+from common.runtime.device import amp_dtype, choose_device, describe, keep_memory, parallel
+from common.runtime.files import writable_folder, write_csv, write_json
+from common.runtime.signals import in_words
 from common.settings import UserError, printable
+from common.training import checkpoint
 from models import WeightsError, check_saved, restore_model
 
 CHECKPOINT = 'checkpoints/volo_d1/best.pth'  # what train.py wrote

@@ -18,17 +18,18 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3, accuracy, random_seed
 
-from common import checkpoint, settings
-from common.check import check
-from common.data import build_data
-from common.device import amp_dtype, choose_device, compiled, describe, keep_memory, parallel
-from common.files import locked, writable_folder, write_json
-from common.keep import best_of, save_epoch, save_last
-from common.metrics import scores, validate
-from common.network import build_network, find_weights, print_cost
-from common.outside import StopRequest, in_words
-from common.progress import Bar, Clock, format_duration, with_waiting
+from common import settings
+from common.data.build import build_data
+from common.evaluation.metrics import scores, validate
+from common.runtime.console import Bar, Clock, format_duration, with_waiting
+from common.runtime.device import amp_dtype, choose_device, compiled, describe, keep_memory, parallel
+from common.runtime.files import locked, writable_folder, write_json
+from common.runtime.signals import StopRequest, in_words
 from common.settings import UserError
+from common.training import checkpoint
+from common.training.history import best_of, save_epoch, save_last
+from common.training.setup import build_network, find_weights, print_cost
+from common.training.validate_settings import check
 from models import heads_of, token_label_loss
 
 # Data

@@ -3,9 +3,10 @@
     python -m models.export checkpoints/volo_d1/best.pth
 
 writes best.onnx and best.safetensors beside it. Both carry the class names and the preprocessing in their metadata, as
-JSON texts: `classes` in the order of the logits, and `preprocessing`, which common/augment.py explains. The ONNX file
-takes `images` (batch, 3, height, width), any batch size, RGB in [0, 1] normalised by mean and std, and gives `logits`;
-it is compared with PyTorch in onnxruntime before it is kept. For it: python -m pip install onnx onnxscript onnxruntime
+JSON texts: `classes` in the order of the logits, and `preprocessing`, which common/data/transforms.py explains. The
+ONNX file takes `images` (batch, 3, height, width), any batch size, RGB in [0, 1] normalised by mean and std, and gives
+`logits`; it is compared with PyTorch in onnxruntime before it is kept. For it:
+python -m pip install onnx onnxscript onnxruntime
 """
 import argparse
 import json

@@ -1,40 +1,8 @@
-"""What several tests share: a network small enough to train in a test, folders of pictures, a way to run scripts."""
+"""Fixtures that several tests use."""
 import os
-import subprocess
-import sys
-from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
-
-import models
-
-ROOT = Path(__file__).resolve().parent.parent
-SEEDLINGS = Path(os.environ.get('SEEDLINGS', ROOT.parent / 'shared' / 'seedlings'))
-TINY = {'layers': (1, 1, 1, 1), 'embed_dims': (24, 48), 'num_heads': (2, 4), 'stem_hidden_dim': 16}
-
-
-def tiny_volo(**kwargs):
-    return models.create_model('volo_d1', **{'num_classes': 5, 'img_size': 64, **TINY, **kwargs})
-
-
-def draw_folder(root, counts, size=(20, 24), suffix='.png', seed=0):
-    """root/<class>/<number><suffix>, every class a different grey level under noise, every picture different."""
-    rng = np.random.default_rng(seed)
-    for level, (name, count) in enumerate(counts.items()):
-        (root / name).mkdir(parents=True)
-        for number in range(count):
-            pixels = rng.integers(0, 60, (*size, 3)) + 180 * level // max(1, len(counts) - 1)
-            Image.fromarray(pixels.astype(np.uint8)).save(root / name / f'{number:03}{suffix}')
-    return root
-
-
-def run_script(script, *arguments, cwd=None, env=None):
-    """Run a script as a user would, in a folder of its own; returns the finished process with its output as text."""
-    env = {**os.environ, 'HF_HUB_OFFLINE': '1', 'PYTHONUTF8': '1', **(env or {})}
-    return subprocess.run([sys.executable, ROOT / script, *map(str, arguments)], cwd=cwd, env=env, text=True,
-                          encoding='utf-8', capture_output=True)
+from helpers import SEEDLINGS, draw_folder
 
 
 @pytest.fixture(autouse=True)
@@ -48,3 +16,12 @@ def seedlings():
     if not SEEDLINGS.is_dir():
         pytest.skip('set SEEDLINGS to a folder of the Plant Seedlings photographs')
     return SEEDLINGS
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """data/train with 20 pictures of two classes and data/val with 8, in a folder that is the current one."""
+    monkeypatch.chdir(tmp_path)
+    draw_folder(tmp_path / 'data' / 'train', {'a': 10, 'b': 10})
+    draw_folder(tmp_path / 'data' / 'val', {'a': 4, 'b': 4}, seed=1)
+    return tmp_path / 'data'

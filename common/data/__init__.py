@@ -1,0 +1,1 @@
+"""The way of a picture from its file to a batch."""

@@ -1,0 +1,155 @@
+"""The split that makedata.py made, as PyTorch data sets whose randomness follows from seeds alone."""
+import hashlib
+import itertools
+import json
+import random
+import signal
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Sampler
+from torchvision import datasets
+
+from common.data.images import class_folders, list_images, open_image, refuse_empty, stamp
+from common.runtime.device import keep_memory
+from common.runtime.files import write_text
+from common.settings import UserError
+
+
+class ImageFolder(datasets.ImageFolder):
+    """torchvision's ImageFolder over open_image: (transformed picture, class index), classes sorted by name.
+
+    `classes` may be given to fix the indices, by name; the folder must then have just those. An empty class is an error
+    unless `allow_empty`.
+    """
+
+    def __init__(self, root, transform=None, classes=None, allow_empty=False):
+        self.expected = classes
+        super().__init__(str(root), transform, loader=open_image, allow_empty=allow_empty)
+        if not self.samples:
+            raise UserError(f'{root}: no pictures in it')
+
+    def find_classes(self, directory):
+        names = class_folders(directory)
+        if self.expected is not None and names != sorted(self.expected):
+            extra, missing = sorted(set(names) - set(self.expected)), sorted(set(self.expected) - set(names))
+            raise UserError(f'{directory}: the classes must be those of the training set, but '
+                            + ' and '.join([f'{", ".join(extra)} is extra'] * bool(extra)
+                                           + [f'{", ".join(missing)} is missing'] * bool(missing)))
+        names = list(self.expected or names)
+        return names, {name: index for index, name in enumerate(names)}
+
+    @staticmethod
+    def make_dataset(directory, class_to_idx, allow_empty=False, **unused):
+        """[(path, class index)], the files that the other scripts see, too."""
+        samples = [(str(path), index) for name, index in class_to_idx.items()
+                   for path in list_images(Path(directory, name))]
+        if not allow_empty:
+            filled = {index for _, index in samples}
+            refuse_empty(directory, {name for name, index in class_to_idx.items() if index in filled})
+        return samples
+
+    def leave_out(self, paths):
+        """Drop files, such as unreadable ones, from the set."""
+        self.samples = self.imgs = [sample for sample in self.samples if sample[0] not in paths]
+        self.targets = [target for _, target in self.samples]
+
+
+class EpochSampler(Sampler):
+    """The shuffled order of an epoch, as (index, seed) keys for SeededImageFolder.
+
+    Both follow from the run's seed and the attribute `epoch` alone: they depend neither on the number of workers nor on
+    whether the run was interrupted before. The first `skip` keys of the next epoch are left out.
+    """
+
+    def __init__(self, length, seed):
+        self.length, self.seed, self.epoch, self.skip = length, seed, 0, 0
+
+    def __len__(self):
+        return self.length
+
+    def __iter__(self):
+        rng = np.random.default_rng([self.seed, self.epoch])
+        seeds = rng.integers(2 ** 63, size=self.length)
+        keys = zip(rng.permutation(self.length).tolist(), seeds.tolist(), strict=True)
+        return itertools.islice(keys, self.skip, None)
+
+
+class SeededImageFolder(ImageFolder):
+    """ImageFolder for training: its keys are (index, seed), and the seed decides everything random in the transform."""
+
+    def __getitem__(self, key):
+        index, seed = key
+        python_state = random.getstate()
+        with torch.random.fork_rng(devices=[]):
+            random.seed(seed)
+            torch.default_generator.manual_seed(seed)
+            item = super().__getitem__(index)
+        random.setstate(python_state)
+        return item
+
+
+def open_split(data_dir):
+    """(training set, validation set) of a folder that makedata.py made; nothing is read yet."""
+    root = Path(data_dir)
+    if not (root / 'train').is_dir() or not (root / 'val').is_dir():
+        raise UserError(f'{root}/train and {root}/val are needed: run makedata.py first, or set DATA_DIR')
+    train_set = SeededImageFolder(root / 'train')
+    if len(train_set.classes) == 1:
+        raise UserError(f'{root}/train has one class only, {train_set.classes[0]}: give each class its own folder')
+    return train_set, ImageFolder(root / 'val', classes=train_set.classes, allow_empty=True)
+
+
+def fingerprint(*sets):
+    """A text that changes with the names, classes and sizes in bytes of the files in data sets."""
+    files = [(Path(path).relative_to(dataset.root).as_posix(), target, stamp(path)[0]) for dataset in sets
+             for path, target in dataset.samples]
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+
+
+def leave_out(train_set, val_set, bad, listing):
+    """Take the files in `bad`, {path: problem}, out of both sets, and list them in the file `listing`.
+
+    Raises UserError where a class then has no picture to learn from.
+    """
+    for problem in bad.values():
+        print(f'left out: {problem}')
+    listing.unlink(missing_ok=True)  # of an earlier run
+    if bad:
+        write_text(listing, ''.join(f'{problem}\n' for problem in bad.values()))
+        print(f'{len(bad)} files are left out; {listing} lists them')
+    for dataset in (train_set, val_set):
+        dataset.leave_out(bad)
+    if not len(val_set):
+        raise UserError(f'{val_set.root}: none of its files is a readable picture')
+    trained, measured = set(train_set.targets), set(val_set.targets)
+    for index, name in enumerate(train_set.classes):
+        if index not in trained:
+            raise UserError(f'{train_set.root}/{name}: none of its files is a readable picture')
+        if index not in measured:
+            print(f'warning: {val_set.root} has no picture of {name}, so nothing measures that class')
+
+
+def start_worker(worker):
+    """In each new loader process: a signal that reaches all of them is for the process that trains.
+
+    Of SIGTERM only the first one is: with a second, multiprocessing ends its children.
+    """
+    for name in ('SIGINT', 'SIGHUP'):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *received: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    keep_memory()
+
+
+def start_loader(dataset, workers, **kwargs):
+    """A DataLoader whose worker processes are already there.
+
+    They should start while this process is small: a page of memory that they inherited is copied as soon as it is
+    written to, so that a process with a network in it would be slow for a whole epoch.
+    """
+    loader = DataLoader(dataset, num_workers=workers, persistent_workers=workers > 0, worker_init_fn=start_worker,
+                        pin_memory=torch.cuda.is_available(), generator=torch.Generator(), **kwargs)
+    iter(loader)
+    return loader

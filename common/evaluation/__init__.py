@@ -1,0 +1,1 @@
+"""Networks applied to pictures, and what they get right."""

@@ -1,0 +1,1 @@
+"""Plots and tables: dicts and arrays in, files out."""

@@ -1,0 +1,1 @@
+"""Files and folders, devices, the console: what knows neither pictures nor networks."""

@@ -1,0 +1,87 @@
+"""What several tests share: a network small enough to train in a test, folders of pictures, ways to run the scripts."""
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+from PIL import Image
+
+import makedata
+import models
+import train
+from common import settings
+
+ROOT = Path(__file__).resolve().parent.parent
+SEEDLINGS = Path(os.environ.get('SEEDLINGS', ROOT.parent / 'shared' / 'seedlings'))
+TINY = {'layers': (1, 1, 1, 1), 'embed_dims': (24, 48), 'num_heads': (2, 4), 'stem_hidden_dim': 16}
+SMALL = {'--img-size': 32, '--batch-size': 8, '--epochs': 2, '--warmup-epochs': 0, '--num-workers': 0,
+         '--pretrained': 'false', '--model-kwargs': TINY, '--drop-path': 0, '--lr': 1e-3, '--output-dir': 'out'}
+
+
+
+def tiny_volo(**kwargs):
+    return models.create_model('volo_d1', **{'num_classes': 5, 'img_size': 64, **TINY, **kwargs})
+
+
+def draw_folder(root, counts, size=(20, 24), suffix='.png', seed=0):
+    """root/<class>/<number><suffix>, every class a different grey level under noise, every picture different."""
+    rng = np.random.default_rng(seed)
+    for level, (name, count) in enumerate(counts.items()):
+        (root / name).mkdir(parents=True)
+        for number in range(count):
+            pixels = rng.integers(0, 60, (*size, 3)) + 180 * level // max(1, len(counts) - 1)
+            Image.fromarray(pixels.astype(np.uint8)).save(root / name / f'{number:03}{suffix}')
+    return root
+
+
+def run_script(script, *arguments, cwd=None, env=None):
+    """Run a script as a user would, in a folder of its own; returns the finished process with its output as text."""
+    env = {**os.environ, 'HF_HUB_OFFLINE': '1', 'PYTHONUTF8': '1', **(env or {})}
+    return subprocess.run([sys.executable, ROOT / script, *map(str, arguments)], cwd=cwd, env=env, text=True,
+                          encoding='utf-8', capture_output=True)
+
+
+def configure(**changes):
+    """The settings of a small run, changed: configure(epochs=3) is --epochs 3."""
+    given = {**SMALL, **{'--' + name.replace('_', '-'): value for name, value in changes.items()}}
+    return settings.read(train, [text for pair in given.items() for text in map(str, pair)])
+
+
+def run(**changes):
+    train.main(configure(**changes))
+
+
+def build(**changes):
+    """What train.py has before the first step."""
+    cfg = configure(**changes)
+    train.check(cfg)
+    weights, content = train.find_weights(cfg)
+    return train.build_training(cfg, train.build_data(cfg, weights), weights, content, None)
+
+
+def read_json(path):
+    return json.loads(Path(path).read_text(encoding='utf-8'))
+
+
+def result():
+    return read_json('out/result.json')
+
+
+def split(*arguments):
+    """Run makedata.py in this process, in the current folder."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        try:
+            makedata.main(settings.read(makedata, list(map(str, arguments))))
+        except settings.UserError as error:
+            return SimpleNamespace(returncode=2, stdout=out.getvalue(), stderr=str(error))
+    return SimpleNamespace(returncode=0, stdout=out.getvalue(), stderr='')
+
+
+def files_below(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob('*') if path.is_file()}

@@ -1,0 +1,221 @@
+"""models/volo.py against timm's port, against the plain formula, and against the paper."""
+import pytest
+import timm
+import torch
+from helpers import tiny_volo
+from timm.models._manipulate import group_parameters
+
+import models
+from models.mlp import GeluLinear, Mlp
+from models.outlook import MixWindows, mix_windows_plain
+from models.volo import ClassAttention, PatchEmbed, attend
+
+PARAMETERS = {'volo_d1': 27, 'volo_d2': 59, 'volo_d3': 86, 'volo_d4': 193, 'volo_d5': 296}  # millions, paper
+
+
+SLOW = pytest.mark.slow
+TABLE = [pytest.param(name, size, marks=SLOW if (name, size) not in (('volo_d1', 224), ('volo_d2', 224)) else ())
+         for name, sizes in models.PUBLISHED.items() for size in sizes]
+
+
+@pytest.mark.parametrize('name, size', TABLE)
+def test_every_published_variant_and_size(name, size):
+    """Parameters as in the paper, whose numbers are for 224 pixels; timm's weights load here and ours there, strictly;
+    the same logits from both."""
+    theirs = timm.create_model(f'{name}_{size}').eval()
+    ours = models.create_model(name, img_size=size, num_classes=1000, return_dense=True).eval()
+    at_224 = sum(p.numel() for p in ours.parameters()) - ours.pos_embed.numel() + 14 * 14 * ours.num_features
+    assert at_224 / 1e6 == pytest.approx(PARAMETERS[name], abs=0.6)
+    images = torch.randn(1, 3, size, size)
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    with torch.inference_mode():
+        expected = theirs(images)
+        assert (ours(images) - expected).abs().max() < 1e-4
+        for p in theirs.parameters():
+            p.zero_()
+        theirs.load_state_dict(ours.state_dict(), strict=True)
+        assert torch.equal(theirs(images), expected)
+
+
+@pytest.mark.parametrize('name, dense', [('volo_d1', True), ('volo_d1', False), ('volo_d5', True)])
+def test_parity_with_timm_at_another_number_of_classes(name, dense):
+    theirs = timm.create_model(f'{name}_224', num_classes=12, use_aux_head=dense).eval()
+    ours = timm.create_model(name, num_classes=12, return_dense=dense).eval()  # registered by `import models`
+    images = torch.randn(2, 3, 224, 224)
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    with torch.inference_mode():
+        assert (ours(images) - theirs(images)).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize('name', PARAMETERS)
+def test_parameter_counts_are_the_papers(name):
+    with torch.device('meta'):
+        model = models.create_model(name, num_classes=1000, return_dense=True)
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(PARAMETERS[name], abs=0.6)
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_checkpointing_changes_nothing_but_memory(dtype):
+    torch.manual_seed(0)
+    model = tiny_volo(layers=(2, 2, 1, 1), drop_path_rate=0.5, drop_rate=0.2, return_dense=True, mix_token=True)
+    images, results = torch.randn(4, 3, 64, 64), []
+    for enable in (False, True):
+        model.set_grad_checkpointing(enable)
+        model.zero_grad()
+        torch.manual_seed(1)
+        with torch.autocast('cpu', dtype, enabled=dtype is not torch.float32):
+            logits, tokens, _ = model(images)
+        (logits.float().square().sum() + tokens.float().square().sum()).backward()
+        results.append([logits, tokens, *(p.grad.clone() for p in model.parameters())])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_layers_from_the_stem_to_the_heads():
+    """timm.optim lets the lower layers learn more slowly, in the order that the group matcher gives."""
+    model = tiny_volo(layers=(2, 1, 2, 1), return_dense=True)
+    layer = group_parameters(model, model.group_matcher(coarse=False), reverse=True)
+    order = ['patch_embed.proj.bias', 'network.0.0.norm1.bias', 'network.0.1.norm1.bias', 'network.1.proj.bias',
+             'network.2.0.norm1.bias', 'network.3.0.norm1.bias', 'network.3.1.norm1.bias', 'network.4.0.norm1.bias',
+             'post_network.0.norm1.bias', 'post_network.1.norm1.bias', 'head.bias']
+    assert [layer[name] for name in order] == list(range(len(order)))
+    assert layer['pos_embed'] == layer['network.1.proj.bias'] and layer['cls_token'] == layer[order[-3]]
+    assert layer['norm.bias'] == layer[order[-2]] and layer['aux_head.bias'] == layer['head.bias'] == len(order) - 1
+    assert layer.keys() == dict(model.named_parameters()).keys()
+
+
+def test_bf16_predictions_follow_fp32():
+    model = tiny_volo().eval()
+    images = torch.randn(4, 3, 64, 64)
+    with torch.inference_mode():
+        expected = model(images)
+        with torch.autocast('cpu', torch.bfloat16):
+            assert (model(images).float() - expected).abs().max() < 0.02
+
+
+@pytest.mark.parametrize('qkv_bias', [False, True])
+def test_class_attention_equals_the_plain_formula(qkv_bias):
+    torch.manual_seed(0)
+    attention = ClassAttention(24, 4, qkv_bias=qkv_bias).double()
+    with torch.no_grad():
+        for parameter in attention.parameters():
+            parameter.normal_()
+    x = torch.randn(3, 7, 24, dtype=torch.float64, requires_grad=True)
+    k, v = attention.kv(x).view(3, 7, 2, 4, 6).permute(2, 0, 3, 1, 4)
+    q = attention.q(x[:, :1]).view(3, 1, 4, 6).transpose(1, 2)
+    plain = attention.proj(((q @ k.transpose(2, 3)) / 6 ** 0.5).softmax(-1).matmul(v).transpose(1, 2).flatten(2))
+    results = []
+    for out in (attention(x), plain):
+        results.append((out, *torch.autograd.grad(out.sin().sum(), (x, *attention.parameters()))))
+    for fast, slow in zip(*results, strict=True):
+        torch.testing.assert_close(fast, slow)
+
+
+def test_attention_equals_pytorchs():
+    q, k, v = (torch.randn(2, 3, 50, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    results = []
+    for f in (attend, torch.nn.functional.scaled_dot_product_attention):
+        out = f(q, k, v)
+        results.append((out, *torch.autograd.grad(out.sin().sum(), (q, k, v))))
+    for fast, slow in zip(*results, strict=True):
+        torch.testing.assert_close(fast, slow)
+
+
+def test_batchnorm_goes_into_the_convolutions_in_evaluation():
+    torch.manual_seed(0)
+    stem = PatchEmbed(3, 16, 24).double()
+    for norm in stem.conv[1::3]:
+        for tensor in (norm.running_mean, norm.weight.data, norm.bias.data):
+            tensor.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    stem.eval()
+    images = torch.randn(1, 3, 48, 80, dtype=torch.float64)
+    parameters = list(stem.parameters())
+    results = []
+    for out in (stem(images), stem.proj(stem.conv(images))):
+        results.append((out, *torch.autograd.grad(out.sin().sum(), parameters)))
+    for fast, slow in zip(*results, strict=True):
+        torch.testing.assert_close(fast, slow)
+
+
+@pytest.mark.parametrize('grid', [(4, 6), (5, 7), (1, 1), (14, 14)])
+@pytest.mark.parametrize('window', [(3, 1, 2), (3, 1, 1), (5, 2, 2), (1, 0, 1)])
+def test_outlook_mixing_equals_the_plain_formula(grid, window):
+    torch.manual_seed(0)
+    kernel, padding, stride = window
+    h, w = ((side + 2 * padding - kernel) // stride + 1 for side in grid)
+    values = torch.randn(2, *grid, 3, 4, dtype=torch.float64, requires_grad=True)
+    logits = torch.randn(2, h, w, kernel ** 2, 3, kernel ** 2, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn_like(values)
+    results = []
+    for mix in (MixWindows.apply, mix_windows_plain):
+        out = mix(values, logits, window)
+        results.append((out, *torch.autograd.grad((out * weight).sum(), (values, logits))))
+    for fast, plain in zip(*results, strict=True):
+        torch.testing.assert_close(fast, plain)
+
+
+@pytest.mark.parametrize('shape', [(1, 24), (2, 1, 24), (3, 5, 7, 24)])
+def test_perceptron_equals_timms(shape):
+    torch.manual_seed(0)
+    ours, theirs = Mlp(24, 40).double(), timm.layers.Mlp(24, 40).double()
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), theirs(x))
+    results = [(out := mlp(x), *torch.autograd.grad(out.sin().sum(), (x, *mlp.parameters()))) for mlp in (ours, theirs)]
+    for fast, plain in zip(*results, strict=True):
+        torch.testing.assert_close(fast, plain)
+    inner = ours.fc1(x).detach().requires_grad_()
+    assert torch.autograd.gradgradcheck(GeluLinear.apply, (inner, *ours.fc2.parameters()))
+
+
+def test_a_perceptron_whose_layer_is_watched_or_replaced_uses_it():
+    calls, mlp, x = [], Mlp(8, 16), torch.randn(2, 8)
+    handle = mlp.fc2.register_forward_hook(lambda *arguments: calls.append(1))
+    mlp(x)
+    handle.remove()
+    mlp.fc2 = torch.nn.Sequential(torch.nn.Linear(16, 8, bias=False))
+    mlp(x).sum().backward()
+    assert calls == [1] and mlp.fc2[0].weight.grad.any()
+
+
+@pytest.mark.parametrize('kwargs', [{}, {'return_mean': True}, {'return_dense': True},
+                                    {'return_dense': True, 'mix_token': True}, {'img_size': (32, 80)}])
+def test_every_parameter_gets_a_gradient(kwargs):
+    model = tiny_volo(**kwargs)
+    out = model(torch.randn(2, 3, *model.img_size))
+    sum(part.sum() for part in (out[:2] if isinstance(out, tuple) else [out])).backward()
+    unused = {'cls_token'} if model.return_mean else set()
+    assert {n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()} <= unused
+
+
+def test_outputs_by_switch():
+    images = torch.randn(4, 3, 64, 64)
+    for model in (tiny_volo(), tiny_volo(return_dense=True), tiny_volo(return_dense=True, mix_token=True)):
+        assert model.eval()(images).shape == (4, 5)
+    assert tiny_volo()(images).shape == (4, 5)
+    logits, tokens, box = tiny_volo(return_dense=True)(images)
+    assert logits.shape == (4, 5) and tokens.shape == (4, 16, 5) and box == (0, 0, 0, 0)
+    assert tiny_volo(num_classes=0).eval()(images).shape == (4, 48)
+
+
+def test_stochastic_depth_counts_all_layers_but_is_in_the_transformers_alone():
+    model = models.create_model('volo_d1', drop_path_rate=0.17)
+    rates = [block.drop_path.drop_prob for stage in list(model.network)[2:] for block in stage]
+    assert rates == pytest.approx([0.17 * i / 17 for i in range(4, 18)])
+    assert not hasattr(model.network[0][0], 'drop_path')
+
+
+@pytest.mark.parametrize('kwargs, word', [
+    ({'imgsize': 64}, 'imgsize'), ({'img_size': 100}, 'multiple of 16'), ({'img_size': (64, 40)}, 'multiple of 16'),
+    ({'mix_token': True}, 'return_dense'), ({'return_mean': True, 'return_dense': True}, 'return_mean')])
+def test_wrong_settings_are_refused(kwargs, word):
+    with pytest.raises(ValueError, match=word):
+        models.create_model('volo_d1', **kwargs)
+
+
+def test_unknown_names_and_sizes_are_refused():
+    with pytest.raises(ValueError, match='volo_d1'):
+        models.create_model('volo_d9')
+    with pytest.raises(ValueError, match='80'):
+        tiny_volo()(torch.randn(1, 3, 80, 64))

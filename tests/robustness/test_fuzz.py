@@ -1,0 +1,179 @@
+"""Anything at all in place of a picture or a checkpoint leads to a result or to the documented error, nothing else.
+
+    FUZZ=20000 python -m pytest tests/robustness/test_fuzz.py      `make fuzz`
+
+The inputs are always the same ones: hypothesis draws them from fixed seeds.
+"""
+import contextlib
+import copy
+import json
+import os
+import warnings
+from types import SimpleNamespace
+from unittest import mock
+
+import odd_pictures
+import pytest
+import torch
+from helpers import TINY, tiny_volo
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import makedata
+from common.data import normalisation
+from common.data import transforms as augment
+from common.data.cache import Pictures, read_index
+from common.data.images import BadImage, open_image
+from common.settings import UserError
+from common.training import checkpoint
+from models import WeightsError, check_saved, restore_model
+
+MANY = settings(max_examples=int(os.environ.get('FUZZ', 200)), deadline=None, derandomize=True, database=None,
+                suppress_health_check=list(HealthCheck))
+
+PICTURES = sorted(odd_pictures.good_pictures().items())
+BEGINNINGS = [b'', b'\xff\xd8\xff', b'\x89PNG\r\n\x1a\n', b'GIF89a', b'II*\0', b'RIFF\0\0\0\0WEBP', b'BM', b'8BPS',
+              b'DDS ', b'P6 3 3 255\n', b'P5 9 9 255 ', b'P4 8 9\n', b'\0\0\0\x0cjP  ', b'icns', b'\0\0\1\0',
+              b'\0\0\0\x1cftypavif', b'qoif\0\0\0\2\0\0\0\2\3\0', b'\0\0\2' + bytes(9) + b'\3\0\2\0\x18\0']
+EDITS = st.lists(st.tuples(st.floats(0, 1), st.sampled_from(['write', 'cut', 'insert', 'double', 'end']),
+                           st.binary(min_size=1, max_size=8)), min_size=1, max_size=6)
+
+TRANSFORM = {'img_size': [32, 32], 'mean': [.5] * 3, 'std': [.2] * 3, 'interpolation': 'bilinear', 'crop': None}
+CHECKPOINT = {'format': checkpoint.FORMAT, 'model': 'volo_d1', 'model_kwargs': TINY, 'classes': list('abcde'),
+              'transform': TRANSFORM, 'state_dict': tiny_volo(img_size=32).state_dict()}
+PLACES = [(key,) for key in CHECKPOINT] + [('transform', key) for key in TRANSFORM] + [
+    ('model_kwargs', key) for key in (*TINY, 'num_classes', 'mlp_ratio', 'drop_rate', 'new')] + [
+    ('state_dict', key) for key in ('head.weight', 'pos_embed', 'new')] + [
+    ('classes', 2), ('transform', 'mean', 1), ('transform', 'img_size', 0)]
+NUMBERS = st.one_of(st.integers(-2 ** 70, 2 ** 70), st.floats(), st.sampled_from([0, -1, 1, 48, 10 ** 5, 2 ** 31]))
+PLAUSIBLE = [torch.zeros(0), torch.ones(5, 48), torch.ones(2, 2, dtype=torch.int8).to_sparse(), [48, 32], 0.5, 1.15,
+             [0.1, 0.2, 0.3], 'bicubic', 'resnet18', (1, 1, 1, 1, 0, 0), (9, 1, 1, -9), (24, 48), (2, 2), 16, True]
+JUNK = st.recursive(st.one_of(st.none(), st.booleans(), NUMBERS, st.text(max_size=9), st.binary(max_size=9),
+                              st.sampled_from(PLAUSIBLE)),
+                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
+                    max_leaves=5)
+
+
+JSON = st.recursive(
+    st.one_of(st.none(), NUMBERS, st.text(max_size=9),
+              st.sampled_from(['makedata.py', 'train', [0.5] * 3, [0.2, 0.2, 0]])),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(
+        ['made_by', 'files', 'settings', 'file', 'side', 'sha256', 'mean', 'std', 'classes', 'good.png']), inner),
+    max_leaves=9)
+
+
+@pytest.fixture(scope='module')
+def file(tmp_path_factory):
+    """A path to write to."""
+    return tmp_path_factory.mktemp('fuzz') / 'x.pth'
+
+
+def edited(content, edits):
+    """The bytes after some edits, each (place from 0 to 1, kind, new bytes)."""
+    content = bytearray(content)
+    for place, kind, new in edits:
+        at = int(place ** 2 * len(content))  # more of them near the beginning, where the headers are
+        if kind == 'write':
+            content[at:at + len(new)] = new
+        elif kind == 'cut':
+            del content[at:at + new[0]]
+        elif kind == 'insert':
+            content[at:at] = new
+        elif kind == 'double':
+            content[at:at] = content[at:at + new[0]]
+        else:
+            del content[at:]
+    return bytes(content)
+
+
+def changed(content, place, value):
+    """A container with another value at a place, a tuple of keys; as it is where there is no such place."""
+    key, *rest = place
+    content = copy.copy(content)
+    with contextlib.suppress(TypeError, KeyError, IndexError, RuntimeError):
+        content[key] = changed(content[key], rest, value) if rest else value
+    return content
+
+
+@MANY
+@given(picture=st.sampled_from(PICTURES), edits=EDITS, at_least=st.sampled_from([None, 16, 500]))
+def test_edited_pictures(file, picture, edits, at_least):
+    open_or_refuse(file, edited(picture[1], edits), at_least)
+
+
+@MANY
+@given(beginning=st.sampled_from(BEGINNINGS), content=st.binary(max_size=400))
+def test_invented_pictures(file, beginning, content):
+    open_or_refuse(file, beginning + content, None)
+
+
+def open_or_refuse(file, content, at_least):
+    file.write_bytes(content)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        try:
+            image = open_image(file, at_least)
+        except BadImage as error:
+            assert str(error).startswith(f'{file}: not a readable image (')
+        else:
+            assert image.mode == 'RGB' and min(image.size) > 0
+
+
+@MANY
+@given(changes=st.lists(st.tuples(st.sampled_from(PLACES), JUNK), min_size=1, max_size=3))
+def test_changed_checkpoints(file, changes):
+    content = CHECKPOINT
+    for place, value in changes:
+        content = changed(content, place, value)
+    torch.save(content, file)
+    load_or_refuse(file)
+
+
+@MANY
+@given(edits=EDITS)
+def test_edited_checkpoints(file, edits):
+    torch.save(CHECKPOINT, file)
+    file.write_bytes(edited(file.read_bytes(), edits))
+    load_or_refuse(file)
+
+
+def load_or_refuse(file):
+    """Load a checkpoint as test.py does; what is accepted must also classify a picture."""
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter('ignore')
+        try:
+            saved = checkpoint.load(file)
+            check_saved(saved)
+            net = restore_model(saved).eval()
+        except (UserError, WeightsError) as error:
+            assert '\n' not in str(error).strip()
+            return
+        fit, transform = augment.fit(saved['transform']), augment.eval_transform(saved['transform'])
+        assert net(transform(fit(Image.new('RGB', (40, 30))))[None]).shape == (1, len(saved['classes']))
+
+
+def test_the_whole_checkpoint_is_accepted(file):
+    torch.save(CHECKPOINT, file)
+    check_saved(checkpoint.load(file))
+
+
+@MANY
+@given(text=st.one_of(st.text(), JSON.map(json.dumps), st.sampled_from(['[' * 10 ** 5, '{"a":' * 10 ** 5])))
+def test_small_files(file, text):
+    """The manifest of a split, the list of readable files, the measured mean: what they may hold instead."""
+    folder = file.parent
+    (folder / 'data').mkdir(exist_ok=True)
+    for path in (folder / 'data' / 'split.json', folder / 'x.checked', folder / 'mean_std.json'):
+        path.write_text(text, encoding='utf-8', errors='backslashreplace')
+    with contextlib.suppress(UserError):
+        makedata.read_manifest(SimpleNamespace(TARGET_DIR=str(folder / 'data'), VAL_RATIO=0.3, SEED=1))
+    cfg = SimpleNamespace(MEAN=None, STD=None, NORMALISATION='data')
+    with contextlib.suppress(UserError), mock.patch.object(normalisation, 'FILE', str(folder / 'mean_std.json')):
+        normalisation.normalisation(cfg, {}, ['a', 'b'])
+    picture = folder / 'good.png'
+    if not picture.exists():
+        Image.new('RGB', (9, 9)).save(picture)
+    assert Pictures(lambda image: image, (9, 9), 9)._check([str(picture)], folder / 'x.checked') == {}
+    (folder / 'x.pictures').write_bytes(text.encode('utf-8', 'backslashreplace') + len(text).to_bytes(8, 'little'))
+    read_index(folder / 'x.pictures', (9, 9))

@@ -1,0 +1,278 @@
+"""makedata.py: a split that is stratified, repeatable, and never costs anyone a file."""
+import json
+import shutil
+from collections import Counter
+
+import pytest
+from filelock import FileLock
+from helpers import draw_folder, files_below, split
+from PIL import Image
+
+import makedata
+from common.data.datasets import open_split
+
+
+@pytest.fixture
+def source(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return draw_folder(tmp_path / 'data1', {'a': 20, 'b': 10})
+
+
+def entries(tmp_path):
+    return json.loads((tmp_path / 'data' / 'split.json').read_text(encoding='utf-8'))['files']
+
+
+def sides(tmp_path):
+    return {entry['sha256']: entry['side'] for entry in entries(tmp_path)}
+
+
+def test_stratified_copies_and_manifest(tmp_path, source):
+    before = files_below(source)
+    done = split()
+    assert done.returncode == 0, done.stderr
+    found = files_below(tmp_path / 'data')
+    assert Counter(name.rpartition('/')[0] for name in found) == {
+        'train/a': 14, 'val/a': 6, 'train/b': 7, 'val/b': 3, '': 1}
+    for entry in entries(tmp_path):
+        assert found[entry['file']] == (tmp_path / entry['source']).read_bytes()
+        assert entry['file'].startswith(f'{entry["side"]}/{entry["class"]}/') and len(entry['sha256']) == 64
+    assert files_below(source) == before
+    assert 'a         14      6' in done.stdout and 'all       21      9' in done.stdout
+
+
+def test_the_same_again_and_another_seed(tmp_path, source):
+    split()
+    first = files_below(tmp_path / 'data')
+    split()
+    assert files_below(tmp_path / 'data') == first
+    split('--seed', 7)
+    assert files_below(tmp_path / 'data') != first
+
+
+def test_new_pictures_do_not_move_the_old_ones(tmp_path, source):
+    split()
+    before = sides(tmp_path)
+    draw_folder(tmp_path / 'more', {'a': 10}, seed=5)
+    for path in (tmp_path / 'more' / 'a').iterdir():
+        shutil.copy(path, source / 'a' / f'new_{path.name}')
+    split()
+    after = sides(tmp_path)
+    assert before.items() < after.items() and Counter(after.values()) == {'train': 28, 'val': 12}
+
+
+def test_identical_files_stay_on_one_side_and_wrong_labels_are_named(tmp_path, source):
+    for number in range(12):
+        shutil.copy(source / 'a' / '000.png', source / 'a' / f'copy{number}.png')
+    shutil.copy(source / 'a' / '001.png', source / 'b' / 'same.png')
+    done = split()
+    by_hash = {}
+    for entry in entries(tmp_path):
+        by_hash.setdefault(entry['sha256'], set()).add(entry['side'])
+    assert all(len(side) == 1 for side in by_hash.values())
+    assert 'same picture in 2 classes' in done.stdout and 'b/same.png' in done.stdout
+
+
+def test_formats_letter_case_nested_and_hidden(tmp_path, source):
+    image = Image.new('RGB', (10, 10), 'red')
+    (source / 'a' / 'deep').mkdir()
+    names = ['x.JPG', 'x.jpeg', 'x.webp', 'x.BMP', 'x.tif', 'x.gif', 'x.ppm', 'deep/x.Png']
+    for number, name in enumerate(names):
+        image.putpixel((0, 0), (number, 0, 0))
+        image.save(source / 'a' / name)
+    for name in ('notes.txt', '.hidden.png'):
+        shutil.copy(source / 'a' / '000.png', source / 'a' / name)
+    (source / '.git').mkdir()
+    done = split()
+    assert done.returncode == 0
+    found = [entry['source'] for entry in entries(tmp_path)]
+    assert '1 .txt' in done.stdout and len(found) == 38
+    assert all(any(f.endswith(f'/{name}') for f in found) for name in names)
+
+
+def test_large_pictures_are_shrunk_small_ones_copied(tmp_path, source):
+    Image.new('RGB', (400, 100), 'red').save(source / 'a' / 'wide.jpg')
+    Image.new('RGB', (100, 300), 'blue').save(source / 'a' / 'tall.bmp')
+    before = files_below(source)
+    assert split('--max-side', 50).returncode == 0
+    found = {entry['source'].split('/')[-1]: tmp_path / 'data' / entry['file'] for entry in entries(tmp_path)}
+    assert Image.open(found['wide.jpg']).size == (50, 13)
+    assert found['tall.bmp'].name == 'tall.bmp.shrunk.png' and Image.open(found['tall.bmp']).size == (17, 50)
+    assert found['000.png'].read_bytes() in before.values() and files_below(source) == before
+
+
+def test_a_truncated_picture_does_not_end_the_shrinking(tmp_path, source):
+    Image.effect_noise((200, 200), 50).save(source / 'a' / 'cut.jpg')
+    (source / 'a' / 'cut.jpg').write_bytes((source / 'a' / 'cut.jpg').read_bytes()[:3000])
+    done = split('--max-side', 50)
+    assert done.returncode == 0 and 'left out: data1/a/cut.jpg' in done.stdout and len(entries(tmp_path)) == 30
+
+
+def test_file_managers_litter_blocks_nothing(tmp_path, source):
+    split()
+    (tmp_path / 'data' / 'train' / '.DS_Store').write_text('')
+    assert split().returncode == 0
+
+
+def test_a_class_that_lost_its_training_pictures_is_drawn_anew(tmp_path, source):
+    split()
+    for entry in entries(tmp_path):
+        if entry['class'] == 'b' and entry['side'] == 'train':
+            (tmp_path / entry['source']).unlink()
+    split()
+    assert {entry['side'] for entry in entries(tmp_path) if entry['class'] == 'b'} == {'train', 'val'}
+
+
+def test_small_classes_and_imbalance_are_said(tmp_path, source):
+    draw_folder(source, {'one': 1, 'two': 2}, seed=3)
+    done = split()
+    assert done.returncode == 0
+    counts = Counter((entry['class'], entry['side']) for entry in entries(tmp_path))
+    assert counts['one', 'train'] == 1 and counts['two', 'train'] == counts['two', 'val'] == 1
+    assert 'one is too small to split' in done.stdout and '20.0 times as many' in done.stdout
+    assert (tmp_path / 'data' / 'val' / 'one').is_dir()
+
+
+@pytest.mark.parametrize('content', [{}, {'photo.jpg': 'mine'}, {'split.json': '{"made_by": "someone"}'},
+                                     {'split.json': 'not json'}])
+def test_a_folder_of_others_is_left_alone(tmp_path, source, content):
+    (tmp_path / 'data').mkdir()
+    for name, text in content.items():
+        (tmp_path / 'data' / name).write_text(text)
+    before = files_below(tmp_path / 'data')
+    done = split()
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and 'was not touched' in done.stderr
+    assert files_below(tmp_path / 'data') == before
+
+
+def test_a_file_that_someone_put_into_the_split_is_not_lost(tmp_path, source):
+    split()
+    (tmp_path / 'data' / 'train' / 'a' / 'mine.jpg').write_text('precious')
+    done = split()
+    assert done.returncode == 2 and 'mine.jpg' in done.stderr
+    assert (tmp_path / 'data' / 'train' / 'a' / 'mine.jpg').exists()
+
+
+def test_unreadable_files_are_left_out_by_name_and_empty_classes_refused(tmp_path, source):
+    (source / 'a' / 'text.jpg').write_text('no picture')
+    assert 'text.jpg' in split().stdout and len(entries(tmp_path)) == 30
+    (source / 'c').mkdir()
+    done = split()
+    assert done.returncode == 2 and 'no pictures in c' in done.stderr
+
+
+@pytest.mark.parametrize('arguments, words', [
+    (['--val-ratio', 1.5], 'VAL_RATIO'), (['--max-side', 2], 'MAX_SIDE'),
+    (['--target-dir', 'data1/x'], 'must lie apart'),
+    (['--target-dir', '..'], 'TARGET_DIR'), (['--source-dir', 'nowhere'], 'no such folder')])
+def test_mistakes(tmp_path, source, arguments, words):
+    done = split(*arguments)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and words in done.stderr
+
+
+def test_an_interrupted_exchange_is_completed(tmp_path, source):
+    """Killed between moving the old split away and the new one in, the next run still knows the old one."""
+    split()
+    before = sides(tmp_path)
+    (tmp_path / 'data').rename(tmp_path / '.data.makedata-old')
+    assert split().returncode == 0
+    assert sides(tmp_path) == before and not (tmp_path / '.data.makedata-old').exists()
+
+
+def test_links_take_no_room_and_shrunken_pictures_are_copies(tmp_path, source):
+    Image.new('RGB', (400, 100), 'red').save(source / 'a' / 'wide.jpg')
+    done = split('--link', '--max-side', 50)
+    assert done.returncode == 0 and 'no hard links' not in done.stdout
+    for entry in entries(tmp_path):
+        same = (tmp_path / 'data' / entry['file']).samefile(tmp_path / entry['source'])
+        assert same == ('wide' not in entry['file'])
+    before = files_below(source)
+    assert split().returncode == 0 and files_below(source) == before  # the links went, the pictures did not
+    assert not any((tmp_path / 'data' / entry['file']).samefile(tmp_path / entry['source'])
+                   for entry in entries(tmp_path))
+
+
+def test_where_links_cannot_be_made_pictures_are_copied(tmp_path, source, monkeypatch):
+    def refuse(*paths):
+        raise OSError('Invalid cross-device link')
+
+    monkeypatch.setattr(makedata.os, 'link', refuse)
+    done = split('--link')
+    assert done.returncode == 0 and 'no hard links' in done.stdout and len(entries(tmp_path)) == 30
+
+
+def test_a_full_disk_leaves_the_old_split(tmp_path, source, monkeypatch):
+    split()
+    before = files_below(tmp_path / 'data')
+    draw_folder(source, {'c': 4}, seed=9)
+
+    def full(path, content):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(makedata.Path, 'write_bytes', full)
+    done = split()
+    assert done.returncode == 2 and 'No space left' in done.stderr and 'free some space' in done.stderr
+    assert files_below(tmp_path / 'data') == before
+    assert [path.name for path in tmp_path.glob('.data*')] == ['.data.makedata-lock']
+
+
+def test_a_manifest_cannot_lead_out_of_the_folder(tmp_path, source):
+    split()
+    manifest = json.loads((tmp_path / 'data' / 'split.json').read_text())
+    for entry in manifest['files']:
+        entry['side'] = '../../elsewhere'
+    (tmp_path / 'data' / 'split.json').write_text(json.dumps(manifest))
+    before = files_below(tmp_path)
+    done = split()
+    assert done.returncode == 2 and 'was not made by makedata.py' in done.stderr and files_below(tmp_path) == before
+
+
+def test_odd_names_of_classes(tmp_path, source):
+    draw_folder(source, {'A': 3, 'x\\y': 3, 'caf\udce9': 3, 'photo.jpg': 3}, seed=2)
+    done = split()
+    assert done.returncode == 0 and 'A and a are different classes here, but one on Windows' in done.stdout
+    assert len(entries(tmp_path)) == 42
+    (source / 'line\nbreak').mkdir()
+    done = split()
+    assert done.returncode == 2 and "the folder 'line\\nbreak' has control characters" in done.stderr
+
+
+def test_a_name_that_is_as_long_as_names_can_be(tmp_path, source):
+    Image.new('RGB', (100, 300), 'blue').save(source / 'a' / f'{251 * "n"}.bmp')
+    assert split('--max-side', 50).returncode == 0 and len(entries(tmp_path)) == 31
+
+
+def test_copies_do_not_overwrite_each_other(tmp_path, source):
+    """The shrunken copy of x.bmp would have the name that another picture has."""
+    Image.new('RGB', (100, 300), 'blue').save(source / 'a' / 'x.bmp')
+    Image.new('RGB', (9, 9), 'red').save(source / 'a' / 'x.bmp.shrunk.png')
+    assert split('--max-side', 50, '--seed', 2).returncode == 0
+    files = [entry['file'] for entry in entries(tmp_path)]
+    assert len(files) == len(set(files)) == 32 and all((tmp_path / 'data' / file).is_file() for file in files)
+
+
+def test_two_at_once_are_refused(tmp_path, source):
+    with FileLock(tmp_path / '.data.makedata-lock'):
+        done = split()
+    assert done.returncode == 2 and 'another makedata.py is there' in done.stderr
+    assert not (tmp_path / 'data').exists() and split().returncode == 0
+
+
+@pytest.mark.parametrize('text', ['[' * 100_000, '{"made_by": "makedata.py", "settings": {}, "files": [{"file": "x"}]}',
+                                  '{"made_by": "makedata.py", "settings": {}, "files": [{"file": "x", "side": "val", '
+                                  '"sha256": [1]}]}'])
+def test_manifests_that_are_none(tmp_path, source, text):
+    (tmp_path / 'data').mkdir()
+    (tmp_path / 'data' / 'split.json').write_text(text)
+    done = split()
+    assert done.returncode == 2 and 'was not made by makedata.py' in done.stderr
+
+
+def test_five_thousand_classes(tmp_path, source):
+    content = (source / 'a' / '000.png').read_bytes()
+    for number in range(5000):
+        (source / f'class {number}').mkdir()
+        (source / f'class {number}' / '0.png').write_bytes(content + str(number).encode())
+    done = split()
+    assert done.returncode == 0 and len(entries(tmp_path)) == 5030
+    train_set, val_set = open_split(tmp_path / 'data')
+    assert len(train_set.classes) == 5002 and len(val_set) == 9

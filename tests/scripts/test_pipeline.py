@@ -1,0 +1,99 @@
+"""The four scripts as a user runs them, one after the other, in processes of their own."""
+import csv
+import json
+import shutil
+
+import pytest
+from helpers import TINY, draw_folder, run_script
+from PIL import Image
+
+FAST = ('--img-size', 32, '--batch-size', 8, '--epochs', 2, '--warmup-epochs', 1, '--model-kwargs', TINY, '--lr', 1e-3,
+        '--pretrained', 'false', '--num-workers', 1)
+
+
+@pytest.fixture(scope='module')
+def project(tmp_path_factory):
+    """A folder in which the first three steps have been run."""
+    folder = tmp_path_factory.mktemp('project')
+    draw_folder(folder / 'data1', {'Fat Hen': 16, 'Maize': 16, 'Sugar beet': 8})
+    for script, arguments in (('mean_std.py', ()), ('makedata.py', ()), ('train.py', FAST)):
+        done = run_script(script, *arguments, cwd=folder)
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+def predict(project, *arguments):
+    done = run_script('test.py', *arguments, cwd=project)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, json.loads((project / 'predictions' / 'predictions.json').read_text(encoding='utf-8'))
+
+
+def test_training_used_the_measured_normalisation(project):
+    measured = json.loads((project / 'mean_std.json').read_text())
+    result = json.loads((project / 'checkpoints' / 'volo_d1' / 'result.json').read_text())
+    assert result['transform']['mean'] == measured['mean'] and result['finished']
+
+
+def test_val_is_predicted_with_the_accuracy_of_training(project):
+    out, rows = predict(project)
+    result = json.loads((project / 'checkpoints' / 'volo_d1' / 'result.json').read_text())
+    assert f'ACC1 {result["best"]["acc1"]:.2f} %' in out
+    names = sorted(p.relative_to(project / 'data/val').as_posix() for p in (project / 'data' / 'val').rglob('*.png'))
+    assert [row['path'] for row in rows] == names
+    with open(project / 'predictions' / 'predictions.csv', encoding='utf-8-sig', newline='') as file:
+        assert [(row['path'], row['class']) for row in csv.DictReader(file)] == [(r['path'], r['class']) for r in rows]
+    for row in rows:
+        shares = [top['confidence'] for top in row['top5']]
+        assert len(shares) == 3 and sum(shares) == pytest.approx(1, abs=1e-4) and shares == sorted(shares, reverse=True)
+        assert f'{row["path"]} → {row["class"]} ({row["confidence"]:.1%})' in out
+    assert Image.open(project / 'predictions' / 'predictions.png').width > 500
+
+
+def test_the_checkpoint_is_all_that_is_needed(project, tmp_path):
+    """In another folder, flat, other names, other formats, one broken file: same classes, a row for each."""
+    shutil.copy(project / 'checkpoints' / 'volo_d1' / 'best.pth', tmp_path)
+    photos = tmp_path / 'photos'
+    photos.mkdir()
+    for number, path in enumerate(sorted((project / 'data' / 'val').rglob('*.png'))[:5]):
+        Image.open(path).save(photos / f'{number}.BMP')
+    (photos / '2broken.jpg').write_text('no picture')
+    out, rows = predict(tmp_path, '--checkpoint', 'best.pth', '--test-dir', 'photos', '--batch-size', 2)
+    assert [row['path'] for row in rows] == ['0.BMP', '1.BMP', '2.BMP', '2broken.jpg', '3.BMP', '4.BMP']
+    assert [bool(row['error']) for row in rows] == [False, False, False, True, False, False]
+    assert '5 pictures named, 1 unreadable' in out and 'ACC1' not in out
+    _, whole = predict(project)
+    for row, same in zip([r for r in rows if not r['error']], whole, strict=False):
+        assert row['class'] == same['class'] and row['confidence'] == pytest.approx(same['confidence'], abs=0.01)
+
+
+def test_a_single_picture(project):
+    path = next((project / 'data' / 'val').rglob('*.png'))
+    _, rows = predict(project, '--test-dir', path)
+    assert [row['path'] for row in rows] == [path.name]
+
+
+@pytest.mark.parametrize('arguments, words', [
+    (('--checkpoint', 'gone.pth'), 'gone.pth: no such file'), (('--test-dir', 'gone'), 'no such file or folder'),
+    (('--test-dir', 'empty'), 'no pictures in it'), (('--checkpoint', 'data1/Maize/000.png'), 'not a readable file'),
+    (('--output-dir', 'mean_std.json'), 'OUTPUT_DIR'), (('--batch-size', 'ten'), 'BATCH_SIZE must be a whole number')])
+def test_mistakes_end_in_one_line(project, arguments, words):
+    (project / 'empty').mkdir(exist_ok=True)
+    done = run_script('test.py', *arguments, cwd=project)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and words in done.stderr
+
+
+def test_overrides_hold_in_spawned_workers(project, tmp_path):
+    """As on Windows and macOS: a worker imports the script anew, and must still see --img-size 48 and the rest."""
+    launcher = tmp_path / 'launch.py'
+    launcher.write_text(
+        'import multiprocessing, runpy, sys\n'
+        'if __name__ == "__main__":\n'
+        '    multiprocessing.set_start_method("spawn")\n'
+        '    sys.argv = sys.argv[1:]\n'
+        '    runpy.run_path(sys.argv[0], run_name="__main__")\n')
+    from helpers import ROOT
+    done = run_script(launcher, ROOT / 'train.py', *FAST, '--img-size', 48, '--epochs', 1, '--warmup-epochs', 0,
+                      '--output-dir', 'spawned', cwd=project, env={'PYTHONPATH': str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    result = json.loads((project / 'spawned' / 'result.json').read_text())
+    assert result['settings']['IMG_SIZE'] == [48, 48] and result['finished']

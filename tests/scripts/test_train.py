@@ -1,0 +1,441 @@
+"""train.py in the same process: what it refuses, what it keeps, how it goes on, and that it learns."""
+import csv
+import json
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import TINY, build, configure, draw_folder, read_json, result, run
+from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+import models
+import train
+from common.runtime.console import Clock
+from common.runtime.device import InAutocast, parallel
+from common.settings import UserError
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    draw_folder(tmp_path / 'data' / 'train', {'a': 9, 'b': 9})
+    draw_folder(tmp_path / 'data' / 'val', {'a': 4, 'b': 4}, seed=1)
+    return tmp_path / 'data'
+
+
+def test_everything_is_written(data, tmp_path):
+    run()
+    names = {path.name for path in (tmp_path / 'out').iterdir()}
+    assert names - {'.lock'} == {
+        'best.pth', 'last.pth', 'last_before.pth', 'loss.png', 'acc.png', 'lr.png', 'confusion.png', 'report.txt',
+        'report.json', 'result.json', 'log.csv', 'class.json'}
+    rows = list(csv.DictReader(Path('out/log.csv').read_text(encoding='utf-8-sig').splitlines()))
+    assert [row['epoch'] for row in rows] == ['1', '2'] and float(rows[1]['lr']) < float(rows[0]['lr'])
+    last, best = (torch.load(f'out/{name}.pth', weights_only=True) for name in ('last', 'best'))
+    assert {'state_dict', 'state_dict_ema', 'optimizer', 'scheduler', 'scaler', 'random', 'classes', 'transform',
+            'settings', 'history'} <= last.keys()
+    assert last['classes'] == best['classes'] == read_json('out/class.json') == ['a', 'b']
+    assert result()['finished'] and result()['settings']['IMG_SIZE'] == [32, 32]
+
+
+@pytest.mark.parametrize('better', ['raw', 'ema'])
+def test_best_holds_the_better_weights(data, monkeypatch, better):
+    real = train.evaluate
+
+    def evaluate(model, *arguments):
+        averaged = arguments[2] == 'validating the EMA weights'
+        return {**real(model, *arguments), 'acc1': 60. if averaged == (better == 'ema') else 40.}
+
+    monkeypatch.setattr(train, 'evaluate', evaluate)
+    run(epochs=1)
+    last, best = (torch.load(f'out/{name}.pth', weights_only=True) for name in ('last', 'best'))
+    assert best['best'] == {'epoch': 1, 'weights': better, 'acc1': 60.}
+    chosen = last['state_dict_ema' if better == 'ema' else 'state_dict']
+    assert all(torch.equal(chosen[name], tensor) for name, tensor in best['state_dict'].items())
+    assert not all(torch.equal(last['state_dict'][name], tensor) for name, tensor in last['state_dict_ema'].items())
+
+
+@pytest.mark.parametrize('dtype, scaled', [(torch.bfloat16, False), (torch.float16, True)])
+def test_mixed_precision_is_on_and_the_norm_is_of_the_true_gradients(data, monkeypatch, dtype, scaled):
+    seen = []
+    monkeypatch.setattr(train, 'amp_dtype', lambda device: dtype)
+    real = torch.nn.functional.linear
+
+    def linear(*arguments):
+        out = real(*arguments)
+        if out.requires_grad:  # not the forward pass that tries out the network, nor validation
+            seen.append(out.dtype)
+        return out
+
+    monkeypatch.setattr(torch.nn.functional, 'linear', linear)
+    run(epochs=1)
+    assert set(seen) == {dtype}
+    norm = result()['last']['grad_norm']
+    last = torch.load('out/last.pth', weights_only=True)
+    assert bool(last['scaler']) == scaled
+    run(epochs=1, use_amp='false', output_dir='single')
+    single = read_json('single/result.json')['last']['grad_norm']
+    assert 0.7 < norm / single < 1.4  # a scaled one would be some 60,000 times larger
+    run(epochs=2, resume='true', use_amp='false')  # resumed on a processor without that precision
+    assert result()['finished']
+
+
+def test_training_accuracy_counts_pictures_with_one_label(data):
+    for smoothing in (0, 0.1):
+        run(epochs=1, smoothing=smoothing, mixup_prob=0)
+        assert result()['last']['train_acc1'] is not None
+    run(epochs=1, mixup_prob=1, cutmix_alpha=0)  # every batch mixed: only partners of one class count
+    assert result()['last']['train_acc1'] is None or result()['last']['train_acc1'] <= 100
+
+
+def test_an_earlier_runs_checkpoints_are_kept_once(data, tmp_path, capsys):
+    run(epochs=1)
+    before = Path('out/best.pth').read_bytes()
+    with pytest.raises(UserError):
+        run(epochs=1, data_dir='nowhere')
+    assert Path('out/best.pth').read_bytes() == before
+    run(epochs=1, seed=7)
+    assert Path('out/previous_best.pth').read_bytes() == before != Path('out/best.pth').read_bytes()
+    assert 'previous_best.pth' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('changes, words', [
+    ({'data_dir': 'nowhere'}, 'makedata.py'), ({'batch_size': 64}, '18 training images but BATCH_SIZE = 64'),
+    ({'batch_size': 7}, 'BATCH_SIZE = 7 must be even'), ({'img_size': 50}, 'IMG_SIZE = 50'), ({'epochs': 0}, 'EPOCHS'),
+    ({'img_size': '32,40'}, 'IMG_SIZE'), ({'model': 'volo_d7'}, 'volo_d7'), ({'lr': 0}, 'LR'),
+    ({'cutout': 2}, 'CUTOUT'), ({'model_kwargs': {'nonsense': 1}}, 'nonsense'),
+    ({'pretrained': 'gone.pth'}, 'gone.pth'), ({'mean': '0,0,0'}, 'STD'), ({'resume': 'true'}, 'last.pth'),
+    ({'output_dir': 'data/train/a/000.png'}, 'OUTPUT_DIR'),
+    ({'warmup_epochs': 2}, 'WARMUP_EPOCHS'), ({'num_workers': 'many'}, 'NUM_WORKERS'),
+    ({'mixup_alpha': 0, 'cutmix_alpha': 0}, 'MIXUP_PROB'), ({'seed': -1}, 'SEED'), ({'zoom': '1.2,0.8'}, 'ZOOM'),
+    ({'model_kwargs': {'img_size': 64}}, 'MODEL_KWARGS'), ({'model': 'resnet5'}, 'resnet5.*perhaps .*resnet50'),
+    ({'model': 'resnet18.nothing'}, 'resnet18.nothing'), ({'model_kwargs': {'pretrained': True}}, 'pretrained'),
+    ({'model': 'volo_d1.sail_in1k'}, 'volo_d1.sail_in1k'),
+    ({'token_label': 'true'}, 'TOKEN_LABEL .* set MIXUP_PROB = 0'),
+    ({'token_label': 'true', 'mixup_prob': 0, 'model': 'resnet18', 'model_kwargs': {}}, 'TOKEN_LABEL: resnet18'),
+    ({'freeze_epochs': 1}, 'FREEZE_EPOCHS'), ({'layer_decay': 0}, 'LAYER_DECAY'),
+    ({'accumulate_steps': 0}, 'ACCUMULATE_STEPS'), ({'interpolation': 'cubic'}, 'INTERPOLATION'), ({'crop': 5}, 'CROP'),
+    ({'normalisation': 'imagenet'}, 'NORMALISATION'), ({'normalisation': 'weights'}, 'no weights are loaded'),
+    ({'model': 'vgg11', 'model_kwargs': {}, 'drop_path': 0.1}, 'set DROP_PATH = 0, vgg11 has none'),
+    ({'model': 'test_resnet', 'model_kwargs': {'layers': [1]}}, 'MODEL_KWARGS.*test_resnet'),
+    ({'model': 'vit_base_patch16_224_in21k', 'model_kwargs': {}}, 'list_models'),
+    ({'model': 'vit_tiny_patch16_224', 'model_kwargs': {'global_pool': ''}}, 'is no classifier, it gives'),
+    ({'model_kwargs': {'num_heads': (5, 4)}}, 'num_heads'), ({'model_kwargs': {'embed_dims': (48,)}}, 'embed_dims'),
+    ({'model': 'levit_128s', 'model_kwargs': {}, 'batch_size': 1, 'mixup_prob': 0}, 'BATCH_SIZE = 1: too few'),
+    ({'model': 'inception_v3', 'model_kwargs': {}}, 'inception_v3 takes no pictures of IMG_SIZE = .32, 32'),
+    ({'model': 'inception_v3', 'model_kwargs': {}, 'img_size': 96, 'grad_checkpointing': 'true'},
+     'GRAD_CHECKPOINTING: inception_v3')])
+def test_mistakes_are_named(data, changes, words):
+    with pytest.raises(UserError, match=words):
+        run(**changes)
+
+
+def test_classes_of_train_and_val_must_agree(data):
+    draw_folder(data / 'val', {'c': 1})
+    with pytest.raises(UserError, match='c is extra'):
+        run()
+    shutil.rmtree(data / 'val' / 'c')
+    (data / 'train' / 'empty').mkdir()
+    with pytest.raises(UserError, match='empty'):
+        run()
+
+
+def test_bad_pictures_are_left_out_before_the_first_epoch(data, capsys):
+    (data / 'train' / 'a' / 'text.jpg').write_text('no picture')
+    run(epochs=1)
+    out = capsys.readouterr().out
+    assert 'left out: data/train/a/text.jpg' in out and out.index('left out') < out.index('epoch 1/1')
+
+
+def test_a_class_without_a_readable_picture_is_refused(data):
+    for path in (data / 'train' / 'a').iterdir():
+        path.write_text('no picture')
+    with pytest.raises(UserError, match='train/a: none of its files'):
+        run()
+
+
+def test_mean_std_json_is_picked_up_and_doubted(data, capsys):
+    found = {'mean': [.1, .2, .3], 'std': [.4, .5, .6], 'classes': ['a', 'b'], 'images': 18, 'data_dir': 'data1'}
+    Path('mean_std.json').write_text(json.dumps(found))
+    run(epochs=1)
+    assert result()['transform']['mean'] == [.1, .2, .3] and 'computed on 18 pictures' in capsys.readouterr().out
+    Path('mean_std.json').write_text(json.dumps({**found, 'classes': ['x']}))
+    run(epochs=1)
+    assert 'other classes' in capsys.readouterr().out
+    run(epochs=1, mean='0.5,0.5,0.5', std='0.2,0.2,0.2')
+    assert result()['transform']['mean'] == [.5, .5, .5]
+    Path('mean_std.json').write_text('damaged')
+    with pytest.raises(UserError, match=r'mean_std\.json is of no use'):
+        run(epochs=1)
+
+
+def test_auto_pretrained_goes_on_loudly_and_a_path_is_loaded(data, monkeypatch, capsys):
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
+    monkeypatch.setattr('huggingface_hub.try_to_load_from_cache', lambda *args, **kwargs: None)
+    run(epochs=1, pretrained='auto')
+    assert 'NO PRETRAINED WEIGHTS' in capsys.readouterr().out and result()['pretrained']['source'] == 'scratch'
+    with pytest.raises(UserError, match='PRETRAINED = True'):
+        run(epochs=1, pretrained='true')
+    run(epochs=1, pretrained='out/best.pth', output_dir='out2', img_size=48)
+    pretrained = read_json('out2/result.json')['pretrained']
+    assert pretrained['source'] == 'out/best.pth' and pretrained['resized'] == ['pos_embed 2x2 to 3x3']
+    assert 'other classes' not in capsys.readouterr().out
+    (data / 'train' / 'a').rename(data / 'train' / 'c')
+    (data / 'val' / 'a').rename(data / 'val' / 'c')
+    run(epochs=1, pretrained='out/best.pth', output_dir='out2')
+    assert 'the head comes along, though it was trained on other classes' in capsys.readouterr().out
+
+
+def test_normalisation_follows_the_weights(data):
+    """ImageNet's for the published ones, the checkpoint's own for ours; NORMALISATION and MEAN overrule it."""
+    found = {'mean': [.1, .2, .3], 'std': [.4, .5, .6], 'classes': ['a', 'b'], 'images': 18, 'data_dir': 'data1'}
+    Path('mean_std.json').write_text(json.dumps(found))
+    run(epochs=1)
+    Path('mean_std.json').write_text(json.dumps({**found, 'mean': [.7, .8, .9]}))
+    torch.save(models.create_model('volo_d1', img_size=32, num_classes=2, **TINY).state_dict(), 'plain.pth')
+    for changes, mean in (({'pretrained': 'out/best.pth'}, [.1, .2, .3]),
+                          ({'pretrained': 'plain.pth'}, [.485, .456, .406]),
+                          ({'pretrained': 'plain.pth', 'normalisation': 'data'}, [.7, .8, .9]), ({}, [.7, .8, .9]),
+                          ({'pretrained': 'plain.pth', 'mean': '.5,.5,.5', 'std': '.2,.2,.2'}, [.5, .5, .5])):
+        run(epochs=1, output_dir='next', **changes)
+        assert read_json('next/result.json')['transform']['mean'] == mean
+    run(epochs=2, output_dir='next', mean='.5,.5,.5', std='.2,.2,.2', resume='true')  # the weights are not read again
+
+
+@pytest.mark.parametrize('model, kwargs', [('volo_d1', TINY), ('test_resnet', {})])
+def test_a_frozen_network_learns_in_its_head_alone(data, monkeypatch, capsys, model, kwargs):
+    common = {'model': model, 'model_kwargs': kwargs, 'mixup_prob': 0}
+    run(epochs=1, output_dir='first', **common)
+    states, real = [], train.train_one_epoch
+
+    def epoch(cfg, run, *rest):
+        row = real(cfg, run, *rest)
+        states.append({name: tensor.clone() for name, tensor in run.net.state_dict().items()})
+        return row
+
+    monkeypatch.setattr(train, 'train_one_epoch', epoch)
+    run(epochs=3, pretrained='first/best.pth', freeze_epochs=1, **common)
+    first = torch.load('first/best.pth', weights_only=True)['state_dict']
+    assert capsys.readouterr().out.count('forecast: ') == 2  # one for each run, none of the frozen epoch
+    changed = [{name for name in first if not torch.equal(before[name], after[name])}
+               for before, after in ((first, states[0]), (states[0], states[1]))]
+    head = 'head' if model == 'volo_d1' else 'fc'
+    assert changed[0] == {f'{head}.weight', f'{head}.bias'} and changed[1] == first.keys()
+
+
+def test_without_weights_nothing_is_frozen(data, monkeypatch, capsys):
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
+    monkeypatch.setattr('huggingface_hub.try_to_load_from_cache', lambda *args, **kwargs: None)
+    assert build(pretrained='auto', freeze_epochs=1).frozen_epochs == 0
+    assert 'FREEZE_EPOCHS is ignored' in capsys.readouterr().out
+
+
+def test_lower_layers_learn_more_slowly(data):
+    built = build(layer_decay=0.5, lr=1e-2, warmup_epochs=0)
+    built.scheduler.step_update(0)
+    rate = {id(p): group['lr'] for group in built.optimizer.param_groups for p in group['params']}
+    rates = {name: rate[id(p)] for name, p in built.net.named_parameters()}
+    assert rates['head.weight'] == pytest.approx(1e-2) and rates['post_network.1.mlp.fc1.bias'] == pytest.approx(5e-3)
+    assert rates['patch_embed.proj.weight'] == pytest.approx(1e-2 * 0.5 ** 8)
+    decayed = {group['weight_decay'] for group in built.optimizer.param_groups}
+    assert decayed == {0, 0.05}
+    run(layer_decay=0.5, epochs=1, min_lr=1e-3)
+    assert result()['last']['lr'] == pytest.approx(1e-3)  # the log has the head's
+    with pytest.raises(UserError, match='LAYER_DECAY = 0.5'):
+        run(layer_decay=0.7, epochs=2, min_lr=1e-3, resume='true')
+    run(layer_decay=0.5, epochs=2, min_lr=1e-3, resume='true')
+
+
+def test_accumulated_batches_equal_a_large_one(data):
+    """A network without BatchNorm, nothing random: two batches of 8 make the step that one of 16 makes."""
+    common = {'model': 'test_vit', 'model_kwargs': {}, 'epochs': 1, 'mixup_prob': 0, 'flip': 0, 'blur': 0, 'jitter': 0,
+              'cutout': 0, 'rotation': 0, 'use_amp': 'false', 'lr': 1e-3}
+    run(**common, batch_size=16, output_dir='large')
+    run(**common, batch_size=8, accumulate_steps=2, output_dir='small')
+    run(**common, batch_size=8, output_dir='other')
+    large, small, other = (torch.load(f'{name}/last.pth', weights_only=True) for name in ('large', 'small', 'other'))
+    for name, tensor in large['state_dict'].items():
+        torch.testing.assert_close(small['state_dict'][name], tensor, rtol=0, atol=1e-4)
+    assert large['optimizer']['state'][0]['step'] == small['optimizer']['state'][0]['step'] == 1
+    assert other['optimizer']['state'][0]['step'] == 2
+    assert small['history'][0]['grad_norm'] == pytest.approx(large['history'][0]['grad_norm'], rel=1e-3)
+
+
+def test_the_last_group_of_an_epoch_may_be_smaller(data, monkeypatch):
+    """18 pictures are four batches of four: a group of three and one of one, which must count as a whole batch does."""
+    gradients, real = [], train.update
+
+    def update(cfg, run, done):
+        gradients.append(torch.cat([p.grad.flatten() for p in run.net.parameters()]))
+        return real(cfg, run, done)
+
+    monkeypatch.setattr(train, 'update', update)
+    common = {'model': 'test_vit', 'model_kwargs': {}, 'epochs': 1, 'mixup_prob': 0, 'flip': 0, 'blur': 0, 'jitter': 0,
+              'cutout': 0, 'rotation': 0, 'use_amp': 'false', 'lr': 1e-12, 'min_lr': 0, 'batch_size': 4}
+    run(**common, accumulate_steps=3)
+    grouped = list(gradients)
+    gradients.clear()
+    run(**common)
+    assert len(grouped) == 2 and len(gradients) == 4
+    torch.testing.assert_close(grouped[0], torch.stack(gradients[:3]).mean(0), rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(grouped[1], gradients[3], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize('extra', [{}, {'grad_checkpointing': 'true', 'accumulate_steps': 2}])
+def test_token_labels_train_and_predict(data, extra):
+    common = {'token_label': 'true', 'mixup_prob': 0, **extra}
+    run(epochs=1, **common)
+    last = torch.load('out/last.pth', weights_only=True)
+    assert 'aux_head.weight' in last['state_dict'] and last['model_kwargs']['mix_token']
+    assert last['history'][0]['train_acc1'] is not None
+    with pytest.raises(UserError, match='TOKEN_LABEL'):
+        run(epochs=2, resume='true')
+    with pytest.raises(UserError, match='raise EPOCHS'):
+        run(epochs=1, resume='true', **common)
+    net = models.restore_model(models.read_file('out/best.pth'))
+    assert net.eval()(torch.randn(1, 3, 32, 32)).shape == (1, 2)
+
+
+def test_token_labels_are_learnt_from(data):
+    """The token loss is in the training: without the dense head's share the aux head would stand still."""
+    run(token_label='true', mixup_prob=0, epochs=2, weight_decay=0, lr=1e-2)
+    first, last = (torch.load(f'out/{name}.pth', weights_only=True) for name in ('best', 'last'))
+    assert last['optimizer']['state'] and last['history'][1]['train_loss'] < last['history'][0]['train_loss']
+    torch.manual_seed(42)
+    start = build(token_label='true', mixup_prob=0).net.aux_head.weight
+    assert (last['state_dict']['aux_head.weight'] - start).abs().max() > 1e-3
+
+
+def test_a_single_picture_a_step(data):
+    run(batch_size=1, mixup_prob=0, epochs=1, accumulate_steps=4, img_size='32,48')
+    assert result()['finished'] and result()['transform']['img_size'] == [32, 48]
+
+
+def test_a_rate_of_zero_is_passed_on():
+    """Some of timm's networks have stochastic depth unless they are told otherwise."""
+    rates = [m.drop_prob for m in models.create_model('swin_tiny_patch4_window7_224', num_classes=2).modules()
+             if hasattr(m, 'drop_prob')]
+    assert not any(rates)
+    models.create_model('vgg11', num_classes=2)  # which has none
+
+
+def test_other_networks_of_timm(data, capsys):
+    run(model='test_resnet', model_kwargs={}, epochs=2, img_size='40,50')
+    assert 'test_resnet: 0.4 M parameters' in capsys.readouterr().out
+    run(model='test_resnet', model_kwargs={}, epochs=3, img_size='40,50', resume='true')
+    with pytest.raises(UserError, match='another network'):
+        run(model='test_vit', model_kwargs={}, pretrained='out/best.pth', output_dir='vit')
+
+
+def test_crop_and_interpolation_are_kept(data):
+    run(epochs=1, crop='published', interpolation='bicubic')
+    assert result()['transform']['crop'] == 0.96 and result()['transform']['interpolation'] == 'bicubic'
+    with pytest.raises(UserError, match='RESUME.*CROP'):
+        run(epochs=2, resume='true', interpolation='bicubic')
+
+
+def test_the_cost_is_said_at_the_start(data, capsys):
+    run(epochs=1)
+    out = capsys.readouterr().out
+    assert 'M parameters, 0.00 G multiply-adds a picture; a step of 8 pictures needs at least 0.0 GiB' in out
+
+
+def test_no_decay_on_norms_biases_and_embeddings(data):
+    built = build()
+    names = {id(p): name for name, p in built.net.named_parameters()}
+    free = [group for group in built.optimizer.param_groups if group['weight_decay'] == 0]
+    kept = {names[id(p)] for group in free for p in group['params']}
+    shapes = {name: p.ndim for name, p in built.net.named_parameters()}
+    assert kept == {name for name, ndim in shapes.items() if ndim == 1} | {'pos_embed', 'cls_token'}
+
+
+def test_a_diverged_loss_ends_the_run_in_words(data):
+    with pytest.raises(UserError, match='the loss became .* lower LR'):
+        run(lr=1e9, clip_grad=0, use_amp='false', epochs=5)
+
+
+def test_single_precision_and_without_ema(data):
+    run(epochs=1, use_amp='false', use_ema='false')
+    row = result()['last']
+    assert row['ema_acc1'] is None and result()['best']['weights'] == 'raw' and 'fp32' in result()['device']
+
+
+def test_digits_are_learnt(tmp_path, monkeypatch):
+    """1,797 real scans of handwritten digits that come with scikit-learn."""
+    monkeypatch.chdir(tmp_path)
+    images, labels = load_digits(return_X_y=True)
+    for side, indices in zip(('train', 'val'), train_test_split(range(len(labels)), test_size=0.3, stratify=labels,
+                                                                random_state=0), strict=True):
+        for index in indices:
+            folder = tmp_path / 'data' / side / str(labels[index])
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = (images[index].reshape(8, 8) * 255 / 16).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f'{index}.png')
+    run(epochs=8, batch_size=32, lr=2e-3, warmup_epochs=1, flip=0, blur=0, cutout=0, mixup_prob=0, ema_decay=0.9,
+        model_kwargs={**TINY, 'embed_dims': (48, 96), 'num_heads': (2, 4)})
+    history = torch.load('out/last.pth', weights_only=True)['history']
+    assert history[-1]['train_loss'] < history[0]['train_loss']
+    assert result()['best']['acc1'] >= 90
+
+
+def test_dataparallel_is_used_with_several_gpus(monkeypatch):
+    net, kinds = torch.nn.Linear(1, 1), []
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    monkeypatch.setattr(torch.nn, 'DataParallel', lambda module: kinds.append(type(module)))
+    for device, use_dp in (('cuda', False), ('cpu', True), ('cuda', True)):
+        model = parallel(net, torch.device(device), torch.bfloat16, use_dp)
+        assert (model is None) == (device == 'cuda' and use_dp)
+    assert kinds == [InAutocast]
+
+
+@pytest.mark.parametrize('token_label', [False, True])
+def test_replicas_compute_their_own_losses(monkeypatch, token_label):
+    """What DataParallel does with a batch of five on two GPUs, here one share after the other."""
+    boxes = []
+    monkeypatch.setattr('models.volo.random_box', lambda height, width: boxes.pop(0))
+    kwargs = {'return_dense': True, 'mix_token': True} if token_label else {}
+    net = models.create_model('volo_d1', img_size=32, num_classes=3, **TINY, **kwargs)
+    model = parallel(net, torch.device('cpu'), None, False, train.token_loss if token_label else train.plain_loss)
+    images, targets = torch.randn(5, 3, 32, 32), torch.rand(5, 3).softmax(1)
+    net.patch_embed.eval()  # the shares' BatchNorm statistics would differ
+    boxes += [(0, 0, 1, 2), (0, 1, 2, 2), (0, 0, 1, 2), (0, 1, 2, 2)]
+    shares = [model(images[share], targets[share]) for share in (slice(3), slice(3, 5))]
+    logits, losses = (torch.cat(parts) for parts in zip(*shares, strict=True))
+    assert logits.shape == (5, 3) and losses.shape == (5,) and losses.requires_grad
+    if not token_label:
+        whole = model(images, targets)
+        torch.testing.assert_close((logits, losses), whole)
+        assert losses.mean().item() == pytest.approx(
+            torch.nn.functional.cross_entropy(net(images), targets).item(), rel=1e-5)
+    else:
+        expected = [models.token_label_loss(net(images[share]), targets[share]) for share in (slice(3), slice(3, 5))]
+        torch.testing.assert_close(losses, torch.cat(expected))
+
+
+def test_autocasts_dtype_holds_in_other_threads():
+    """DataParallel runs its replicas in threads, where the dtype of the caller's autocast is forgotten."""
+    model, dtypes = InAutocast(torch.nn.Linear(4, 4), torch.float16), []
+    thread = threading.Thread(target=lambda: dtypes.append(model(torch.randn(2, 4)).dtype))
+    thread.start()
+    thread.join()
+    assert dtypes == [torch.float16]
+
+
+def test_the_forecast_comes_once_and_names_what_shortens_a_long_run(data, capsys):
+    cfg = configure(epochs=3, img_size='64,32')
+    train.check(cfg)
+    clock = Clock(steps=10, epochs=3, rest=5)
+    for step, seconds in enumerate((30, 600, 600)):
+        clock.step(seconds)
+        clock.forecast(cfg, 0, step)
+    out = capsys.readouterr().out
+    assert out.count('forecast') == 1 and '7 h' in out and 'IMG_SIZE = (32, 16)' in out and 'EPOCHS (now 3)' in out
+
+
+def test_the_default_model_is_the_tutorials():
+    assert train.MODEL == 'volo_d1' and train.MODEL in models.VARIANTS

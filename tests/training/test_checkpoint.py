@@ -1,0 +1,72 @@
+"""common/training/checkpoint.py: written whole or not at all, loaded without running anything."""
+import os
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from common.settings import UserError
+from common.training import checkpoint
+
+
+def test_save_and_load(tmp_path):
+    content = {'state_dict': {'w': torch.randn(3)}, 'history': [{'epoch': 1, 'x': None}], 'img_size': (1, 2)}
+    checkpoint.save(tmp_path / 'last.pth', content)
+    loaded = torch.load(tmp_path / 'last.pth', weights_only=True)
+    assert torch.equal(loaded['state_dict']['w'], content['state_dict']['w'])
+    assert loaded['history'] == content['history'] and loaded['img_size'] == content['img_size']
+    assert [path.name for path in tmp_path.iterdir()] == ['last.pth']
+
+
+def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
+    checkpoint.save(tmp_path / 'last.pth', {'epoch': 1})
+
+    def full_disk(content, file):
+        file.write(b'half')
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(torch, 'save', full_disk)
+    with pytest.raises(UserError, match=r'last\.pth cannot be written .*No space left'):
+        checkpoint.save(tmp_path / 'last.pth', {'epoch': 2})
+    assert checkpoint.load(tmp_path / 'last.pth')['epoch'] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ['last.pth']
+
+
+def test_what_is_no_checkpoint(tmp_path):
+    with pytest.raises(UserError, match='no such file'):
+        checkpoint.load(tmp_path / 'best.pth')
+    torch.save({'state_dict': {}}, tmp_path / 'best.pth')
+    with pytest.raises(UserError, match=r'not a checkpoint of train\.py'):
+        checkpoint.load(tmp_path / 'best.pth')
+    checkpoint.save(tmp_path / 'best.pth', {})
+    torch.save({'format': checkpoint.FORMAT + 1}, tmp_path / 'best.pth')
+    with pytest.raises(UserError, match='another version'):
+        checkpoint.load(tmp_path / 'best.pth')
+
+
+def test_random_states_go_through_a_file(tmp_path):
+    def draw():
+        return random.random(), np.random.rand(), torch.rand(1).item(), random.gauss(0, 1), np.random.randn()
+
+    draw()
+    checkpoint.save(tmp_path / 'x.pth', {'random': checkpoint.random_states()})
+    expected = draw()
+    checkpoint.restore_random_states(checkpoint.load(tmp_path / 'x.pth')['random'])
+    assert draw() == expected
+
+
+def test_a_save_is_on_the_disk_before_it_takes_the_place_of_the_old(tmp_path, monkeypatch):
+    """The file is flushed, then moved, then the folder: in any other order a power cut could leave neither."""
+    events = []
+    folder = os.stat(tmp_path).st_ino
+    monkeypatch.setattr(os, 'fsync', lambda file: events.append(
+        'folder' if os.fstat(file if isinstance(file, int) else file.fileno()).st_ino == folder else 'file'))
+    real = os.replace
+    monkeypatch.setattr(os, 'replace', lambda *names: events.append('move') or real(*names))
+    checkpoint.save(tmp_path / 'best.pth', {'epoch': 1})
+    assert events == ['file', 'move', 'folder']
+    events.clear()
+    checkpoint.save_last(tmp_path, {'epoch': 1})
+    checkpoint.save_last(tmp_path, {'epoch': 2})
+    assert events[-6:] == ['file', 'move', 'folder', 'move', 'move', 'folder']

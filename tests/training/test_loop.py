@@ -1,0 +1,219 @@
+"""The training loop beside one that is written out in the plainest terms, and every constant that it should heed."""
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from helpers import TINY, build, configure, draw_folder, read_json, run
+from PIL import Image
+from timm.data.mixup import Mixup
+from timm.layers import DropPath
+
+import models
+import train
+from common.training import checkpoint
+
+PLAIN = {'rotation': 0, 'flip': 0, 'blur': 0, 'jitter': 0, 'cutout': 0}  # no augmentation
+CHANGES = {**PLAIN, 'epochs': 2, 'batch_size': 4, 'warmup_epochs': 1, 'lr': 2e-2, 'min_lr': 1e-3, 'use_amp': 'false',
+           'weight_decay': 0.5, 'clip_grad': 0.1, 'ema_decay': 0.6, 'mixup_prob': 0.6, 'smoothing': 0.2,
+           'accumulate_steps': 2}
+UPDATES = 3  # in an epoch of five batches of four pictures, two batches to an update
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    draw_folder(tmp_path / 'data' / 'train', {'a': 10, 'b': 10}, size=(32, 32))
+    draw_folder(tmp_path / 'data' / 'val', {'a': 2, 'b': 2}, size=(32, 32), seed=1)
+    return tmp_path / 'data'
+
+
+@pytest.fixture
+def first_save(monkeypatch):
+    """What the first checkpoint of a run holds: the weights and random states before the first update."""
+    saved, real = {}, torch.save
+
+    def save(content, file):
+        if not saved and 'optimizer' in content:
+            saved.update(copy.deepcopy(content))
+        return real(content, file)
+
+    monkeypatch.setattr(torch, 'save', save)
+    return saved
+
+
+def learning_rate(update):
+    """After so many updates: a linear warm-up over the first epoch, then half a cosine over the second."""
+    if update < UPDATES:
+        return 1e-3 + (2e-2 - 1e-3) * update / UPDATES
+    return 1e-3 + 0.5 * (2e-2 - 1e-3) * (1 + math.cos(math.pi * (update - UPDATES) / UPDATES))
+
+
+def train_plainly(start, batches, kwargs):
+    """(weights, their average, gradient norms of each epoch) after two epochs as a textbook has them."""
+    net = models.create_model('volo_d1', num_classes=2, img_size=32, **{**TINY, **kwargs}).train()
+    net.load_state_dict(start['state_dict'])
+    average = {name: value.clone() for name, value in net.state_dict().items()}
+    mixup = Mixup(0.8, 1., prob=0.6, switch_prob=0.5, label_smoothing=0.2, num_classes=2)
+    free = [p for name, p in net.named_parameters() if p.ndim == 1 or name in ('pos_embed', 'cls_token')]
+    rest = [p for name, p in net.named_parameters() if p.ndim > 1 and name not in ('pos_embed', 'cls_token')]
+    optimizer = torch.optim.AdamW([{'params': rest, 'weight_decay': 0.5}, {'params': free, 'weight_decay': 0}])
+    update, norms = 0, ([], [])
+    checkpoint.restore_random_states(start['random'])
+    for epoch in range(2):
+        found = list(batches(epoch))
+        for group in (found[:2], found[2:4], found[4:]):
+            for images, labels in group:
+                images, targets = mixup(images, labels)
+                loss = -(targets * net(images).log_softmax(1)).sum(1).mean()
+                (loss / len(group)).backward()
+            norm = torch.stack([p.grad.pow(2).sum() for p in net.parameters()]).sum().sqrt()
+            norms[epoch].append(norm.item())
+            for parameter in net.parameters():
+                parameter.grad *= min(1, 0.1 / (norm + 1e-6))
+            for parameters in optimizer.param_groups:
+                parameters['lr'] = learning_rate(update)
+            optimizer.step()
+            optimizer.zero_grad()
+            update += 1
+            decay = min(0.6, 1 - update ** (-2 / 3)) if update > 1 else 0
+            for name, value in net.state_dict().items():
+                average[name] = decay * average[name] + (1 - decay) * value if value.is_floating_point() else value
+    return net.state_dict(), average, norms
+
+
+def test_the_loop_does_what_the_plain_one_does(data, first_save):
+    """Warm-up, cosine, AdamW with decay where it belongs, clipping, accumulation, Mixup, smoothing, EMA."""
+    run(**CHANGES)
+    cfg = configure(**CHANGES)
+    train.check(cfg)
+    loader = train.build_data(cfg, {'source': 'scratch'}).train
+
+    def batches(epoch):
+        loader.sampler.epoch = epoch
+        return loader
+
+    raw, average, norms = train_plainly(first_save, batches, {})
+    last = torch.load('out/last.pth', weights_only=True)
+    for name, value in raw.items():
+        torch.testing.assert_close(last['state_dict'][name], value, rtol=1e-3, atol=2e-4, msg=name)
+        torch.testing.assert_close(last['state_dict_ema'][name], average[name], rtol=1e-3, atol=2e-4, msg=name)
+    for row, found in zip(last['history'], norms, strict=True):
+        assert min(found) > 0.1  # each was clipped
+        assert row['grad_norm'] == pytest.approx(np.mean(found), rel=1e-3)
+    assert last['history'][1]['lr'] == pytest.approx(learning_rate(2 * UPDATES))
+
+
+def training_sample(data, **changes):
+    """The first training picture as the network gets it, (3, 32, 32) in [0, 1]."""
+    cfg = configure(**{**PLAIN, 'mean': '0,0,0', 'std': '1,1,1', **changes})
+    train.check(cfg)
+    return train.build_data(cfg, {'source': 'scratch'}).train.dataset[0, 5][0]
+
+
+def test_every_augmentation_has_its_constant(data):
+    plain = training_sample(data)
+    assert torch.equal(training_sample(data, flip=1), plain.flip(2))
+    assert torch.equal(training_sample(data, flip_vertical=1), plain.flip(1))
+    for name, value in (('rotation', 90), ('shift', 0.5), ('zoom', '0.5,0.6'), ('jitter', 0.9)):
+        changed = training_sample(data, **{name: value})
+        assert not torch.equal(changed, plain), name
+        assert torch.equal(changed, training_sample(data, **{name: value})), f'{name}: the seed of the picture decides'
+    variation = [(picture[:, :, 1:] - picture[:, :, :-1]).abs().mean() for picture in
+                 (plain, training_sample(data, blur=1))]
+    assert variation[1] < 0.8 * variation[0]
+    box = (training_sample(data, cutout=1) != plain).any(0)
+    assert 0.01 < box.float().mean() < 0.5 and box[box.any(1)][:, box.any(0)].float().mean() > 0.95
+
+
+def test_one_augmentation_at_a_time(data):
+    """Turned by 90 degrees at most, a picture keeps its corners' colours; zoomed out, it gets a border of MEAN."""
+    Image.new('RGB', (32, 32), 'white').save(data / 'train' / 'a' / '000.png')
+    corner = training_sample(data, zoom='0.5,0.5', mean='0.25,0.5,0.75')[:, 0, 0]
+    torch.testing.assert_close(corner, torch.zeros(3), rtol=0, atol=1 / 255)
+    shifted = training_sample(data, shift=0.5)
+    assert ((shifted == 1) | (shifted == 0)).all() and (shifted == 0).any()
+    assert training_sample(data, jitter=0.5).min() < 1
+
+
+def test_interpolation_reaches_training(data):
+    assert not torch.equal(training_sample(data, img_size=48), training_sample(data, img_size=48,
+                                                                              interpolation='bicubic'))
+
+
+@pytest.mark.parametrize('changes, expected', [
+    ({'mixup_prob': 1, 'cutmix_alpha': 0, 'mixup_alpha': 0.3}, (0.3, 0, 1, 0.5, 0.2)),
+    ({'mixup_prob': 0.7, 'mixup_switch_prob': 0.25, 'smoothing': 0}, (0.8, 1., 0.7, 0.25, 0))])
+def test_mixing_has_its_constants(data, monkeypatch, changes, expected):
+    made = []
+    monkeypatch.setattr(train, 'Mixup', lambda mixup_alpha, cutmix_alpha, prob, switch_prob, label_smoothing,
+                        num_classes: made.append((mixup_alpha, cutmix_alpha, prob, switch_prob, label_smoothing)))
+    build(**{'smoothing': 0.2, **changes})
+    assert made == [expected]
+
+
+@pytest.mark.parametrize('mixup_prob', [0, 1])
+def test_the_network_gets_the_mixed_pictures_and_their_targets(data, monkeypatch, mixup_prob):
+    """Mixed or not: what train.py hands to the network is what timm's Mixup made of the batch."""
+    handed, mixed = [], []
+
+    class Recorder(Mixup):
+        def __call__(self, images, labels):
+            out = super().__call__(images.clone(), labels)
+            mixed.append(out)
+            return out
+
+    monkeypatch.setattr(train, 'Mixup', Recorder)
+    monkeypatch.setattr(train, 'plain_loss', lambda outputs, targets: handed.append(targets) or (
+        outputs, torch.nn.functional.cross_entropy(outputs, targets, reduction='none')))
+    seen = []
+    real = models.VOLO.forward
+    monkeypatch.setattr(models.VOLO, 'forward', lambda net, x: seen.append(x) or real(net, x))
+    run(**{**CHANGES, 'epochs': 1, 'warmup_epochs': 0, 'mixup_prob': mixup_prob, 'smoothing': 0.1})
+    batches = [x for x in seen if type(x) is torch.Tensor and len(x) == 4][:5]  # the cost is of fake tensors
+    if mixup_prob:
+        assert len(mixed) == 5
+        for (images, targets), batch, target in zip(mixed, batches, handed, strict=True):
+            assert torch.equal(images, batch) and torch.equal(targets, target)
+    else:
+        assert not mixed
+        for target in handed:
+            assert set(target.flatten().tolist()) == {torch.tensor(0.05).item(), torch.tensor(0.95).item()}
+
+
+def test_training_accuracy_leaves_out_mixtures(data, monkeypatch):
+    """Half of each batch is mixed here; the network answers with the label of the unmixed ones and errs on the rest."""
+    class Half:
+        def __init__(self, *args, **kwargs):
+            pass
+
+        def __call__(self, images, labels):
+            targets = torch.nn.functional.one_hot(labels, 2).float()
+            targets[:2] = 0.5
+            Half.labels = labels
+            return images, targets
+
+    def loss(outputs, targets):
+        logits = torch.nn.functional.one_hot(Half.labels, 2).float()
+        logits[:2] = logits[:2].flip(1)
+        return logits + 0 * outputs, outputs.square().mean(1)
+
+    monkeypatch.setattr(train, 'Mixup', Half)
+    monkeypatch.setattr(train, 'plain_loss', loss)
+    run(**{**CHANGES, 'epochs': 1, 'warmup_epochs': 0})
+    assert read_json('out/result.json')['last']['train_acc1'] == 100
+
+
+def test_stochastic_depth_has_its_constant(data):
+    rates = [module.drop_prob for module in build(drop_path=0.3).net.modules() if isinstance(module, DropPath)]
+    assert max(rates) == pytest.approx(0.3) and sum(rate > 0 for rate in rates) == 3
+
+
+def test_clipping_can_be_switched_off(data, monkeypatch):
+    limits, real = [], torch.nn.utils.clip_grad_norm_
+    monkeypatch.setattr(torch.nn.utils, 'clip_grad_norm_',
+                        lambda parameters, limit: limits.append(limit) or real(parameters, limit))
+    for clip in (0, 2.5):
+        run(**{**CHANGES, 'epochs': 1, 'warmup_epochs': 0, 'clip_grad': clip})
+    assert limits == [math.inf] * UPDATES + [2.5] * UPDATES

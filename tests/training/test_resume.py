@@ -1,0 +1,262 @@
+"""A run that is stopped anywhere and goes on is, to the bit, the run that was never stopped."""
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+from helpers import ROOT, configure, draw_folder, run
+
+import train
+from common.runtime import files
+from common.runtime.signals import StopRequest
+from common.settings import Stopped, UserError
+from common.training import checkpoint
+
+CHANGES = {'epochs': 2, 'mixup_prob': 0.5, 'cutout': 1, 'drop_path': 0.1, 'accumulate_steps': 2, 'batch_size': 4}
+STEPS = 5  # in an epoch of 20 pictures
+CLOCKS = {'seconds', 'images_per_s', 'waiting'}
+
+
+def finished():
+    return torch.load('out/last.pth', weights_only=True)
+
+
+def assert_same_run(one, other):
+    for key in ('state_dict', 'state_dict_ema'):
+        assert all(torch.equal(tensor, other[key][name]) for name, tensor in one[key].items())
+    for a, b in zip(one['optimizer']['state'].values(), other['optimizer']['state'].values(), strict=True):
+        assert all(torch.equal(a[name], b[name]) for name in a)
+    for a, b in zip(one['history'], other['history'], strict=True):
+        assert {key: a[key] for key in a.keys() - CLOCKS} == {key: b[key] for key in b.keys() - CLOCKS}
+    assert torch.equal(one['random']['torch'], other['random']['torch'])
+    assert one['random']['python'] == other['random']['python'] and one['random']['numpy'] == other['random']['numpy']
+
+
+def stop_at(monkeypatch, name, count, signum=signal.SIGTERM):
+    """Send a signal in the middle of the `count`th call of one of train.py's functions, then run until it stops."""
+    real, calls = getattr(train, name), []
+
+    def function(*arguments, **named):
+        calls.append(1)
+        if len(calls) == count:
+            os.kill(os.getpid(), signum)
+        return real(*arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, name, function)
+        with pytest.raises(Stopped) as stopped:
+            run(**CHANGES, resume='auto')
+    assert stopped.value.args == (signum,)
+
+
+@pytest.mark.parametrize('stops', [
+    [('backward', 1)], [('backward', 2)], [('backward', 3)], [('backward', STEPS)], [('backward', STEPS + 2)],
+    [('evaluate', 1)], [('evaluate', 2)], [('evaluate', 4)], [('save_epoch', 1)],
+    [('backward', 2), ('backward', 1), ('evaluate', 1), ('backward', 4)]])
+def test_stopped_anywhere_and_resumed_is_the_same_run(data, monkeypatch, stops):
+    """After one step, within a group of accumulated ones, at an epoch's end, in validation, several times."""
+    run(**CHANGES)
+    whole, log = finished(), Path('out/log.csv').read_text().count('\n')
+    shutil.rmtree('out')
+    for name, count in stops:
+        stop_at(monkeypatch, name, count)
+    run(**CHANGES, resume='auto')
+    assert_same_run(whole, finished())
+    assert Path('out/log.csv').read_text().count('\n') == log
+
+
+@pytest.mark.parametrize('changes', [
+    {'num_workers': 1}, {'accumulate_steps': 1, 'layer_decay': 0.7},
+    {'token_label': 'true', 'mixup_prob': 0, 'grad_checkpointing': 'true'},
+    {'freeze_epochs': 1, 'pretrained': 'first/best.pth'}])
+def test_with_other_settings_too(data, monkeypatch, changes):
+    if 'pretrained' in changes:
+        run(epochs=1, output_dir='first')
+    for name, value in changes.items():
+        monkeypatch.setitem(CHANGES, name, value)
+    run(**CHANGES)
+    whole = finished()
+    shutil.rmtree('out')
+    stop_at(monkeypatch, 'backward', STEPS + 2)
+    run(**CHANGES, resume='auto')
+    assert_same_run(whole, finished())
+
+
+def test_workers_and_float16_scaling_resume_too(data, monkeypatch):
+    monkeypatch.setitem(CHANGES, 'num_workers', 1)
+    monkeypatch.setattr(train, 'amp_dtype', lambda device: torch.float16)
+    run(**CHANGES)
+    whole = finished()
+    shutil.rmtree('out')
+    stop_at(monkeypatch, 'backward', 3, signal.SIGINT)
+    run(**CHANGES, resume='auto')
+    assert_same_run(whole, finished())
+
+
+def test_saves_by_the_clock_too(data, monkeypatch):
+    """Here after every step; what was saved last before a crash is gone on from."""
+    saved = []
+    real = checkpoint.save_last
+    monkeypatch.setattr(checkpoint, 'save_last', lambda out, content: saved.append(content['progress']['step']) or
+                        real(out, content))
+    run(**CHANGES, save_every_minutes=0)
+    assert set(range(STEPS + 1)) <= set(saved)
+
+
+def test_auto_has_nothing_to_do_after_the_end(data, capsys):
+    run(**CHANGES, resume='auto')
+    before = Path('out/last.pth').read_bytes()
+    run(**CHANGES, resume='auto')
+    assert 'nothing to do' in capsys.readouterr().out and Path('out/last.pth').read_bytes() == before
+
+
+def test_a_torn_save_costs_no_more_than_the_steps_since_the_one_before(data, capsys):
+    """Cut at every 4 KiB, and with one bit changed in many places: always a state to go on from."""
+    run(**{**CHANGES, 'epochs': 1})
+    out, whole = Path('out'), Path('out/last.pth').read_bytes()
+    before = checkpoint.load(out / 'last_before.pth')
+    assert before['history'] == [] and len(finished()['history']) == 1
+    newest = finished()['state_dict']
+    noticed, places = 0, range(100, len(whole) - 100, len(whole) // 40)
+    for position in places:
+        (out / 'last.pth').write_bytes(whole[:position] + bytes([whole[position] ^ 4]) + whole[position + 1:])
+        found = checkpoint.load_last(out)
+        noticed += found['history'] == []
+        if found['history']:  # a changed bit that no checksum covers, because it means nothing
+            assert all(torch.equal(value, newest[name]) for name, value in found['state_dict'].items())
+    assert noticed > len(places) / 2
+    for size in range((len(whole) - 1) // 4096 * 4096, -1, -4096):
+        os.truncate(out / 'last.pth', size)
+        assert checkpoint.load_last(out)['history'] == []
+    assert 'going on from the save before it' in capsys.readouterr().out
+    (out / 'last.pth').unlink()
+    assert checkpoint.load_last(out)['history'] == []
+    (out / 'last_before.pth').write_bytes(b'')
+    with pytest.raises(UserError, match=r'last\.pth'):
+        checkpoint.load_last(out)
+
+
+def test_resume_refuses_another_run_and_lists_changes(data, capsys):
+    run(epochs=1)
+    with pytest.raises(UserError, match='IMG_SIZE = .32, 32'):
+        run(resume='true', img_size=48)
+    with pytest.raises(UserError, match='raise EPOCHS'):
+        run(resume='true', epochs=1)
+    with pytest.raises(UserError, match='MEAN'):
+        run(resume='true', epochs=2, mean='0.5,0.5,0.5', std='0.1,0.1,0.1')
+    run(resume='true', epochs=2, weight_decay=0.01)
+    assert 'resume: WEIGHT_DECAY was 0.05, now 0.01' in capsys.readouterr().out
+    groups = torch.load('out/last.pth', weights_only=True)['optimizer']['param_groups']
+    assert {group['weight_decay'] for group in groups} == {0, 0.01}
+    draw_folder(data / 'train', {'c': 3})
+    draw_folder(data / 'val', {'c': 3})
+    with pytest.raises(UserError, match='other classes'):
+        run(resume='true', epochs=3)
+
+
+def test_what_makes_it_another_run_is_refused(data, monkeypatch):
+    stop_at(monkeypatch, 'backward', 2)
+    for changes in ({'batch_size': 2}, {'accumulate_steps': 1}, {'seed': 7}):
+        with pytest.raises(UserError, match='stopped within an epoch that has BATCH_SIZE = 4, ACCUMULATE_STEPS = 2'):
+            run(**{**CHANGES, **changes}, resume='true')
+    draw_folder(data / 'train', {'a/more': 1}, seed=8)
+    with pytest.raises(UserError, match='other pictures than DATA_DIR has now'):
+        run(**CHANGES, resume='true')
+
+
+def test_smaller_batches_can_finish_the_epoch(data, monkeypatch):
+    """What the advice for too little memory says: half the BATCH_SIZE, twice the ACCUMULATE_STEPS."""
+    stop_at(monkeypatch, 'backward', 3)
+    run(**{**CHANGES, 'batch_size': 2, 'accumulate_steps': 4, 'mixup_prob': 0}, resume='true')
+    saved = finished()
+    assert len(saved['history']) == 2 and saved['optimizer']['state'][0]['step'] == 6  # as many as without
+
+
+def test_a_false_start_costs_no_earlier_run(data, monkeypatch):
+    run(**CHANGES)
+    before = Path('out/last.pth').read_bytes()
+    for _ in range(2):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(train, 'train_epochs', interrupt)
+            run(**CHANGES)
+    assert Path('out/previous_last.pth').read_bytes() == before
+
+
+def test_the_steps_of_a_first_epoch_are_not_thrown_away(data, monkeypatch):
+    stop_at(monkeypatch, 'backward', 3)
+    steps = finished()['progress']['step']
+    run(**CHANGES)
+    assert torch.load('out/previous_last.pth', weights_only=True)['progress']['step'] == steps > 0
+
+
+def test_a_save_that_was_killed_between_its_moves_is_not_thrown_away(data):
+    run(**CHANGES)
+    before = Path('out/last_before.pth').read_bytes()
+    Path('out/last.pth').unlink()
+    run(**CHANGES)
+    assert Path('out/previous_last.pth').read_bytes() == before
+
+
+def test_a_file_that_is_no_last_pth_is_refused(data):
+    run(**CHANGES)
+    shutil.copy('out/best.pth', 'out/last.pth')
+    with pytest.raises(UserError, match='has no progress, lr_scale, optimizer, .*it is no last.pth'):
+        run(**{**CHANGES, 'epochs': 3}, resume='true')
+    saved = torch.load('out/last_before.pth', weights_only=True)
+    for key, value in (('optimizer', {'state': {}, 'param_groups': []}), ('random', {}), ('gradients', [])):
+        torch.save({**saved, key: value}, 'out/last.pth')
+        with pytest.raises(UserError, match='is not of this run'):
+            run(**{**CHANGES, 'epochs': 3}, resume='true')
+
+
+def test_a_signal_is_noted_once_and_kills_the_second_time():
+    with StopRequest() as stop:
+        for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            assert signal.getsignal(signum) == stop.note
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.signum == signal.SIGTERM and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def interrupt(*arguments):
+    raise KeyboardInterrupt
+
+
+def test_two_runs_do_not_share_a_folder(data):
+    Path('out').mkdir()
+    with FileLock('out/.lock'), pytest.raises(UserError, match="OUTPUT_DIR = 'out': another run is writing there"):
+        run(**CHANGES)
+
+
+def test_a_file_system_without_locks_is_said(data, monkeypatch, capsys):
+    def refuse(*arguments, **named):
+        raise NotImplementedError('no locks here')
+
+    monkeypatch.setattr(files, 'FileLock', refuse)
+    run(**{**CHANGES, 'epochs': 1})
+    assert 'cannot be locked (no locks here): let no second run write there' in capsys.readouterr().out
+    assert len(finished()['history']) == 1
+
+
+def start(*more):
+    cfg = {**vars(configure(**CHANGES)), 'RESUME': 'auto', 'NUM_WORKERS': 1}
+    options = [f'--{name.lower().replace("_", "-")}={value}' for name, value in cfg.items() if value is not None]
+    return subprocess.Popen([sys.executable, ROOT / 'train.py', *options, *more], start_new_session=True, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, 'HF_HUB_OFFLINE': '1'})
+
+
+@pytest.mark.parametrize('signum', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_save_and_leave_with_their_own_exit_code(data, signum):
+    """Both reach the loader workers too: from a terminal, or from a scheduler that signals the whole job."""
+    process = start('--epochs=10000')
+    for line in process.stdout:
+        if line.startswith('epoch 2/'):
+            break
+    os.killpg(process.pid, signum)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signum and 'Traceback' not in output and 'saving, then leaving' in output
+    assert len(finished()['history']) >= 2
