@@ -20,22 +20,12 @@ from PIL import Image
 from tqdm.contrib.concurrent import thread_map
 
 from common import settings
-from common.data.images import (
-    THREADS,
-    bad_image,
-    class_folders,
-    decode,
-    find_pictures,
-    header,
-    is_image,
-    list_files,
-    refuse_empty,
-    regular,
-    stamp,
-)
-from common.runtime.console import Bar
+from common.data.folders import class_folders, find_pictures, is_image, list_files, refuse_empty, stamp
+from common.data.images import bad_image, decode, header, regular
+from common.runtime.console import Bar, printable
+from common.runtime.errors import UserError
 from common.runtime.files import locked, writable_folder, write_json
-from common.settings import UserError, printable
+from common.runtime.machine import THREADS
 
 SOURCE_DIR = 'data1'          # a folder with one sub-folder of pictures for each class
 TARGET_DIR = 'data'           # is replaced as a whole, but only if this script made it

@@ -12,10 +12,12 @@ import numpy as np
 from tqdm.contrib.concurrent import process_map
 
 from common import settings
-from common.data.images import BadImage, find_pictures, loader_workers, open_image
+from common.data.folders import find_pictures
+from common.data.images import BadImage, open_image
 from common.runtime.console import Bar, format_duration
+from common.runtime.errors import UserError
 from common.runtime.files import writable_folder, write_json
-from common.settings import UserError
+from common.runtime.machine import worker_count
 
 DATA_DIR = 'data1'                # a folder with one sub-folder of pictures for each class
 OUTPUT_FILE = 'mean_std.json'     # where the result goes; train.py looks for this name
@@ -30,7 +32,7 @@ def main(cfg):
         raise UserError(f'OUTPUT_FILE = {cfg.OUTPUT_FILE!r} is a folder: name a file')
     start = time.perf_counter()
     found = find_pictures(cfg.DATA_DIR)
-    stats, bad = read_stats([path for _, path in found], loader_workers(cfg.NUM_WORKERS))
+    stats, bad = read_stats([path for _, path in found], worker_count(cfg.NUM_WORKERS))
     for problem in bad:
         print(f'left out: {problem}')
     if not len(stats):

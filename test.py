@@ -16,15 +16,18 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from common import settings
 from common.data import transforms as augment
 from common.data.cache import Pictures
-from common.data.datasets import start_worker
-from common.data.images import BadImage, list_images, loader_workers, open_image
+from common.data.folders import list_images
+from common.data.images import BadImage, open_image
+from common.data.loaders import init_worker
 from common.evaluation.metrics import scores
 from common.reporting import plots as report
-from common.runtime.console import Bar
-from common.runtime.device import amp_dtype, choose_device, describe, keep_memory, parallel
+from common.reporting.tables import write_scores
+from common.runtime.console import Bar, printable
+from common.runtime.device import choose_amp_dtype, choose_device, describe_device
+from common.runtime.errors import UserError, explain_failures
 from common.runtime.files import writable_folder, write_csv, write_json
-from common.runtime.signals import in_words
-from common.settings import UserError, printable
+from common.runtime.machine import retain_freed_memory, worker_count
+from common.runtime.parallel import parallel
 from common.training import checkpoint
 from models import WeightsError, check_saved, restore_model
 
@@ -43,7 +46,7 @@ Prediction = namedtuple('Prediction', 'path logits error')  # logits is None whe
 def main(cfg):
     if cfg.BATCH_SIZE < 1:
         raise UserError(f'BATCH_SIZE = {cfg.BATCH_SIZE} must be at least 1')
-    keep_memory()
+    retain_freed_memory()
     saved = checkpoint.load(cfg.CHECKPOINT)
     try:
         check_saved(saved)
@@ -51,7 +54,7 @@ def main(cfg):
         raise UserError(f'{cfg.CHECKPOINT}: {error}') from None
     paths = find_pictures(cfg.TEST_DIR)
     out = writable_folder(cfg.OUTPUT_DIR, 'OUTPUT_DIR')
-    with in_words('lower BATCH_SIZE', 'nothing was written'):
+    with explain_failures('lower BATCH_SIZE', 'nothing was written'):
         predictions = predict(cfg, saved, paths)
     rows = [describe_prediction(p, cfg.TEST_DIR, saved['classes']) for p in predictions]
     again = (out / 'predictions.json').exists()  # then the reports in that folder are of an earlier run
@@ -109,11 +112,11 @@ def collate(items):
 def predict(cfg, saved, paths):
     """A Prediction for every path, in the same order."""
     device = choose_device()
-    dtype = amp_dtype(device) if cfg.USE_AMP else None
-    print(describe(device, dtype))
+    dtype = choose_amp_dtype(device) if cfg.USE_AMP else None
+    print(describe_device(device, dtype))
     loader = DataLoader(Folder(paths, saved['transform']), cfg.BATCH_SIZE, collate_fn=collate,
-                        pin_memory=device.type == 'cuda', num_workers=min(loader_workers(cfg.NUM_WORKERS), len(paths)),
-                        worker_init_fn=start_worker)
+                        pin_memory=device.type == 'cuda', num_workers=min(worker_count(cfg.NUM_WORKERS), len(paths)),
+                        worker_init_fn=init_worker)
     batches = iter(loader)  # reading begins while the network is built
     try:
         net = restore_model(saved)
@@ -193,7 +196,7 @@ def report_accuracy(out, predictions, truth, classes):
     if not known:
         return
     result = scores(torch.stack([p.logits for p in known]), torch.tensor([truth[p.path] for p in known]), classes)
-    text = report.write_scores(out, result, classes, {'pictures': len(known)})
+    text = write_scores(out, result, classes, {'pictures': len(known)})
     print(f'\n{text}, on {len(known)} pictures\n\n{result["report_text"]}')
 
 

@@ -20,15 +20,22 @@ from timm.utils import ModelEmaV3, accuracy, random_seed
 
 from common import settings
 from common.data.build import build_data
-from common.evaluation.metrics import scores, validate
-from common.runtime.console import Bar, Clock, format_duration, with_waiting
-from common.runtime.device import amp_dtype, choose_device, compiled, describe, keep_memory, parallel
+from common.data.loaders import with_waiting
+from common.evaluation.metrics import scores
+from common.evaluation.validate import validate
+from common.runtime.console import Bar, format_duration
+from common.runtime.device import choose_amp_dtype, choose_device, describe_device
+from common.runtime.errors import UserError, explain_failures
 from common.runtime.files import locked, writable_folder, write_json
-from common.runtime.signals import StopRequest, in_words
-from common.settings import UserError
+from common.runtime.machine import retain_freed_memory
+from common.runtime.parallel import compiled, parallel
+from common.runtime.signals import StopRequest
 from common.training import checkpoint
+from common.training.clock import Clock
 from common.training.history import best_of, save_epoch, save_last
+from common.training.resume import check_resume
 from common.training.setup import build_network, find_weights, print_cost
+from common.training.state import Progress, restore_training_state
 from common.training.validate_settings import check
 from models import heads_of, token_label_loss
 
@@ -93,12 +100,12 @@ SEED = 42
 
 def main(cfg):
     check(cfg)
-    keep_memory()
+    retain_freed_memory()
     random_seed(cfg.SEED)
     out = writable_folder(cfg.OUTPUT_DIR, 'OUTPUT_DIR')
     refusal = f'OUTPUT_DIR = {cfg.OUTPUT_DIR!r}: another run is writing there; choose another folder'
     less = 'halve BATCH_SIZE and double ACCUMULATE_STEPS, or set GRAD_CHECKPOINTING = True'
-    with locked(out / '.lock', refusal), in_words(less, f'--resume goes on from {out}/last.pth'):
+    with locked(out / '.lock', refusal), explain_failures(less, f'--resume goes on from {out}/last.pth'):
         saved = find_saved(cfg, out)
         if saved and cfg.RESUME == 'auto' and len(saved['history']) >= cfg.EPOCHS:
             print(f'{out}/last.pth has all its epochs behind it: nothing to do')
@@ -106,7 +113,7 @@ def main(cfg):
         weights, content = (saved['pretrained'], None) if saved else find_weights(cfg)
         data = build_data(cfg, weights)
         if saved:
-            checkpoint.check_resume(cfg, data, saved, out)
+            check_resume(cfg, data, saved, out)
         run = build_training(cfg, data, weights, content, saved)
         history = saved['history'] if saved else []
         if not saved:
@@ -149,7 +156,7 @@ def train_epochs(cfg, run, data, out, history):
         if stop.signum or (time.monotonic() - saved_at > 60 * cfg.SAVE_EVERY_MINUTES and not run.progress.bad):
             save_last(cfg, run, data, out, history)
             saved_at = time.monotonic()
-        stop.obey()
+        stop.raise_if_stopped()
 
     with StopRequest() as stop:
         for epoch in range(first, cfg.EPOCHS):
@@ -166,13 +173,13 @@ def train_epochs(cfg, run, data, out, history):
                 row |= {f'{which}_{key}': scored.get(key) for key in ('loss', 'acc1', 'acc5', 'balanced_accuracy')}
             row['seconds'] = time.perf_counter() - start
             history.append(row)
-            run.progress = checkpoint.Progress()
+            run.progress = Progress()
             save_epoch(cfg, run, data, out, history, results)
             saved_at = time.monotonic()
             clock.rest_seconds = time.perf_counter() - trained
             print_epoch(cfg, row, clock.left(epoch + 1, 0))
             if epoch + 1 < cfg.EPOCHS:
-                stop.obey()
+                stop.raise_if_stopped()
 
 
 # ---- network, optimizer, schedule ------------------------------------------------------------------------------------
@@ -192,8 +199,8 @@ def token_loss(outputs, targets):
 def build_training(cfg, data, weights, content, saved):
     """Everything that a step needs, under one name; in the state that was saved, if any."""
     device = choose_device()
-    dtype = amp_dtype(device) if cfg.USE_AMP else None
-    print(describe(device, dtype))
+    dtype = choose_amp_dtype(device) if cfg.USE_AMP else None
+    print(describe_device(device, dtype))
     net, kwargs = build_network(cfg, data.classes, weights, content)
     net.to(device)
     print_cost(cfg, net, device, dtype)
@@ -216,7 +223,7 @@ def build_training(cfg, data, weights, content, saved):
     step_model = compiled(model.train(), cfg.IMG_SIZE, targets) if cfg.COMPILE else model
     run = SimpleNamespace(
         net=net, kwargs=kwargs, model=model, step_model=step_model, device=device, dtype=dtype,
-        weights=weights, lr_scale=scale, progress=checkpoint.Progress(), optimizer=optimizer, scheduler=scheduler,
+        weights=weights, lr_scale=scale, progress=Progress(), optimizer=optimizer, scheduler=scheduler,
         updates=updates,
         scaler=torch.amp.GradScaler(device.type, enabled=dtype is torch.float16),
         ema=ema, ema_model=ema and parallel(ema.module, device, dtype, cfg.USE_DP),
@@ -226,7 +233,7 @@ def build_training(cfg, data, weights, content, saved):
         parameters=sum(p.numel() for p in net.parameters()))
     if saved:
         try:
-            checkpoint.restore_training_state(run, saved)
+            restore_training_state(run, saved)
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f'RESUME: last.pth is not of this run ({error}): choose another OUTPUT_DIR') from error
         done = updates if run.progress.step == len(data.train) else run.progress.step // cfg.ACCUMULATE_STEPS

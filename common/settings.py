@@ -8,54 +8,25 @@ no settings.
 """
 import argparse
 import ast
-import contextlib
 import difflib
 import inspect
 import io
 import math
-import multiprocessing
-import signal
 import sys
 import tokenize
 import types
 import typing
+from collections.abc import Callable
 from pathlib import Path
 
+from common.runtime.console import PrintableStream, printable
+from common.runtime.errors import Stopped, UserError
+from common.runtime.signals import kill_workers
 
-class UserError(Exception):
-    """A mistake of the user's: one line that names the constant or the file and says what to do."""
-
-
-class Stopped(Exception):
-    """A run was told to stop, by the signal whose number is the argument, and has saved what it had."""
+Settings = types.SimpleNamespace  # the constants of a script by name, with their effective values
 
 
-def printable(text, keep=''):
-    """The text with escapes for what is no visible character, such as the codes that steer a terminal."""
-    return ''.join(character if character.isprintable() or character in keep
-                   else character.encode('unicode_escape').decode() for character in text)
-
-
-class Printer:
-    """A stream to which names of files and classes can be printed, whatever they hold. If it breaks, work goes on."""
-
-    def __init__(self, stream):
-        self.stream = stream
-
-    def write(self, text):
-        with contextlib.suppress(OSError):  # `| head` has read enough, or the disk of a log file is full
-            self.stream.write(printable(text, keep='\n\t'))
-        return len(text)
-
-    def flush(self):
-        with contextlib.suppress(OSError):
-            self.stream.flush()
-
-    def __getattr__(self, name):
-        return getattr(self.stream, name)
-
-
-def run(main):
+def run(main: Callable[[Settings], None]) -> None:
     """Print a script's settings and call its main(cfg). A UserError ends it with one line and exit code 2."""
     module = sys.modules[main.__module__]
     script = Path(module.__file__).name
@@ -63,8 +34,8 @@ def run(main):
         if hasattr(stream, 'reconfigure'):  # not so in a notebook
             # No file name, however odd, ends a run as it is printed; and a line in a log file is there at once.
             stream.reconfigure(errors='backslashreplace', line_buffering=True)
-    if not isinstance(sys.stdout, Printer):
-        sys.stdout = Printer(sys.stdout)
+    if not isinstance(sys.stdout, PrintableStream):
+        sys.stdout = PrintableStream(sys.stdout)
     try:
         cfg = read(module)
         show(cfg, module)
@@ -82,19 +53,10 @@ def run(main):
         print(f'{script}: out of memory: end other programs, or lower NUM_WORKERS', file=sys.stderr)
         sys.exit(2)
     finally:
-        end_children()
+        kill_workers()
 
 
-def end_children():
-    """Kill loader processes that an error has left behind: Python would wait for them for ever."""
-    children = multiprocessing.active_children()
-    if children and hasattr(signal, 'SIGCHLD'):
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would take their deaths for an error
-    for child in children:
-        child.kill()
-
-
-def read(module, argv=None):
+def read(module: types.ModuleType, argv: list[str] | None = None) -> Settings:
     """The effective settings of a script's module: a namespace of its constants, overridden by the command line.
 
     `argv` is sys.argv[1:] unless given. `--help` prints every constant with its comment and leaves. Raises UserError
@@ -112,10 +74,10 @@ def read(module, argv=None):
         raise UserError(f'unknown argument {unknown[0]}{_nearest(unknown[0], values)}')
     for option, text in vars(overrides).items():
         values[option] = _parse(option, text, kinds[option])
-    return types.SimpleNamespace(**values)
+    return Settings(**values)
 
 
-def check_ranges(cfg, ranges):
+def check_ranges(cfg: Settings, ranges: dict[str, tuple[float, float]]) -> None:
     """Raise UserError for a setting outside its range; `ranges` is {name: (least, most)}."""
     for name, (least, most) in ranges.items():
         if not least <= getattr(cfg, name) <= most:
@@ -123,7 +85,7 @@ def check_ranges(cfg, ranges):
                             + (f' and at most {most}' if most < math.inf else ''))
 
 
-def show(cfg, module):
+def show(cfg: Settings, module: types.ModuleType) -> None:
     """Print the effective values, and beside an overridden one what the script says."""
     width = max(map(len, vars(cfg)), default=0)
     for name, value in vars(cfg).items():

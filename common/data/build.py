@@ -4,10 +4,11 @@ from types import SimpleNamespace
 
 from common.data import transforms as augment
 from common.data.cache import Pictures, choose_cache
-from common.data.datasets import EpochSampler, fingerprint, leave_out, open_split, start_loader
-from common.data.images import loader_workers
+from common.data.datasets import fingerprint, leave_out, open_split
+from common.data.loaders import EpochSampler, start_loader
 from common.data.normalisation import normalisation
-from common.settings import UserError
+from common.runtime.errors import UserError
+from common.runtime.machine import worker_count
 
 
 def build_data(cfg, weights):
@@ -20,7 +21,7 @@ def build_data(cfg, weights):
         transform, rotation=cfg.ROTATION, flip=cfg.FLIP, flip_vertical=cfg.FLIP_VERTICAL, shift=cfg.SHIFT,
         zoom=cfg.ZOOM, blur=cfg.BLUR, jitter=cfg.JITTER, cutout=cfg.CUTOUT)
     val_set.transform = augment.eval_transform(transform)
-    workers = loader_workers(cfg.NUM_WORKERS)
+    workers = worker_count(cfg.NUM_WORKERS)
     read_pictures(cfg, transform, train_set, val_set, workers)
     sampler = EpochSampler(len(train_set), cfg.SEED)
     return SimpleNamespace(

@@ -14,11 +14,12 @@ import numpy as np
 from PIL import Image
 from tqdm.contrib.concurrent import thread_map
 
-from common.data.images import THREADS, BadImage, open_image, stamp
+from common.data.folders import stamp
+from common.data.images import BadImage, open_image
 from common.runtime.console import Bar
-from common.runtime.device import free_memory
+from common.runtime.errors import UserError
 from common.runtime.files import locked, replacing, writable_folder, write_json
-from common.settings import UserError
+from common.runtime.machine import THREADS, free_memory
 
 FOLDER = Path('.cache')
 

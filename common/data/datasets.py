@@ -1,20 +1,16 @@
 """The split that makedata.py made, as PyTorch data sets whose randomness follows from seeds alone."""
 import hashlib
-import itertools
 import json
 import random
-import signal
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler
 from torchvision import datasets
 
-from common.data.images import class_folders, list_images, open_image, refuse_empty, stamp
-from common.runtime.device import keep_memory
+from common.data.folders import class_folders, list_images, refuse_empty, stamp
+from common.data.images import open_image
+from common.runtime.errors import UserError
 from common.runtime.files import write_text
-from common.settings import UserError
 
 
 class ImageFolder(datasets.ImageFolder):
@@ -54,26 +50,6 @@ class ImageFolder(datasets.ImageFolder):
         """Drop files, such as unreadable ones, from the set."""
         self.samples = self.imgs = [sample for sample in self.samples if sample[0] not in paths]
         self.targets = [target for _, target in self.samples]
-
-
-class EpochSampler(Sampler):
-    """The shuffled order of an epoch, as (index, seed) keys for SeededImageFolder.
-
-    Both follow from the run's seed and the attribute `epoch` alone: they depend neither on the number of workers nor on
-    whether the run was interrupted before. The first `skip` keys of the next epoch are left out.
-    """
-
-    def __init__(self, length, seed):
-        self.length, self.seed, self.epoch, self.skip = length, seed, 0, 0
-
-    def __len__(self):
-        return self.length
-
-    def __iter__(self):
-        rng = np.random.default_rng([self.seed, self.epoch])
-        seeds = rng.integers(2 ** 63, size=self.length)
-        keys = zip(rng.permutation(self.length).tolist(), seeds.tolist(), strict=True)
-        return itertools.islice(keys, self.skip, None)
 
 
 class SeededImageFolder(ImageFolder):
@@ -129,27 +105,3 @@ def leave_out(train_set, val_set, bad, listing):
             raise UserError(f'{train_set.root}/{name}: none of its files is a readable picture')
         if index not in measured:
             print(f'warning: {val_set.root} has no picture of {name}, so nothing measures that class')
-
-
-def start_worker(worker):
-    """In each new loader process: a signal that reaches all of them is for the process that trains.
-
-    Of SIGTERM only the first one is: with a second, multiprocessing ends its children.
-    """
-    for name in ('SIGINT', 'SIGHUP'):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *received: signal.signal(signal.SIGTERM, signal.SIG_DFL))
-    keep_memory()
-
-
-def start_loader(dataset, workers, **kwargs):
-    """A DataLoader whose worker processes are already there.
-
-    They should start while this process is small: a page of memory that they inherited is copied as soon as it is
-    written to, so that a process with a network in it would be slow for a whole epoch.
-    """
-    loader = DataLoader(dataset, num_workers=workers, persistent_workers=workers > 0, worker_init_fn=start_worker,
-                        pin_memory=torch.cuda.is_available(), generator=torch.Generator(), **kwargs)
-    iter(loader)
-    return loader

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from common.settings import UserError
+from common.runtime.errors import UserError
 from models.weights import are_numbers
 
 FILE = 'mean_std.json'

@@ -4,8 +4,8 @@ import warnings
 
 import numpy as np
 
-from common.runtime.files import replacing, write_json, write_text
-from common.settings import printable
+from common.runtime.console import printable
+from common.runtime.files import replacing
 
 _CJK = {'Noto Sans CJK SC', 'Noto Sans CJK JP', 'Source Han Sans SC', 'Microsoft YaHei', 'PingFang SC', 'SimHei',
         'Hiragino Sans GB', 'WenQuanYi Micro Hei', 'WenQuanYi Zen Hei'}  # class names may be Chinese
@@ -72,20 +72,6 @@ def plot_training(folder, history, best):
     plot_curves(folder / 'loss.png', history, losses, 'loss')
     plot_curves(folder / 'acc.png', history, accs, 'ACC1, %', star)
     plot_curves(folder / 'lr.png', history, {'lr': 'learning rate'}, "learning rate at the epoch's end")
-
-
-def write_scores(folder, scores, classes, info):
-    """report.txt, report.json and confusion.png from what common.metrics.scores returns. `info` goes into the JSON."""
-    text = (f'ACC1 {scores["acc1"]:.2f} %, ACC5 {scores["acc5"]:.2f} %, '
-            f'balanced accuracy {scores["balanced_accuracy"]:.2f} %')
-    write_text(folder / 'report.txt', f'{text}\n\n{scores["report_text"]}')
-    confusion = {name: {classes[column]: int(row[column]) for column in row.nonzero()[0]}
-                 for name, row in zip(classes, scores['confusion'], strict=True)}
-    write_json(folder / 'report.json', {
-        **info, **{key: scores[key] for key in ('acc1', 'acc5', 'balanced_accuracy', 'report')},
-        'confusion': confusion})  # true class: {predicted class: pictures}
-    plot_confusion(folder / 'confusion.png', scores['confusion'], classes, text)
-    return text
 
 
 def contact_sheet(path, cells, title, columns=6):

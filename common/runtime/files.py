@@ -8,7 +8,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from common.settings import UserError, printable
+from common.runtime.console import printable
+from common.runtime.errors import UserError
 
 _FORMULA = tuple('=+-@\t\r\n')  # what a formula may begin with
 

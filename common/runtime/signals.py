@@ -1,12 +1,12 @@
-"""What reaches a run from outside: signals, memory that ends, workers that die."""
+"""Signals that ask a run to stop, and worker processes that must not outlive it."""
+import multiprocessing
 import os
 import signal
 import threading
-from contextlib import contextmanager
 
-import torch
+from common.runtime.errors import Stopped
 
-from common.settings import Stopped, UserError
+STOP_SIGNALS = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, name)]
 
 
 class StopRequest:
@@ -15,49 +15,47 @@ class StopRequest:
     """
 
     def __init__(self):
-        self.signum, self.before = None, {}
+        self.signum: int | None = None
+        self.handlers_before = {}
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
-            names = [name for name in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, name)]
-            self.before = {which: signal.signal(which, self.note) for which in (getattr(signal, n) for n in names)
-                           if signal.getsignal(which) is not signal.SIG_IGN}
+            self.handlers_before = {signum: signal.signal(signum, self.note) for signum in STOP_SIGNALS
+                                    if signal.getsignal(signum) is not signal.SIG_IGN}
         return self
 
     def __exit__(self, *error):
-        for which, handler in self.before.items():
-            signal.signal(which, handler)
+        for signum, handler in self.handlers_before.items():
+            signal.signal(signum, handler)
 
-    def note(self, signum, frame):
+    def note(self, signum, frame) -> None:
         self.signum = signum
-        for which in self.before:
-            signal.signal(which, signal.SIG_DFL)
+        for other in self.handlers_before:
+            signal.signal(other, signal.SIG_DFL)
         text = f'\n{signal.Signals(signum).name}: saving, then leaving; once more leaves at once\n'
-        os.write(2, text.encode())  # print is not safe here
+        os.write(2, text.encode())  # print is not safe in a signal handler
 
-    def obey(self):
+    def raise_if_stopped(self) -> None:
         """Raise Stopped if a signal came."""
         if self.signum:
             raise Stopped(self.signum)
 
 
-@contextmanager
-def in_words(less, advice):
-    """Turns errors that a machine or its files cause in the middle of a run into UserErrors that end with `advice`.
+def leave_signals_to_parent() -> None:
+    """In a worker process: a signal that reaches all processes of a job is for the one that trains.
 
-    `less` says what takes less memory.
+    Of SIGTERM only the first one is: with a second, multiprocessing ends its children.
     """
-    try:
-        yield
-    except UserError as error:
-        text = str(error).strip().splitlines()[-1]  # one from a loader worker begins with a traceback
-        raise (error if text == str(error) else UserError(f'{text.partition(": ")[2]}; {advice}')) from None
-    except (MemoryError, RuntimeError) as error:
-        text = str(error)
-        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in text \
-                or 'out of memory' in text.lower():
-            raise UserError(f'out of memory: {less}; {advice}') from error
-        if text.startswith('DataLoader worker'):
-            raise UserError(f'a process that reads pictures died ({text.splitlines()[0]}): if memory ran out, lower '
-                            f'NUM_WORKERS; {advice}') from error
-        raise
+    for signum in STOP_SIGNALS:
+        if signum != signal.SIGTERM:
+            signal.signal(signum, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *received: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+
+
+def kill_workers() -> None:
+    """Kill worker processes that an error has left behind: Python would wait for them for ever."""
+    workers = multiprocessing.active_children()
+    if workers and hasattr(signal, 'SIGCHLD'):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would take their deaths for an error
+    for worker in workers:
+        worker.kill()

@@ -1,15 +1,12 @@
 """Checkpoints: plain dicts of tensors and values, written aside, moved into place, read without running anything."""
 import contextlib
 import os
-import random
 import zipfile
 
-import numpy as np
 import torch
-from timm.utils import AverageMeter
 
+from common.runtime.errors import UserError
 from common.runtime.files import replacing
-from common.settings import UserError
 from models import WeightsError
 from models.weights import read_file
 
@@ -119,119 +116,3 @@ def has_steps(path):
         return load(path)['progress']['step'] > 0
     except (UserError, KeyError, TypeError):  # none, or damaged
         return False
-
-
-def check_resume(cfg, data, saved, out):
-    """Refuse settings that would make another run of the saved one, and list the others that changed."""
-    before = saved['settings']
-    for name in ('MODEL', 'MODEL_KWARGS', 'IMG_SIZE', 'USE_EMA', 'TOKEN_LABEL', 'LAYER_DECAY'):
-        if before[name] != getattr(cfg, name):
-            raise UserError(f'RESUME: {out}/last.pth was trained with {name} = {before[name]!r}: '
-                            'set it back, or choose another OUTPUT_DIR')
-    if saved['classes'] != data.classes:
-        raise UserError(f'RESUME: {out}/last.pth was trained on other classes: choose another OUTPUT_DIR')
-    if saved['files'] != data.files:
-        raise UserError(f'RESUME: {out}/last.pth was trained on other pictures than DATA_DIR has now: put those '
-                        'back, or choose another OUTPUT_DIR')
-    if saved['progress']['step']:
-        fit_progress(cfg, saved, out)
-    if saved['transform'] != data.transform:
-        were = ', '.join(f'{key.upper()} = {value}' for key, value in saved['transform'].items()
-                         if value != data.transform[key])
-        raise UserError(f'RESUME: {out}/last.pth was trained with {were}: set it so, or choose another OUTPUT_DIR')
-    if len(saved['history']) >= cfg.EPOCHS:
-        raise UserError(f'RESUME: {out}/last.pth has all its {len(saved["history"])} epochs behind it: '
-                        'raise EPOCHS to train on')
-    for name, value in vars(cfg).items():
-        if before.get(name) != value and name != 'RESUME':
-            print(f'resume: {name} was {before.get(name)!r}, now {value!r}')
-    if saved['lr_scale'] < 1 and before['LR'] != cfg.LR:
-        saved['lr_scale'] = 1.
-    elif saved['lr_scale'] < 1:
-        print(f'resume: the learning rate stays at {saved["lr_scale"]} of LR, after steps without a finite loss')
-    step = saved['progress']['step']
-    print(f'resume: {out}/last.pth, after epoch {len(saved["history"])}{f" and {step} steps" if step else ""}')
-
-
-def fit_progress(cfg, saved, out):
-    """Count an epoch that was stopped in the middle in batches of another size, if as many pictures make a step."""
-    before, progress = saved['settings'], saved['progress']
-    pictures = progress['step'] * before['BATCH_SIZE']
-    group = before['BATCH_SIZE'] * before['ACCUMULATE_STEPS']
-    if before['SEED'] != cfg.SEED or group != cfg.BATCH_SIZE * cfg.ACCUMULATE_STEPS or pictures % cfg.BATCH_SIZE:
-        raise UserError(
-            f'RESUME: {out}/last.pth stopped within an epoch that has BATCH_SIZE = {before["BATCH_SIZE"]}, '
-            f'ACCUMULATE_STEPS = {before["ACCUMULATE_STEPS"]}, SEED = {before["SEED"]}: until that epoch is over, keep '
-            'SEED and the product of the other two')
-    progress['step'] = pictures // cfg.BATCH_SIZE
-
-
-def training_state(run):
-    """What a resumed run needs besides the settings. `run` has net, ema, optimizer, scheduler, scaler and progress."""
-    gradients = [parameter.grad for parameter in run.net.parameters()]  # all None unless batches are accumulated
-    return {'state_dict': run.net.state_dict(), 'state_dict_ema': run.ema and run.ema.module.state_dict(),
-            'optimizer': run.optimizer.state_dict(), 'scheduler': run.scheduler.state_dict(),
-            'scaler': run.scaler.state_dict(), 'gradients': gradients, 'lr_scale': run.lr_scale,
-            'progress': run.progress.as_dict(), 'random': random_states()}
-
-
-def restore_training_state(run, saved):
-    """Put a run where training_state was taken. Learning rate and weight decay stay as the settings have them now.
-
-    The scheduler is not restored: it is a function of the settings and the number of the step.
-    """
-    run.net.load_state_dict(saved['state_dict'])
-    if run.ema:
-        run.ema.module.load_state_dict(saved['state_dict_ema'])
-    keep = 'lr', 'initial_lr', 'weight_decay'
-    settings = [{key: group[key] for key in keep} for group in run.optimizer.param_groups]
-    run.optimizer.load_state_dict(saved['optimizer'])
-    for group, values in zip(run.optimizer.param_groups, settings, strict=True):
-        group.update(values)
-    for parameter, gradient in zip(run.net.parameters(), saved['gradients'], strict=True):
-        parameter.grad = None if gradient is None else gradient.to(parameter.device)
-    run.progress = Progress.from_dict(saved['progress'])
-    if saved['scaler']:  # empty where the run had no float16 so far
-        run.scaler.load_state_dict(saved['scaler'])
-    restore_random_states(saved['random'])
-
-
-class Progress:
-    """How far an epoch has come: its steps (batches) so far, and the sums of which the log's row is made."""
-
-    def __init__(self):
-        self.step = self.seen = self.skipped = self.bad = 0  # bad: steps in a row whose loss was no number
-        self.waited = self.seconds = 0.
-        self.losses, self.acc1, self.norms = AverageMeter(), AverageMeter(), AverageMeter()
-
-    def as_dict(self):
-        return {key: vars(value) if isinstance(value, AverageMeter) else value for key, value in vars(self).items()}
-
-    @classmethod
-    def from_dict(cls, saved):
-        progress = cls()
-        for key, value in saved.items():
-            if isinstance(value, dict):
-                vars(getattr(progress, key)).update(value)
-            else:
-                setattr(progress, key, value)
-        return progress
-
-
-def random_states():
-    """The states of all random generators of this process, as plain values and tensors."""
-    kind, numbers, position, has_gauss, cached = np.random.get_state()
-    return {'python': random.getstate(), 'numpy': (kind, numbers.tolist(), position, has_gauss, cached),
-            'torch': torch.get_rng_state(), 'cuda': torch.cuda.get_rng_state_all(),
-            'mps': torch.mps.get_rng_state() if torch.backends.mps.is_available() else None}
-
-
-def restore_random_states(states):
-    version, numbers, gauss = states['python']
-    random.setstate((version, tuple(numbers), gauss))
-    np.random.set_state(tuple(states['numpy']))
-    torch.set_rng_state(states['torch'])
-    if len(states['cuda']) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(states['cuda'])
-    if states['mps'] is not None and torch.backends.mps.is_available():
-        torch.mps.set_rng_state(states['mps'])

@@ -2,10 +2,12 @@
 import torch
 
 from common.reporting import plots as report
-from common.runtime.device import describe
+from common.reporting.tables import write_scores
+from common.runtime.device import describe_device
+from common.runtime.errors import UserError
 from common.runtime.files import write_csv, write_json
-from common.settings import UserError
 from common.training import checkpoint
+from common.training.state import training_state
 
 
 def best_of(history):
@@ -23,7 +25,7 @@ def about(cfg, run, data, history):
 
 def save_last(cfg, run, data, out, history):
     """Write last.pth, all that a resumed run needs."""
-    checkpoint.save_last(out, {**about(cfg, run, data, history), 'history': history, **checkpoint.training_state(run)})
+    checkpoint.save_last(out, {**about(cfg, run, data, history), 'history': history, **training_state(run)})
 
 
 def save_epoch(cfg, run, data, out, history, results):
@@ -37,10 +39,10 @@ def save_epoch(cfg, run, data, out, history, results):
         write_csv(out / 'log.csv', history)
         write_json(out / 'result.json', {
             **info, 'last': history[-1], 'finished': len(history) == cfg.EPOCHS, 'parameters': run.parameters,
-            'seconds': sum(row['seconds'] for row in history), 'device': describe(run.device, run.dtype),
+            'seconds': sum(row['seconds'] for row in history), 'device': describe_device(run.device, run.dtype),
             'torch': torch.__version__})
         report.plot_training(out, history, best)
         if best['epoch'] == len(history):
-            report.write_scores(out, results[best['weights']], data.classes, best)
+            write_scores(out, results[best['weights']], data.classes, best)
     except UserError as error:  # a table that is open in another program, say; the training is worth more
         print(f'warning: {error}')

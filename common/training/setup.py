@@ -3,7 +3,7 @@ import math
 
 import torch
 
-from common.settings import UserError
+from common.runtime.errors import UserError
 from models import (
     PUBLISHED,
     WeightsError,

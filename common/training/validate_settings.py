@@ -2,7 +2,7 @@
 import math
 
 from common import settings
-from common.settings import UserError
+from common.runtime.errors import UserError
 from models import VARIANTS, default_cfg
 
 _RANGES = {  # least and most that make sense

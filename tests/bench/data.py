@@ -18,9 +18,9 @@ import torch
 import train
 from common import settings
 from common.data.cache import Pictures
-from common.runtime.console import Clock
-from common.runtime.device import keep_memory
-from common.training.checkpoint import Progress
+from common.runtime.machine import retain_freed_memory
+from common.training.clock import Clock
+from common.training.state import Progress
 
 DATA_DIR = 'data'                 # what makedata.py made
 MODEL = 'volo_d1'
@@ -38,7 +38,7 @@ def main(cfg):
         argv += ['--' + name.lower().replace('_', '-'), str(getattr(cfg, name))]
     training = settings.read(train, argv)
     train.check(training)
-    keep_memory()
+    retain_freed_memory()
     weights = {'source': 'scratch'}
     data = train.build_data(training, weights)
     print_stages(data.train.dataset, cfg.PICTURES)

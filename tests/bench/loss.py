@@ -19,7 +19,8 @@ import models
 import train
 from common import settings
 from common.runtime.console import Bar
-from common.runtime.device import amp_dtype, choose_device, keep_memory
+from common.runtime.device import choose_device
+from common.runtime.machine import retain_freed_memory
 
 DATA_DIR = 'data'    # what makedata.py made
 IMG_SIZE = 64        # pixels
@@ -30,7 +31,7 @@ LR = 2e-4            # after 20 steps of warm-up
 
 
 def main(cfg):
-    keep_memory()
+    retain_freed_memory()
     means = {'timm': [], 'ours': []}
     for seed in cfg.SEEDS:
         argv = [f'--data-dir={cfg.DATA_DIR}', f'--img-size={cfg.IMG_SIZE}', f'--batch-size={cfg.BATCH_SIZE}',
@@ -59,6 +60,7 @@ def main(cfg):
 def learn(net, loader, cfg, label):
     """The losses of so many steps of AdamW."""
     device, losses, epoch = choose_device(), [], 0
+    dtype = choose_amp_dtype(device)
     net.to(device).train()
     optimizer = create_optimizer_v2(net, 'adamw', lr=cfg.LR, weight_decay=0.05)
     with Bar(total=cfg.STEPS, desc=label, unit='step') as bar:
@@ -67,7 +69,7 @@ def learn(net, loader, cfg, label):
             for images, labels in loader:
                 for group in optimizer.param_groups:
                     group['lr'] = cfg.LR * min(1, (len(losses) + 1) / 20)
-                with torch.autocast(device.type, amp_dtype(device), enabled=amp_dtype(device) is not None):
+                with torch.autocast(device.type, dtype, enabled=dtype is not None):
                     logits = net(images.to(device))
                 loss = torch.nn.functional.cross_entropy(logits.float(), labels.to(device), label_smoothing=0.1)
                 loss.backward()

@@ -17,7 +17,8 @@ import timm  # noqa: E402
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 
-from common.runtime.device import amp_dtype, keep_memory  # noqa: E402
+from common.runtime.device import choose_amp_dtype
+from common.runtime.machine import retain_freed_memory
 from models import create_model  # noqa: E402
 from models.cost import training_cost  # noqa: E402
 
@@ -27,8 +28,8 @@ ROWS = [('volo_d1', 224, 16), ('volo_d1', 384, 4), ('volo_d3', 224, 16), ('volo_
 
 def step(name, size, batch, kind):
     """Train on two batches of noise and print a row."""
-    dtype = amp_dtype(torch.device('cpu'))
-    keep_memory()
+    dtype = choose_amp_dtype(torch.device('cpu'))
+    retain_freed_memory()
     if kind == 'timm':
         net = timm.create_model(f'{name}_{size}', use_aux_head=False).train()
     else:

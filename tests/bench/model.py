@@ -20,7 +20,8 @@ from timm.layers import set_fused_attn
 
 import models
 from common import settings
-from common.runtime.device import amp_dtype, choose_device, describe, keep_memory
+from common.runtime.device import choose_amp_dtype, choose_device, describe_device
+from common.runtime.machine import retain_freed_memory
 from models.cost import training_cost
 
 MODEL = 'volo_d1'
@@ -31,11 +32,11 @@ REPEATS = 5              # of each, alternating, after one that does not count
 
 def main(cfg):
     device = choose_device()
-    keep_memory()  # for all of them
+    retain_freed_memory()  # for all of them
     nets = build(cfg, device)
-    print(f'{describe(device, None)}; medians of {cfg.REPEATS} repeats, pictures/s\n')
+    print(f'{describe_device(device, None)}; medians of {cfg.REPEATS} repeats, pictures/s\n')
     print(f'{cfg.MODEL}, {cfg.IMG_SIZE} pixels              plain    timm    ours  ours/plain  ours/timm  of the limit')
-    for dtype in filter(None, (torch.float32, amp_dtype(device))):
+    for dtype in filter(None, (torch.float32, choose_amp_dtype(device))):
         limit = peak(device, dtype) / 2 / training_cost(nets['ours'], (cfg.IMG_SIZE, cfg.IMG_SIZE), 1)[0]
         for what, run, times in (('training step', train_step, 3), ('forward, eval', forward, 1)):
             for batch in cfg.BATCH_SIZES:

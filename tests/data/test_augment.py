@@ -10,7 +10,8 @@ import torch
 from helpers import ROOT
 from PIL import Image
 
-from common.data.transforms import Cutout, eval_transform, fit, train_transform
+from common.data.cutout import Cutout
+from common.data.transforms import eval_transform, fit, train_transform
 
 SETTINGS = {'img_size': [32, 48], 'mean': [0.5, 0.4, 0.3], 'std': [0.2, 0.2, 0.1],
             'interpolation': 'bilinear', 'crop': None}

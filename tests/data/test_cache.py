@@ -12,7 +12,7 @@ from PIL import Image
 from common.data import cache
 from common.data.cache import Pictures, choose_cache
 from common.data.transforms import least_side
-from common.settings import UserError
+from common.runtime.errors import UserError
 
 SIZE = (8, 12)
 

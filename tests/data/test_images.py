@@ -10,9 +10,11 @@ from helpers import ROOT, draw_folder
 from PIL import Image
 
 from common.data import images
-from common.data.datasets import EpochSampler, ImageFolder, SeededImageFolder, open_split
-from common.data.images import BadImage, is_image, list_images, open_image
-from common.settings import UserError
+from common.data.datasets import ImageFolder, SeededImageFolder, open_split
+from common.data.folders import is_image, list_images
+from common.data.images import BadImage, open_image
+from common.data.loaders import EpochSampler
+from common.runtime.errors import UserError
 
 
 def test_exif_orientation_is_applied(tmp_path):

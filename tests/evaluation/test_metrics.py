@@ -9,9 +9,11 @@ from PIL import Image
 
 from common.evaluation.metrics import scores
 from common.reporting import plots as report
-from common.runtime.console import Clock, format_duration
+from common.reporting.tables import write_scores
+from common.runtime.console import format_duration
+from common.runtime.errors import UserError
 from common.runtime.files import replacing, writable_folder, write_csv
-from common.settings import UserError
+from common.training.clock import Clock
 
 
 def test_scores_of_a_known_case():
@@ -35,7 +37,7 @@ def test_tables_and_pictures(tmp_path):
     write_csv(tmp_path / 'log.csv', history)
     classes = ['plain', '$x^2$', '植物', 'a_b']
     logits = torch.eye(4)
-    report.write_scores(tmp_path, scores(logits, torch.arange(4), classes), classes, {'epoch': 3})
+    write_scores(tmp_path, scores(logits, torch.arange(4), classes), classes, {'epoch': 3})
     cells = [(Image.new('RGB', (9, 9), 'red'), '$y', 'red'), (None, 'unreadable', 'black')]
     report.contact_sheet(tmp_path / 'predictions.png', cells, 'two')
     assert len(list(csv.DictReader((tmp_path / 'log.csv').read_text(encoding='utf-8-sig').splitlines()))) == 3

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from helpers import TINY, tiny_volo
 
 import models
-from common.settings import UserError
+from common.runtime.errors import UserError
 from common.training.setup import build_network, find_weights
 from models.weights import (
     WeightsError,

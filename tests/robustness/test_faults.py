@@ -8,7 +8,7 @@ import torch
 from helpers import configure, run
 
 import train
-from common.settings import UserError
+from common.runtime.errors import UserError
 from common.training import checkpoint
 
 pytestmark = pytest.mark.usefixtures('data')
@@ -78,7 +78,7 @@ def test_gradients_that_stay_no_numbers_are_noticed_too(monkeypatch, accumulate,
         return found
 
     monkeypatch.setattr(train, 'backward', backward)
-    monkeypatch.setattr(train, 'amp_dtype', lambda device: dtype)
+    monkeypatch.setattr(train, 'choose_amp_dtype', lambda device: dtype)
     with pytest.raises(UserError, match='the norm of the gradient became (nan|inf) in epoch .* in a row'):
         run(**{**CHANGES, 'epochs': 20}, max_bad_steps=2, accumulate_steps=accumulate)
 

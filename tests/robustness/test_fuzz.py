@@ -25,7 +25,7 @@ from common.data import normalisation
 from common.data import transforms as augment
 from common.data.cache import Pictures, read_index
 from common.data.images import BadImage, open_image
-from common.settings import UserError
+from common.runtime.errors import UserError
 from common.training import checkpoint
 from models import WeightsError, check_saved, restore_model
 

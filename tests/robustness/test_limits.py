@@ -18,7 +18,7 @@ import mean_std
 import train
 from common import settings
 from common.data import images
-from common.settings import UserError
+from common.runtime.errors import UserError
 from common.training import checkpoint
 
 CHANGES = {'epochs': 2, 'batch_size': 4, 'accumulate_steps': 2}

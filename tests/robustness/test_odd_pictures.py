@@ -9,8 +9,9 @@ import pytest
 from helpers import TINY, draw_folder, run_script
 from PIL import Image
 
-from common.data.images import BadImage, list_images, open_image
-from common.settings import printable
+from common.data.folders import list_images
+from common.data.images import BadImage, open_image
+from common.runtime.console import printable
 
 pytestmark = pytest.mark.skipif(sys.platform != 'linux', reason='other systems refuse some of the names')
 FAST = ('--img-size', 32, '--batch-size', 8, '--epochs', 1, '--warmup-epochs', 0, '--pretrained', 'false',

@@ -6,7 +6,8 @@ import pytest
 import torch
 from helpers import tiny_volo
 
-from common.runtime.device import compiled, free_memory, parallel
+from common.runtime.machine import free_memory
+from common.runtime.parallel import compiled, parallel
 from train import plain_loss
 
 

@@ -7,7 +7,7 @@ import pytest
 from helpers import ROOT
 
 from common import settings
-from common.settings import UserError
+from common.runtime.errors import UserError
 
 SCRIPT = '''"""A script."""
 from stat import ST_MODE

@@ -10,7 +10,7 @@ from helpers import ROOT, draw_folder, run_script
 from PIL import Image
 from torchvision import datasets, transforms
 
-from common.data.images import list_images
+from common.data.folders import list_images
 from mean_std import get_mean_and_std
 
 

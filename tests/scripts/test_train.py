@@ -15,9 +15,9 @@ from sklearn.model_selection import train_test_split
 
 import models
 import train
-from common.runtime.console import Clock
-from common.runtime.device import InAutocast, parallel
-from common.settings import UserError
+from common.runtime.errors import UserError
+from common.runtime.parallel import Autocast, parallel
+from common.training.clock import Clock
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_best_holds_the_better_weights(data, monkeypatch, better):
 @pytest.mark.parametrize('dtype, scaled', [(torch.bfloat16, False), (torch.float16, True)])
 def test_mixed_precision_is_on_and_the_norm_is_of_the_true_gradients(data, monkeypatch, dtype, scaled):
     seen = []
-    monkeypatch.setattr(train, 'amp_dtype', lambda device: dtype)
+    monkeypatch.setattr(train, 'choose_amp_dtype', lambda device: dtype)
     real = torch.nn.functional.linear
 
     def linear(*arguments):
@@ -390,7 +390,7 @@ def test_dataparallel_is_used_with_several_gpus(monkeypatch):
     for device, use_dp in (('cuda', False), ('cpu', True), ('cuda', True)):
         model = parallel(net, torch.device(device), torch.bfloat16, use_dp)
         assert (model is None) == (device == 'cuda' and use_dp)
-    assert kinds == [InAutocast]
+    assert kinds == [Autocast]
 
 
 @pytest.mark.parametrize('token_label', [False, True])
@@ -419,7 +419,7 @@ def test_replicas_compute_their_own_losses(monkeypatch, token_label):
 
 def test_autocasts_dtype_holds_in_other_threads():
     """DataParallel runs its replicas in threads, where the dtype of the caller's autocast is forgotten."""
-    model, dtypes = InAutocast(torch.nn.Linear(4, 4), torch.float16), []
+    model, dtypes = Autocast(torch.nn.Linear(4, 4), torch.float16), []
     thread = threading.Thread(target=lambda: dtypes.append(model(torch.randn(2, 4)).dtype))
     thread.start()
     thread.join()

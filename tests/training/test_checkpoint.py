@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from common.settings import UserError
-from common.training import checkpoint
+from common.runtime.errors import UserError
+from common.training import checkpoint, state
 
 
 def test_save_and_load(tmp_path):
@@ -50,9 +50,9 @@ def test_random_states_go_through_a_file(tmp_path):
         return random.random(), np.random.rand(), torch.rand(1).item(), random.gauss(0, 1), np.random.randn()
 
     draw()
-    checkpoint.save(tmp_path / 'x.pth', {'random': checkpoint.random_states()})
+    checkpoint.save(tmp_path / 'x.pth', {'random': state.random_states()})
     expected = draw()
-    checkpoint.restore_random_states(checkpoint.load(tmp_path / 'x.pth')['random'])
+    state.restore_random_states(checkpoint.load(tmp_path / 'x.pth')['random'])
     assert draw() == expected
 
 

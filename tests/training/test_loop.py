@@ -12,7 +12,7 @@ from timm.layers import DropPath
 
 import models
 import train
-from common.training import checkpoint
+from common.training import state
 
 PLAIN = {'rotation': 0, 'flip': 0, 'blur': 0, 'jitter': 0, 'cutout': 0}  # no augmentation
 CHANGES = {**PLAIN, 'epochs': 2, 'batch_size': 4, 'warmup_epochs': 1, 'lr': 2e-2, 'min_lr': 1e-3, 'use_amp': 'false',
@@ -60,7 +60,7 @@ def train_plainly(start, batches, kwargs):
     rest = [p for name, p in net.named_parameters() if p.ndim > 1 and name not in ('pos_embed', 'cls_token')]
     optimizer = torch.optim.AdamW([{'params': rest, 'weight_decay': 0.5}, {'params': free, 'weight_decay': 0}])
     update, norms = 0, ([], [])
-    checkpoint.restore_random_states(start['random'])
+    state.restore_random_states(start['random'])
     for epoch in range(2):
         found = list(batches(epoch))
         for group in (found[:2], found[2:4], found[4:]):

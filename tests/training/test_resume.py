@@ -13,8 +13,8 @@ from helpers import ROOT, configure, draw_folder, run
 
 import train
 from common.runtime import files
+from common.runtime.errors import Stopped, UserError
 from common.runtime.signals import StopRequest
-from common.settings import Stopped, UserError
 from common.training import checkpoint
 
 CHANGES = {'epochs': 2, 'mixup_prob': 0.5, 'cutout': 1, 'drop_path': 0.1, 'accumulate_steps': 2, 'batch_size': 4}
@@ -89,7 +89,7 @@ def test_with_other_settings_too(data, monkeypatch, changes):
 
 def test_workers_and_float16_scaling_resume_too(data, monkeypatch):
     monkeypatch.setitem(CHANGES, 'num_workers', 1)
-    monkeypatch.setattr(train, 'amp_dtype', lambda device: torch.float16)
+    monkeypatch.setattr(train, 'choose_amp_dtype', lambda device: torch.float16)
     run(**CHANGES)
     whole = finished()
     shutil.rmtree('out')

@@ -1,0 +1,56 @@
+"""Networks in autocast, shared among several GPUs, and compiled."""
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+Loss = Callable  # (outputs of a network, targets (B, classes)) -> (logits (B, classes), losses (B,)), both in fp32
+
+
+class Autocast(nn.Module):
+    """Enters autocast around a network: DataParallel's threads forget the dtype that the caller's autocast has.
+
+    Called with targets too it returns what `loss` makes of the network's outputs and them, with one row for each image:
+    within each replica, so that DataParallel gathers nothing else.
+    """
+
+    def __init__(self, net: nn.Module, amp_dtype: torch.dtype | None, loss: Loss | None = None):
+        super().__init__()
+        self.net, self.amp_dtype, self.loss = net, amp_dtype, loss
+
+    def forward(self, images: torch.Tensor, targets: torch.Tensor | None = None):
+        with torch.autocast(images.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
+            outputs = self.net(images)
+        return outputs if targets is None else self.loss(outputs, targets)
+
+
+def parallel(net: nn.Module, device: torch.device, amp_dtype: torch.dtype | None, use_dp: bool,
+             loss: Loss | None = None) -> nn.Module:
+    """The network in autocast and, with several GPUs and `use_dp`, in DataParallel: each batch is shared among them."""
+    model = Autocast(net, amp_dtype, loss)
+    if use_dp and device.type == 'cuda' and torch.cuda.device_count() > 1:
+        return nn.DataParallel(model)
+    return model
+
+
+def compiled(model: nn.Module, img_size: tuple[int, int], targets: torch.Tensor) -> nn.Module:
+    """A model of `parallel` under torch.compile, after a step on blank images showed that it works; else the model.
+
+    `img_size` is (height, width) in pixels; `targets` are of the shape that a batch has, (B, classes).
+    """
+    if isinstance(model, nn.DataParallel):
+        print('COMPILE does not go with several GPUs in DataParallel: going on without')
+        return model
+    faster = torch.compile(model)
+    buffers = [buffer.clone() for buffer in model.buffers()]  # a step changes BatchNorm's
+    print('COMPILE: compiling, for minutes', flush=True)
+    try:
+        with torch.random.fork_rng():
+            faster(torch.zeros(len(targets), 3, *img_size, device=targets.device), targets)[1].mean().backward()
+    except Exception as error:  # there may be no C++ compiler, or no Triton; each stage has errors of its own
+        print(f'COMPILE: going on without, since {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}')
+        faster = model
+    for buffer, before in zip(model.buffers(), buffers, strict=True):
+        buffer.copy_(before)
+    model.zero_grad()
+    return faster
