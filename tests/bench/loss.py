@@ -19,7 +19,7 @@ import models
 import train
 from common import settings
 from common.runtime.console import Bar
-from common.runtime.device import choose_device
+from common.runtime.device import choose_amp_dtype, choose_device
 from common.runtime.machine import retain_freed_memory
 
 DATA_DIR = 'data'    # what makedata.py made
