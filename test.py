@@ -7,45 +7,40 @@ needs the checkpoint and nothing else: classes, image size and normalisation com
 predictions.json and the contact sheet predictions.png to OUTPUT_DIR; where the sub-folders of TEST_DIR are named like
 classes, also ACC1, ACC5 and a report per class.
 """
-from collections import namedtuple
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader, Dataset, default_collate
 
 from common import settings
-from common.data import transforms as augment
-from common.data.cache import Pictures
 from common.data.folders import list_images
 from common.data.images import BadImage, open_image
-from common.data.loaders import init_worker
 from common.evaluation.metrics import scores
-from common.reporting import plots as report
-from common.reporting.tables import write_scores
-from common.runtime.console import Bar, printable
-from common.runtime.device import choose_amp_dtype, choose_device, describe_device
-from common.runtime.errors import UserError, explain_failures
+from common.evaluation.predictor import Prediction, predict
+from common.reporting.plots import contact_sheet, plot_confusion
+from common.reporting.tables import headline, write_scores
+from common.runtime.console import printable
+from common.runtime.errors import UserError, explain_failures, warn_instead
 from common.runtime.files import writable_folder, write_csv, write_json
 from common.runtime.machine import retain_freed_memory, worker_count
-from common.runtime.parallel import parallel
+from common.settings import Settings
 from common.training import checkpoint
-from models import WeightsError, check_saved, restore_model
+from models import WeightsError, check_saved
 
 CHECKPOINT = 'checkpoints/volo_d1/best.pth'  # what train.py wrote
 TEST_DIR = 'data/val'             # a folder of pictures, flat or nested, or one picture
 OUTPUT_DIR = 'predictions'        # where the tables and the contact sheet go
 BATCH_SIZE = 32                   # pictures at a time; the predictions do not depend on it
-NUM_WORKERS: int | str = 'auto'   # processes that read pictures; 'auto' takes one for each core
-USE_AMP = True                    # mixed precision, where the processor gains from it, as in training
+NUM_WORKERS: int | str = 'auto'   # worker processes that read pictures; 'auto' takes one for each core
+USE_AMP: bool | str = 'auto'      # mixed precision, where the processor gains from it; 'auto': if training had it
 USE_DP = True                     # DataParallel, when there are several GPUs
 _SHEET = 36                       # pictures on the contact sheet
 
-Prediction = namedtuple('Prediction', 'path logits error')  # logits is None where error says why
 
-
-def main(cfg):
+def main(cfg: Settings) -> None:
     if cfg.BATCH_SIZE < 1:
         raise UserError(f'BATCH_SIZE = {cfg.BATCH_SIZE} must be at least 1')
+    if cfg.USE_AMP not in (True, False, 'auto'):
+        raise UserError(f"USE_AMP = {cfg.USE_AMP!r}: choose True, False or 'auto'")
     retain_freed_memory()
     saved = checkpoint.load(cfg.CHECKPOINT)
     try:
@@ -55,7 +50,8 @@ def main(cfg):
     paths = find_pictures(cfg.TEST_DIR)
     out = writable_folder(cfg.OUTPUT_DIR, 'OUTPUT_DIR')
     with explain_failures('lower BATCH_SIZE', 'nothing was written'):
-        predictions = predict(cfg, saved, paths)
+        predictions = predict(saved, cfg.CHECKPOINT, paths, cfg.BATCH_SIZE, worker_count(cfg.NUM_WORKERS), cfg.USE_AMP,
+                              cfg.USE_DP)
     rows = [describe_prediction(p, cfg.TEST_DIR, saved['classes']) for p in predictions]
     again = (out / 'predictions.json').exists()  # then the reports in that folder are of an earlier run
     write_tables(out, rows)
@@ -73,7 +69,7 @@ def main(cfg):
     print(f'\n{len(rows) - failed} pictures named, {failed} unreadable; see {out}/predictions.csv, .json and .png')
 
 
-def find_pictures(test_dir):
+def find_pictures(test_dir: str) -> list[Path]:
     path = Path(test_dir)
     if path.is_file():
         return [path]
@@ -85,60 +81,7 @@ def find_pictures(test_dir):
     return paths
 
 
-class Folder(Dataset):
-    """(transformed picture, '') for every path, or (None, what is wrong with the file)."""
-
-    def __init__(self, paths, settings):
-        self.paths, self.transform = paths, augment.eval_transform(settings)
-        self.open = Pictures(augment.fit(settings), settings['img_size'], augment.least_side(settings))
-
-    def __len__(self):
-        return len(self.paths)
-
-    def __getitem__(self, index):
-        try:
-            return self.transform(self.open(self.paths[index])), ''
-        except BadImage as error:
-            return None, str(error)
-
-
-def collate(items):
-    """(batch of the readable pictures or None, [error or '' for each item])."""
-    images = [image for image, _ in items if image is not None]
-    return default_collate(images) if images else None, [error for _, error in items]
-
-
-@torch.no_grad()  # not inference_mode, which the threads of DataParallel would leave
-def predict(cfg, saved, paths):
-    """A Prediction for every path, in the same order."""
-    device = choose_device()
-    dtype = choose_amp_dtype(device) if cfg.USE_AMP else None
-    print(describe_device(device, dtype))
-    loader = DataLoader(Folder(paths, saved['transform']), cfg.BATCH_SIZE, collate_fn=collate,
-                        pin_memory=device.type == 'cuda', num_workers=min(worker_count(cfg.NUM_WORKERS), len(paths)),
-                        worker_init_fn=init_worker)
-    batches = iter(loader)  # reading begins while the network is built
-    try:
-        net = restore_model(saved)
-    except WeightsError as error:
-        raise UserError(f'{cfg.CHECKPOINT}: {error}') from error
-    model = parallel(net.to(device), device, dtype, cfg.USE_DP).eval()
-    predictions = []
-    with Bar(total=len(paths), desc='predicting', unit='img') as bar:
-        for images, errors in batches:
-            logits = iter(())
-            if images is not None:
-                logits = model(images.to(device, non_blocking=True)).float().cpu()
-                if not logits.isfinite().all():
-                    raise UserError(f'{cfg.CHECKPOINT}: what its weights compute is no number')
-                logits = iter(logits)
-            for error in errors:
-                predictions.append(Prediction(paths[len(predictions)], None if error else next(logits), error))
-            bar.update(len(errors))
-    return predictions
-
-
-def describe_prediction(prediction, test_dir, classes):
+def describe_prediction(prediction: Prediction, test_dir: str, classes: list[str]) -> dict:
     """A row for the tables: path below TEST_DIR, class, confidence, the five most probable classes, error."""
     path = prediction.path.name if Path(test_dir).is_file() else prediction.path.relative_to(test_dir).as_posix()
     if prediction.error:
@@ -149,13 +92,13 @@ def describe_prediction(prediction, test_dir, classes):
     return {'path': path, **top[0], 'top5': top, 'error': ''}
 
 
-def write_tables(out, rows):
+def write_tables(out: Path, rows: list[dict]) -> None:
     write_json(out / 'predictions.json', rows)
     write_csv(out / 'predictions.csv', [
         {**row, 'top5': '; '.join(f'{top["class"]} {top["confidence"]:.4f}' for top in row['top5'])} for row in rows])
 
 
-def true_classes(paths, test_dir, classes):
+def true_classes(paths: list[Path], test_dir: str, classes: list[str]) -> dict[Path, int]:
     """{path: class index} for the pictures in sub-folders named like classes, {} where there are none."""
     if Path(test_dir).is_file():
         return {}
@@ -167,37 +110,41 @@ def true_classes(paths, test_dir, classes):
     return truth
 
 
-def draw_sheet(out, predictions, rows, truth, classes):
+def draw_sheet(out: Path, predictions: list[Prediction], rows: list[dict], truth: dict, classes: list[str]) -> None:
     """Up to _SHEET of the pictures, evenly over the list; green is right, red is wrong, black has no known truth."""
-    cells = []
     pairs = list(zip(predictions, rows, strict=True))
     count = min(_SHEET, len(pairs))
-    for prediction, row in (pairs[i * len(pairs) // count] for i in range(count)):
-        if prediction.error:
-            cells.append((None, f'{row["path"][-24:]}\nunreadable', 'black'))
-            continue
-        text, colour = f'{row["class"]} {row["confidence"]:.0%}', 'black'
-        if prediction.path in truth:
-            expected = classes[truth[prediction.path]]
-            colour = 'green' if row['class'] == expected else 'red'
-            text += '' if row['class'] == expected else f'\nis {expected}'
-        try:
-            image = open_image(prediction.path, at_least=256)
-        except BadImage as error:  # it was readable a moment ago
-            cells.append((None, str(error)[-24:], 'black'))
-            continue
-        image.thumbnail((256, 256))
-        cells.append((image, text, colour))
-    report.contact_sheet(out / 'predictions.png', cells, f'{len(cells)} of {len(rows)} predictions')
+    cells = [sheet_cell(*pairs[i * len(pairs) // count], truth, classes) for i in range(count)]
+    with warn_instead():
+        contact_sheet(out / 'predictions.png', cells, f'{len(cells)} of {len(rows)} predictions')
 
 
-def report_accuracy(out, predictions, truth, classes):
+def sheet_cell(prediction: Prediction, row: dict, truth: dict, classes: list[str]) -> tuple:
+    """(image or None, text, colour) of a prediction."""
+    if prediction.error:
+        return None, f'{row["path"][-24:]}\nunreadable', 'black'
+    text, colour = f'{row["class"]} {row["confidence"]:.0%}', 'black'
+    if prediction.path in truth:
+        expected = classes[truth[prediction.path]]
+        colour = 'green' if row['class'] == expected else 'red'
+        text += '' if row['class'] == expected else f'\nis {expected}'
+    try:
+        image = open_image(prediction.path, at_least=256)
+    except BadImage as error:  # it was readable a moment ago
+        return None, str(error)[-24:], 'black'
+    image.thumbnail((256, 256))
+    return image, text, colour
+
+
+def report_accuracy(out: Path, predictions: list[Prediction], truth: dict, classes: list[str]) -> None:
     known = [p for p in predictions if p.path in truth and not p.error]
     if not known:
         return
     result = scores(torch.stack([p.logits for p in known]), torch.tensor([truth[p.path] for p in known]), classes)
-    text = write_scores(out, result, classes, {'pictures': len(known)})
-    print(f'\n{text}, on {len(known)} pictures\n\n{result["report_text"]}')
+    write_scores(out, result, classes, {'pictures': len(known)})
+    with warn_instead():
+        plot_confusion(out / 'confusion.png', result, classes)
+    print(f'\n{headline(result)}, on {len(known)} pictures\n\n{result["report_text"]}')
 
 
 if __name__ == '__main__':

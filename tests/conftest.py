@@ -19,7 +19,15 @@ def seedlings():
 
 
 @pytest.fixture
-def data(tmp_path, monkeypatch):
+def quick(monkeypatch):
+    """Runs in the tests' own process draw no pictures and do not work out what a step costs: most of their time."""
+    monkeypatch.setattr('train.print_cost', lambda *arguments: None)
+    for name in ('plot_training', 'plot_confusion'):
+        monkeypatch.setattr(f'common.training.history.{name}', lambda *arguments: None)
+
+
+@pytest.fixture
+def data(quick, tmp_path, monkeypatch):
     """data/train with 20 pictures of two classes and data/val with 8, in a folder that is the current one."""
     monkeypatch.chdir(tmp_path)
     draw_folder(tmp_path / 'data' / 'train', {'a': 10, 'b': 10})

@@ -52,16 +52,23 @@ def configure(**changes):
     return settings.read(train, [text for pair in given.items() for text in map(str, pair)])
 
 
+def prepare(**changes):
+    """The settings of a small run as train.main has them, after validation."""
+    cfg = configure(**changes)
+    train.validate_settings(cfg)
+    return train.resolved(cfg)
+
+
 def run(**changes):
     train.main(configure(**changes))
 
 
 def build(**changes):
-    """What train.py has before the first step."""
-    cfg = configure(**changes)
-    train.check(cfg)
-    weights, content = train.find_weights(cfg)
-    return train.build_training(cfg, train.build_data(cfg, weights), weights, content, None)
+    """(settings, data, state): what train.py has before the first update."""
+    cfg = prepare(**changes)
+    provenance, content = train.find_weights(cfg)
+    data = train.build_data(cfg, provenance.normalisation)
+    return cfg, data, train.build_state(cfg, data, provenance, content, None)
 
 
 def read_json(path):

@@ -2,6 +2,7 @@
 import hashlib
 import json
 import random
+from collections.abc import Callable, Container
 from pathlib import Path
 
 import torch
@@ -20,13 +21,14 @@ class ImageFolder(datasets.ImageFolder):
     unless `allow_empty`.
     """
 
-    def __init__(self, root, transform=None, classes=None, allow_empty=False):
+    def __init__(self, root: Path | str, transform: Callable | None = None, classes: list[str] | None = None,
+                 allow_empty: bool = False):
         self.expected = classes
         super().__init__(str(root), transform, loader=open_image, allow_empty=allow_empty)
         if not self.samples:
             raise UserError(f'{root}: no pictures in it')
 
-    def find_classes(self, directory):
+    def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
         names = class_folders(directory)
         if self.expected is not None and names != sorted(self.expected):
             extra, missing = sorted(set(names) - set(self.expected)), sorted(set(self.expected) - set(names))
@@ -37,7 +39,8 @@ class ImageFolder(datasets.ImageFolder):
         return names, {name: index for index, name in enumerate(names)}
 
     @staticmethod
-    def make_dataset(directory, class_to_idx, allow_empty=False, **unused):
+    def make_dataset(directory: str, class_to_idx: dict[str, int], allow_empty: bool = False,
+                     **unused) -> list[tuple[str, int]]:
         """[(path, class index)], the files that the other scripts see, too."""
         samples = [(str(path), index) for name, index in class_to_idx.items()
                    for path in list_images(Path(directory, name))]
@@ -46,7 +49,7 @@ class ImageFolder(datasets.ImageFolder):
             refuse_empty(directory, {name for name, index in class_to_idx.items() if index in filled})
         return samples
 
-    def leave_out(self, paths):
+    def leave_out(self, paths: Container[str]) -> None:
         """Drop files, such as unreadable ones, from the set."""
         self.samples = self.imgs = [sample for sample in self.samples if sample[0] not in paths]
         self.targets = [target for _, target in self.samples]
@@ -55,7 +58,7 @@ class ImageFolder(datasets.ImageFolder):
 class SeededImageFolder(ImageFolder):
     """ImageFolder for training: its keys are (index, seed), and the seed decides everything random in the transform."""
 
-    def __getitem__(self, key):
+    def __getitem__(self, key: tuple[int, int]):
         index, seed = key
         python_state = random.getstate()
         with torch.random.fork_rng(devices=[]):
@@ -66,7 +69,7 @@ class SeededImageFolder(ImageFolder):
         return item
 
 
-def open_split(data_dir):
+def open_split(data_dir: str) -> tuple['SeededImageFolder', ImageFolder]:
     """(training set, validation set) of a folder that makedata.py made; nothing is read yet."""
     root = Path(data_dir)
     if not (root / 'train').is_dir() or not (root / 'val').is_dir():
@@ -77,14 +80,14 @@ def open_split(data_dir):
     return train_set, ImageFolder(root / 'val', classes=train_set.classes, allow_empty=True)
 
 
-def fingerprint(*sets):
+def fingerprint(*sets: ImageFolder) -> str:
     """A text that changes with the names, classes and sizes in bytes of the files in data sets."""
     files = [(Path(path).relative_to(dataset.root).as_posix(), target, stamp(path)[0]) for dataset in sets
              for path, target in dataset.samples]
     return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
 
-def leave_out(train_set, val_set, bad, listing):
+def leave_out(train_set: ImageFolder, val_set: ImageFolder, bad: dict[str, str], listing: Path) -> None:
     """Take the files in `bad`, {path: problem}, out of both sets, and list them in the file `listing`.
 
     Raises UserError where a class then has no picture to learn from.

@@ -1,5 +1,4 @@
 """Batches in an order that follows from seeds alone, read by worker processes."""
-import itertools
 import time
 from collections.abc import Iterator
 
@@ -15,7 +14,7 @@ class EpochSampler(Sampler):
     """The shuffled order of an epoch, as (index, seed) keys for SeededImageFolder.
 
     Both follow from the run's seed and the attribute `epoch` alone: they depend neither on the number of workers nor on
-    whether the run was interrupted before. The first `skip` keys of the next epoch are left out.
+    whether the run was interrupted before. The first `skip` keys of the epoch are left out.
     """
 
     def __init__(self, length: int, seed: int):
@@ -24,11 +23,42 @@ class EpochSampler(Sampler):
     def __len__(self) -> int:
         return self.length
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def order(self) -> list[tuple[int, int]]:
+        """All keys of the epoch."""
         rng = np.random.default_rng([self.seed, self.epoch])
         seeds = rng.integers(2 ** 63, size=self.length)
-        keys = zip(rng.permutation(self.length).tolist(), seeds.tolist(), strict=True)
-        return itertools.islice(keys, self.skip, None)
+        return list(zip(rng.permutation(self.length).tolist(), seeds.tolist(), strict=True))
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return iter(self.order()[self.skip:])
+
+
+class TimedBatches:
+    """The batches of an epoch from an EpochSampler's loader, after the first `skip`, and the `seconds` waited for them.
+
+    One pass only.
+    """
+
+    def __init__(self, loader: DataLoader, epoch: int, skip: int = 0):
+        loader.sampler.epoch, loader.sampler.skip = epoch, skip * loader.batch_size
+        self.batches = iter(loader)
+        self.seconds = 0.
+
+    def __iter__(self):
+        return self
+
+    def __next__(self) -> tuple[torch.Tensor, torch.Tensor]:
+        start = time.perf_counter()
+        try:
+            return next(self.batches)
+        finally:
+            self.seconds += time.perf_counter() - start
+
+
+def image_files(loader: DataLoader, first: int, count: int) -> list[str]:
+    """The files of so many images of the epoch that the loader is in, from its image number `first`, counted from 0."""
+    keys = loader.sampler.order()[first:first + count]
+    return [loader.dataset.samples[index][0] for index, _ in keys]
 
 
 def init_worker(number: int) -> None:
@@ -47,15 +77,3 @@ def start_loader(dataset: Dataset, workers: int, **kwargs) -> DataLoader:
                         pin_memory=torch.cuda.is_available(), generator=torch.Generator(), **kwargs)
     iter(loader)
     return loader
-
-
-def with_waiting(loader):
-    """(seconds waited for it, batch) for every batch of a loader."""
-    batches = iter(loader)
-    while True:
-        start = time.perf_counter()
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
-        yield time.perf_counter() - start, batch

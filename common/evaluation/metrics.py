@@ -1,15 +1,16 @@
 """What a network gets right: ACC1 and ACC5 (timm), and per class what scikit-learn reports.
 
-ACC1 is the share of pictures, in percent, whose most probable class is the right one; ACC5 the share whose right class
-is among the five most probable. With fewer than six classes ACC5 is 100.
+ACC1 is the share of images, in percent, whose most probable class is the right one; ACC5 the share whose right class is
+among the five most probable. With fewer than six classes ACC5 is 100.
 """
 import warnings
 
+import torch
 import torch.nn.functional as F
 from timm.utils import accuracy
 
 
-def scores(logits, targets, classes):
+def scores(logits: torch.Tensor, targets: torch.Tensor, classes: list[str]) -> dict:
     """Plain numbers from logits (N, classes) and targets (N,): loss, acc1, acc5, balanced_accuracy (percent),
     report (scikit-learn's, as text and as a dict) and the confusion matrix (an array, rows: truth)."""
     from sklearn.metrics import balanced_accuracy_score, classification_report, confusion_matrix  # takes a second
@@ -26,3 +27,23 @@ def scores(logits, targets, classes):
             'report_text': classification_report(truth, guess, **named, digits=3),
             'report': classification_report(truth, guess, **named, output_dict=True),
             'confusion': confusion_matrix(truth, guess, labels=labels)}
+
+
+class BatchMeter:
+    """Loss and accuracy over the batches of an update, on the device until they are read."""
+
+    def __init__(self, smoothing: float):
+        self.smoothing, self.rows, self.images = smoothing, [], 0
+
+    @torch.no_grad()
+    def add(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor) -> None:
+        """The mean loss of a batch, its logits (B, classes), labels (B,) and targets (B, classes)."""
+        unmixed = targets.amax(1) >= 1 - self.smoothing  # mixed with another class a label says little
+        correct = unmixed & (logits.argmax(1) == labels)
+        self.rows.append(torch.stack([loss.detach(), correct.sum(), unmixed.sum()]))
+        self.images += len(labels)
+
+    def read(self) -> tuple[float, int, int]:
+        """(mean loss of the batches, correct images, images whose label is no mixture)."""
+        losses, correct, unmixed = torch.stack(self.rows).double().unbind(1)
+        return losses.mean().item(), int(correct.sum()), int(unmixed.sum())

@@ -1,14 +1,19 @@
-"""A network in evaluation mode over a loader."""
+"""A network in evaluation mode over a whole loader."""
+from collections.abc import Callable
+
 import torch
+from torch import nn
+from torch.utils.data import DataLoader
 
 from common.runtime.console import Bar
 
 
 @torch.no_grad()  # not inference_mode, which the threads of DataParallel would leave
-def validate(model, loader, device, label, between_batches=lambda: None):
-    """Run a model of common.device.parallel in evaluation mode over a loader of (images, targets).
+def validate(model: nn.Module, loader: DataLoader, device: torch.device, label: str,
+             between_batches: Callable[[], None] = lambda: None) -> tuple[torch.Tensor, torch.Tensor]:
+    """(logits (N, classes), targets (N,)), in fp32 on the CPU, of a model of common.runtime.parallel.
 
-    Returns (logits (N, classes), targets (N,)) in fp32 on the CPU.
+    `label` is the progress bar's.
     """
     model.train()  # some networks of timm keep numbers from eval to eval, and throw them away in between
     model.eval()

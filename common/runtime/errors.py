@@ -30,3 +30,12 @@ def explain_failures(less_memory: str, advice: str) -> Iterator[None]:
             raise UserError(f'a worker process of the data loader died ({text.splitlines()[0]}): if memory ran out, '
                             f'lower NUM_WORKERS; {advice}') from error
         raise
+
+
+@contextmanager
+def warn_instead() -> Iterator[None]:
+    """A UserError inside is printed as a warning, and what comes after goes on: the work is worth more than a table."""
+    try:
+        yield
+    except UserError as error:
+        print(f'warning: {error}')

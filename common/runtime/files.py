@@ -60,6 +60,10 @@ def replacing(path):
             aside.unlink(missing_ok=True)
 
 
+def move(source: Path, target: Path) -> None:
+    os.replace(source, target)
+
+
 def write_text(path, text):
     with replacing(path) as aside:
         aside.write_text(text, encoding='utf-8', errors='backslashreplace')  # names that are no UTF-8, as JSON has them

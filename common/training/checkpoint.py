@@ -1,21 +1,25 @@
-"""Checkpoints: plain dicts of tensors and values, written aside, moved into place, read without running anything."""
+"""Checkpoints: plain dicts of tensors and values, written aside, moved into place, read without running anything.
+
+best.pth is what test.py needs; last.pth is what a resumed run needs, last_before.pth the one before it.
+"""
 import contextlib
 import os
 import zipfile
+from pathlib import Path
 
 import torch
 
 from common.runtime.errors import UserError
-from common.runtime.files import replacing
+from common.runtime.files import move, replacing
 from models import WeightsError
 from models.weights import read_file
 
-_RESUMED = ('settings', 'classes', 'files', 'transform', 'history', 'pretrained', 'progress', 'state_dict', 'lr_scale',
-            'optimizer', 'gradients', 'scaler', 'random')
 FORMAT = 2  # of the checkpoint's content; raised when an older test.py could no longer read it
+RESUMED = ('settings', 'classes', 'fingerprint', 'transform', 'history', 'provenance', 'progress', 'state_dict',
+           'state_dict_ema', 'lr_scale', 'optimizer', 'scaler', 'random')  # what last.pth holds besides
 
 
-def save(path, content):
+def save(path: Path, content: dict) -> None:
     """Write a dict so that `path` holds, at every moment, either the old content whole or the new."""
     with replacing(path) as aside, open(aside, 'wb') as file:
         try:
@@ -27,7 +31,7 @@ def save(path, content):
     sync_folder(path.parent)
 
 
-def sync_folder(folder):
+def sync_folder(folder: Path) -> None:
     """Have the disk take note of files that were moved. Windows does that by itself, some file systems cannot."""
     if os.name == 'posix':
         handle = os.open(folder, os.O_RDONLY)
@@ -36,13 +40,13 @@ def sync_folder(folder):
         os.close(handle)
 
 
-def load(path):
+def load(path: Path | str) -> dict:
     """A checkpoint's content. Raises UserError for a file that is missing, damaged or something else."""
     try:
         content = read_file(path)
     except WeightsError as error:
         raise UserError(f'{error}: run train.py first, or name one of its checkpoints') from None
-    if not is_checkpoint(content):
+    if not isinstance(content, dict) or not isinstance(content.get('format'), int):
         raise UserError(f'{path}: not a checkpoint of train.py')
     if content['format'] != FORMAT:
         raise UserError(f'{path}: written by another version of this project (its format is {content["format"]}, this '
@@ -50,39 +54,34 @@ def load(path):
     return content
 
 
-def save_last(folder, content):
-    """Save last.pth, and keep the one before as last_before.pth."""
+def save_last(folder: Path, content: dict) -> None:
+    """Save last.pth; the one before it becomes last_before.pth."""
     last, before, new = (folder / name for name in ('last.pth', 'last_before.pth', 'last_new.pth'))
     save(new, content)
     if last.exists():
-        os.replace(last, before)
-    os.replace(new, last)
+        move(last, before)
+    move(new, last)
     sync_folder(folder)
 
 
-def load_last(folder):
-    """The content of last.pth, or of the save before it where last.pth is missing or damaged.
+def load_last(folder: Path) -> dict:
+    """The content of last.pth, or of last_before.pth where last.pth is missing or damaged.
 
     Every byte is checked against the checksums that PyTorch's files have. Raises UserError where neither is whole.
     """
     last, before = folder / 'last.pth', folder / 'last_before.pth'
-    for path in (last, before):
-        if is_whole(path):
-            if path == before:
-                print(f'{last} is missing or damaged: going on from the save before it, {before}')
-            return complete(load(path), path)
-    return complete(load(last), last)  # load says what is wrong with it
-
-
-def complete(saved, path):
-    missing = [key for key in _RESUMED if key not in saved]
+    path = next((path for path in (last, before) if is_whole(path)), last)
+    if path == before:
+        print(f'{last} is missing or damaged: going on from the save before it, {before}')
+    content = load(path)
+    missing = [key for key in RESUMED if key not in content]
     if missing:
         raise UserError(f'RESUME: {path} has no {", ".join(missing)}: it is no last.pth, or one of an older version of '
                         'this project')
-    return saved
+    return content
 
 
-def is_whole(path):
+def is_whole(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as file:
             return file.testzip() is None
@@ -90,29 +89,28 @@ def is_whole(path):
         return False
 
 
-def is_checkpoint(content):
-    return isinstance(content, dict) and isinstance(content.get('format'), int)
+def set_aside(folder: Path) -> None:
+    """Rename the checkpoints of an earlier run to previous_*.pth, over those of the run before it.
 
-
-def set_aside(folder):
-    """Rename the checkpoints of the run before to previous_*.pth; those of the run before that are overwritten.
-
-    Nothing is kept of a run without a single step.
+    Of a run without a single update nothing stays.
     """
-    if (folder / 'last_before.pth').exists() and not (folder / 'last.pth').exists():  # killed between two moves
-        os.replace(folder / 'last_before.pth', folder / 'last.pth')
-    for name in ('last_before.pth', 'last_new.pth', '.last_new.pth.tmp'):  # the latter two of a run that was killed
-        (folder / name).unlink(missing_ok=True)
-    if not (folder / 'best.pth').exists() and not has_steps(folder / 'last.pth'):
-        (folder / 'last.pth').unlink(missing_ok=True)
+    last, before = folder / 'last.pth', folder / 'last_before.pth'
+    if before.exists() and not last.exists():  # it was killed between two moves
+        move(before, last)
+    for path in (before, folder / 'last_new.pth', folder / '.last_new.pth.tmp'):  # the latter two of a killed run
+        path.unlink(missing_ok=True)
+    if not (folder / 'best.pth').exists() and not has_updates(last):
+        last.unlink(missing_ok=True)
     for name in ('best.pth', 'last.pth'):
         if (folder / name).exists():
-            os.replace(folder / name, folder / f'previous_{name}')
+            move(folder / name, folder / f'previous_{name}')
             print(f'{folder / name} of an earlier run is now previous_{name}')
 
 
-def has_steps(path):
+def has_updates(path: Path) -> bool:
+    """Whether a last.pth is of a run that has learnt something."""
     try:
-        return load(path)['progress']['step'] > 0
-    except (UserError, KeyError, TypeError):  # none, or damaged
+        content = load(path)
+        return bool(content['history']) or content['progress']['updates'] > 0
+    except (UserError, KeyError, TypeError):  # there is none, or it is damaged
         return False

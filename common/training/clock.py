@@ -1,44 +1,53 @@
 """The time that is left of a whole training run."""
 from common.runtime.console import Bar, format_duration
+from common.settings import Settings
+
+LONG = 3600  # seconds; longer runs are told what would shorten them
 
 
 class Clock:
-    """How long a whole training run will take: from the steps so far, and from what follows each epoch's steps.
+    """How long a whole training run takes: from the updates so far, and from what follows the updates of each epoch.
 
-    `steps` is per epoch. `rest` is the guess, in steps, of validation after an epoch, used until one was measured.
+    `updates` is per epoch. `rest` is a guess of what validation after an epoch takes, in updates, used until one was
+    measured.
     """
 
-    def __init__(self, steps, epochs, rest):
-        self.steps, self.epochs, self.rest = steps, epochs, rest
-        self.seconds = self.count = 0
-        self.rest_seconds = None
-        self.told = False  # whether the user has heard of it
+    def __init__(self, updates: int, epochs: int, rest: float):
+        self.updates, self.epochs, self.rest = updates, epochs, rest
+        self.rest_seconds: float | None = None  # measured
+        self.forecast_given = False
+        self.restart()
 
-    def step(self, seconds):
+    def restart(self) -> None:
+        """Forget the updates so far: those of the head alone do not tell how long the others take."""
+        self.seconds, self.count = 0., 0
+
+    def add(self, seconds: float) -> None:
+        """Note what an update took."""
         self.count += 1
         if self.count > 1:  # the first one starts workers and chooses kernels
             self.seconds += seconds
 
-    def epoch_seconds(self):
-        """Seconds that an epoch takes, or None before the second step."""
+    def epoch_seconds(self) -> float | None:
+        """Seconds that an epoch takes, or None before the second update."""
         if self.count < 2:
             return None
-        step = self.seconds / (self.count - 1)
-        return self.steps * step + (self.rest * step if self.rest_seconds is None else self.rest_seconds)
+        update = self.seconds / (self.count - 1)
+        return self.updates * update + (self.rest * update if self.rest_seconds is None else self.rest_seconds)
 
-    def left(self, epoch, step):
-        """Seconds left after `step` steps of epoch number `epoch` (both from 0), or None when nothing is known yet."""
+    def left(self, epoch: int, updates: int = 0) -> float | None:
+        """Seconds left after so many updates of an epoch, counted from 0; None while nothing is known."""
         seconds = self.epoch_seconds()
-        return seconds and max(0., seconds * (self.epochs - epoch - step / (self.steps + self.rest)))
+        return seconds and max(0., seconds * (self.epochs - epoch - updates / (self.updates + self.rest)))
 
-    def forecast(self, cfg, epoch, step):
-        """Say once, after a few steps, how long a run with these settings takes, and what shortens a long one."""
-        if self.told or self.count < 2 or (self.seconds < 10 and step + 1 < self.steps):
+    def forecast(self, cfg: Settings, epoch: int, updates: int) -> None:
+        """Say once, after some updates, how long a run with these settings takes, and what shortens a long one."""
+        if self.forecast_given or self.count < 2 or (self.seconds < 10 and updates < self.updates):
             return
-        self.told = True
-        left = self.left(epoch, step + 1)
+        self.forecast_given = True
+        left = self.left(epoch, updates)
         text = f'forecast: {format_duration(left)} for the whole run on this machine'
-        if left > 3600:
+        if left > LONG:
             small = tuple(max(16, side // 32 * 16) for side in cfg.IMG_SIZE)
             text += (f'; shorter with fewer EPOCHS (now {cfg.EPOCHS}), with IMG_SIZE = {small} (about a quarter of '
                      'it), or on a machine with a GPU')

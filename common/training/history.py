@@ -1,48 +1,76 @@
-"""What a training run leaves behind after each epoch: checkpoints, tables and pictures."""
+"""The log of a run, a row (a plain dict) for each epoch, and the files that are written from it after each."""
+from pathlib import Path
+
 import torch
 
-from common.reporting import plots as report
+from common.data.build import Data
+from common.reporting.plots import plot_confusion, plot_training
 from common.reporting.tables import write_scores
-from common.runtime.device import describe_device
-from common.runtime.errors import UserError
+from common.runtime.console import format_duration
+from common.runtime.device import describe_device, dtype_name
+from common.runtime.errors import warn_instead
 from common.runtime.files import write_csv, write_json
-from common.training import checkpoint
-from common.training.state import training_state
+from common.settings import Settings
+from common.training.state import TrainState
+
+COLUMNS = ('loss', 'acc1', 'acc5', 'balanced_accuracy')  # of the raw and of the EMA weights
 
 
-def best_of(history):
+def training_columns(state: TrainState) -> dict:
+    """What a row says of the training in an epoch, from its progress."""
+    progress = state.progress
+    return {'lr': state.learning_rate, 'train_loss': progress.losses.avg,
+            'train_acc1': progress.acc1.avg if progress.acc1.count else None, 'grad_norm': progress.norms.avg,
+            'skipped_updates': progress.skipped, 'images_per_s': progress.images / progress.seconds,
+            'waiting': progress.waited / progress.seconds}
+
+
+def validation_columns(results: dict[str, dict]) -> dict:
+    """What a row says of the validation: `results` has the scores of the 'raw' and, with USE_EMA, the 'ema' weights."""
+    return {f'{which}_{name}': results.get(which, {}).get(name) for which in ('raw', 'ema') for name in COLUMNS}
+
+
+def best_of(history: list[dict]) -> dict | None:
     """{epoch, weights ('raw' or 'ema'), acc1} of the highest ACC1 so far, the earliest of equals; None without one."""
     found = [{'epoch': row['epoch'], 'weights': which, 'acc1': row[f'{which}_acc1']}
              for row in history for which in ('raw', 'ema') if row[f'{which}_acc1'] is not None]
     return max(found, key=lambda best: best['acc1'], default=None)
 
 
-def about(cfg, run, data, history):
+def describe_run(cfg: Settings, state: TrainState, data: Data, history: list[dict]) -> dict:
     """What every checkpoint says of the run, besides its history."""
-    return {'model': cfg.MODEL, 'model_kwargs': run.kwargs, 'classes': data.classes, 'transform': data.transform,
-            'files': data.files, 'settings': vars(cfg), 'pretrained': run.weights, 'best': best_of(history)}
+    return {'model': cfg.MODEL, 'model_kwargs': state.model_kwargs, 'classes': data.classes,
+            'transform': data.transform.as_dict(), 'amp_dtype': state.amp_dtype and dtype_name(state.amp_dtype),
+            'fingerprint': data.fingerprint, 'settings': vars(cfg), 'provenance': vars(state.provenance),
+            'best': best_of(history)}
 
 
-def save_last(cfg, run, data, out, history):
-    """Write last.pth, all that a resumed run needs."""
-    checkpoint.save_last(out, {**about(cfg, run, data, history), 'history': history, **training_state(run)})
+def write_epoch(cfg: Settings, state: TrainState, data: Data, out: Path, history: list[dict],
+                best_scores: dict | None) -> None:
+    """Tables and pictures after an epoch. `best_scores` are those of best.pth if it is of this epoch, else None.
 
-
-def save_epoch(cfg, run, data, out, history, results):
-    """Write checkpoints, tables and pictures after an epoch. `results`: the scores of the raw and the EMA weights."""
-    best, info = best_of(history), about(cfg, run, data, history)
-    if best['epoch'] == len(history):
-        weights = run.ema.module if best['weights'] == 'ema' else run.net
-        checkpoint.save(out / 'best.pth', {**info, 'history': history, 'state_dict': weights.state_dict()})
-    save_last(cfg, run, data, out, history)  # second: best.pth must not miss an epoch
-    try:
+    What cannot be written, such as a table that is open in another program, becomes a warning.
+    """
+    best = best_of(history)
+    with warn_instead():
         write_csv(out / 'log.csv', history)
+    with warn_instead():
         write_json(out / 'result.json', {
-            **info, 'last': history[-1], 'finished': len(history) == cfg.EPOCHS, 'parameters': run.parameters,
-            'seconds': sum(row['seconds'] for row in history), 'device': describe_device(run.device, run.dtype),
-            'torch': torch.__version__})
-        report.plot_training(out, history, best)
-        if best['epoch'] == len(history):
-            write_scores(out, results[best['weights']], data.classes, best)
-    except UserError as error:  # a table that is open in another program, say; the training is worth more
-        print(f'warning: {error}')
+            **describe_run(cfg, state, data, history), 'last': history[-1], 'finished': len(history) == cfg.EPOCHS,
+            'parameters': sum(p.numel() for p in state.net.parameters()),
+            'seconds': sum(row['seconds'] for row in history),
+            'device': describe_device(state.device, state.amp_dtype), 'torch': torch.__version__})
+    with warn_instead():
+        plot_training(out, history, best)
+    if best_scores:
+        with warn_instead():
+            write_scores(out, best_scores, data.classes, best)
+        with warn_instead():
+            plot_confusion(out / 'confusion.png', best_scores, data.classes)
+
+
+def print_epoch(cfg: Settings, row: dict, seconds_left: float | None) -> None:
+    ema = f' (EMA {row["ema_acc1"]:.2f} %)' if cfg.USE_EMA else ''
+    print(f'epoch {row["epoch"]}/{cfg.EPOCHS}: loss {row["train_loss"]:.3f}, val loss {row["raw_loss"]:.3f}, '
+          f'ACC1 {row["raw_acc1"]:.2f} %{ema}, {row["images_per_s"]:.1f} img/s, waiting {row["waiting"]:.0%}, '
+          f'{format_duration(row["seconds"])}, {format_duration(seconds_left)} left', flush=True)

@@ -1,47 +1,85 @@
-"""Going on from last.pth."""
+"""Whether a run may go on from last.pth: the same run it must be, but for what may change."""
+from pathlib import Path
+
+from common.data.build import Data
 from common.runtime.errors import UserError
+from common.settings import Settings
+from common.training import checkpoint
+from common.training.provenance import Provenance
+from common.training.state import Progress
+
+OF_AN_EPOCH = ('BATCH_SIZE', 'ACCUMULATE_STEPS', 'SEED')  # settings of an epoch that was stopped in the middle
+FIXED = ('MODEL', 'MODEL_KWARGS', 'IMG_SIZE', 'USE_EMA', 'TOKEN_LABEL', 'LAYER_DECAY')  # settings of the whole run
 
 
-def check_resume(cfg, data, saved, out):
-    """Refuse settings that would make another run of the saved one, and list the others that changed."""
-    before = saved['settings']
-    for name in ('MODEL', 'MODEL_KWARGS', 'IMG_SIZE', 'USE_EMA', 'TOKEN_LABEL', 'LAYER_DECAY'):
+def find_saved(cfg: Settings, out: Path) -> dict | None:
+    """The content of last.pth in the folder `out`, where RESUME asks for it. Raises UserError."""
+    there = any((out / name).exists() for name in ('last.pth', 'last_before.pth'))
+    if cfg.RESUME is not True and not (cfg.RESUME == 'auto' and there):
+        return None
+    saved = checkpoint.load_last(out)
+    try:
+        Progress.from_dict(saved['progress'])
+        Provenance(**saved['provenance'])
+        missing = [name for name in (*FIXED, *OF_AN_EPOCH, 'LR') if name not in saved['settings']]
+        whole = isinstance(saved['history'], list) and isinstance(saved['transform'], dict)
+    except (TypeError, ValueError, AttributeError):
+        whole = False
+    if not whole:
+        raise UserError(f'RESUME: {out}/last.pth is not of this run: choose another OUTPUT_DIR')
+    if missing:
+        raise UserError(f'RESUME: {out}/last.pth is of a version of this project without {", ".join(missing)}: choose '
+                        'another OUTPUT_DIR')
+    return saved
+
+
+def check_resume(cfg: Settings, data: Data, saved: dict, out: Path) -> None:
+    """Raise UserError for settings and data that would make it another run, and print what else has changed."""
+    before, place = saved['settings'], f'RESUME: {out}/last.pth'
+    for name in FIXED:
         if before[name] != getattr(cfg, name):
-            raise UserError(f'RESUME: {out}/last.pth was trained with {name} = {before[name]!r}: '
-                            'set it back, or choose another OUTPUT_DIR')
+            raise UserError(f'{place} was trained with {name} = {before[name]!r}: set it back, or choose another '
+                            'OUTPUT_DIR')
     if saved['classes'] != data.classes:
-        raise UserError(f'RESUME: {out}/last.pth was trained on other classes: choose another OUTPUT_DIR')
-    if saved['files'] != data.files:
-        raise UserError(f'RESUME: {out}/last.pth was trained on other pictures than DATA_DIR has now: put those '
-                        'back, or choose another OUTPUT_DIR')
-    if saved['progress']['step']:
-        fit_progress(cfg, saved, out)
-    if saved['transform'] != data.transform:
+        raise UserError(f'{place} was trained on other classes: choose another OUTPUT_DIR')
+    if saved['fingerprint'] != data.fingerprint:
+        raise UserError(f'{place} was trained on other pictures than DATA_DIR has now: put those back, or choose '
+                        'another OUTPUT_DIR')
+    if saved['progress']['updates']:
+        check_unfinished_epoch(cfg, before, place)
+    now = data.transform.as_dict()
+    if saved['transform'] != now:
         were = ', '.join(f'{key.upper()} = {value}' for key, value in saved['transform'].items()
-                         if value != data.transform[key])
-        raise UserError(f'RESUME: {out}/last.pth was trained with {were}: set it so, or choose another OUTPUT_DIR')
+                         if value != now.get(key))
+        raise UserError(f'{place} was trained with {were}: set it so, or choose another OUTPUT_DIR')
     if len(saved['history']) >= cfg.EPOCHS:
-        raise UserError(f'RESUME: {out}/last.pth has all its {len(saved["history"])} epochs behind it: '
-                        'raise EPOCHS to train on')
-    for name, value in vars(cfg).items():
-        if before.get(name) != value and name != 'RESUME':
-            print(f'resume: {name} was {before.get(name)!r}, now {value!r}')
-    if saved['lr_scale'] < 1 and before['LR'] != cfg.LR:
-        saved['lr_scale'] = 1.
-    elif saved['lr_scale'] < 1:
-        print(f'resume: the learning rate stays at {saved["lr_scale"]} of LR, after steps without a finite loss')
-    step = saved['progress']['step']
-    print(f'resume: {out}/last.pth, after epoch {len(saved["history"])}{f" and {step} steps" if step else ""}')
+        raise UserError(f'{place} has all its {len(saved["history"])} epochs behind it: raise EPOCHS to train on')
+    print_changes(cfg, saved, out)
 
 
-def fit_progress(cfg, saved, out):
-    """Count an epoch that was stopped in the middle in batches of another size, if as many pictures make a step."""
-    before, progress = saved['settings'], saved['progress']
-    pictures = progress['step'] * before['BATCH_SIZE']
-    group = before['BATCH_SIZE'] * before['ACCUMULATE_STEPS']
-    if before['SEED'] != cfg.SEED or group != cfg.BATCH_SIZE * cfg.ACCUMULATE_STEPS or pictures % cfg.BATCH_SIZE:
+def check_unfinished_epoch(cfg: Settings, before: dict, place: str) -> None:
+    """An epoch that was stopped in the middle goes on with as many images an update, in the same order."""
+    images = before['BATCH_SIZE'] * before['ACCUMULATE_STEPS']
+    if before['SEED'] != cfg.SEED or images != cfg.BATCH_SIZE * cfg.ACCUMULATE_STEPS:
         raise UserError(
-            f'RESUME: {out}/last.pth stopped within an epoch that has BATCH_SIZE = {before["BATCH_SIZE"]}, '
-            f'ACCUMULATE_STEPS = {before["ACCUMULATE_STEPS"]}, SEED = {before["SEED"]}: until that epoch is over, keep '
-            'SEED and the product of the other two')
-    progress['step'] = pictures // cfg.BATCH_SIZE
+            f'{place} stopped within an epoch that has BATCH_SIZE = {before["BATCH_SIZE"]}, ACCUMULATE_STEPS = '
+            f'{before["ACCUMULATE_STEPS"]}, SEED = {before["SEED"]}: until that epoch is over, leave SEED and the '
+            'product of the other two as they are')
+
+
+def print_changes(cfg: Settings, saved: dict, out: Path) -> None:
+    before = saved['settings']
+    for name, value in vars(cfg).items():
+        if name not in before:
+            print(f'resume: {name} is new, now {value!r}')
+        elif before[name] != value and name != 'RESUME':
+            print(f'resume: {name} was {before[name]!r}, now {value!r}')
+    if resumed_lr_scale(cfg, saved) < 1:
+        print(f'resume: the learning rate stays at {saved["lr_scale"]} of LR, after updates without a finite loss')
+    updates = saved['progress']['updates']
+    print(f'resume: {out}/last.pth, after epoch {len(saved["history"])}{f" and {updates} updates" if updates else ""}')
+
+
+def resumed_lr_scale(cfg: Settings, saved: dict) -> float:
+    """What a divergence left of LR; all of it where LR has been changed since."""
+    return saved['lr_scale'] if saved['settings']['LR'] == cfg.LR else 1.

@@ -1,64 +1,124 @@
-"""The state of a training run."""
+"""What a training run consists of, and how it goes into a checkpoint and comes back, to the bit."""
 import random
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import torch
-from timm.utils import AverageMeter
+from timm.scheduler.scheduler import Scheduler
+from timm.utils import AverageMeter, ModelEmaV3
+from torch import nn
+
+from common.training.provenance import Provenance
 
 
-def training_state(run):
-    """What a resumed run needs besides the settings. `run` has net, ema, optimizer, scheduler, scaler and progress."""
-    gradients = [parameter.grad for parameter in run.net.parameters()]  # all None unless batches are accumulated
-    return {'state_dict': run.net.state_dict(), 'state_dict_ema': run.ema and run.ema.module.state_dict(),
-            'optimizer': run.optimizer.state_dict(), 'scheduler': run.scheduler.state_dict(),
-            'scaler': run.scaler.state_dict(), 'gradients': gradients, 'lr_scale': run.lr_scale,
-            'progress': run.progress.as_dict(), 'random': random_states()}
+@dataclass
+class Update:
+    """One step of the optimizer: what it was made of and what became of it."""
+    number: int              # counted from 1 in the whole run
+    loss: float              # the mean over its images
+    norm: float              # of the gradient, before clipping
+    finite: bool             # whether loss and norm are; otherwise it was skipped
+    images: int
+    unmixed: int             # images whose label is no mixture, the only ones that the accuracy counts
+    correct: int             # of those, the ones that were classified correctly
+    waited: float            # seconds for the data loader
+    seconds: float           # in all
 
 
-def restore_training_state(run, saved):
-    """Put a run where training_state was taken. Learning rate and weight decay stay as the settings have them now.
-
-    The scheduler is not restored: it is a function of the settings and the number of the step.
-    """
-    run.net.load_state_dict(saved['state_dict'])
-    if run.ema:
-        run.ema.module.load_state_dict(saved['state_dict_ema'])
-    keep = 'lr', 'initial_lr', 'weight_decay'
-    settings = [{key: group[key] for key in keep} for group in run.optimizer.param_groups]
-    run.optimizer.load_state_dict(saved['optimizer'])
-    for group, values in zip(run.optimizer.param_groups, settings, strict=True):
-        group.update(values)
-    for parameter, gradient in zip(run.net.parameters(), saved['gradients'], strict=True):
-        parameter.grad = None if gradient is None else gradient.to(parameter.device)
-    run.progress = Progress.from_dict(saved['progress'])
-    if saved['scaler']:  # empty where the run had no float16 so far
-        run.scaler.load_state_dict(saved['scaler'])
-    restore_random_states(saved['random'])
-
-
+@dataclass
 class Progress:
-    """How far an epoch has come: its steps (batches) so far, and the sums of which the log's row is made."""
+    """How far an epoch has come, and the sums that its row of the log is made of."""
+    updates: int = 0
+    images: int = 0
+    skipped: int = 0         # updates without a finite loss and gradient
+    skipped_in_row: int = 0
+    waited: float = 0.       # seconds for the data loader
+    seconds: float = 0.
+    losses: AverageMeter = field(default_factory=AverageMeter)
+    acc1: AverageMeter = field(default_factory=AverageMeter)
+    norms: AverageMeter = field(default_factory=AverageMeter)
 
-    def __init__(self):
-        self.step = self.seen = self.skipped = self.bad = 0  # bad: steps in a row whose loss was no number
-        self.waited = self.seconds = 0.
-        self.losses, self.acc1, self.norms = AverageMeter(), AverageMeter(), AverageMeter()
+    def add(self, update: Update) -> None:
+        self.updates += 1
+        self.images += update.images
+        self.waited += update.waited
+        self.seconds += update.seconds
+        if update.finite:
+            self.losses.update(update.loss, update.images)
+            self.norms.update(update.norm)
+            if update.unmixed:
+                self.acc1.update(100 * update.correct / update.unmixed, update.unmixed)
 
-    def as_dict(self):
-        return {key: vars(value) if isinstance(value, AverageMeter) else value for key, value in vars(self).items()}
+    def as_dict(self) -> dict:
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return {name: vars(value) if isinstance(value, AverageMeter) else value for name, value in values.items()}
 
     @classmethod
-    def from_dict(cls, saved):
-        progress = cls()
-        for key, value in saved.items():
-            if isinstance(value, dict):
-                vars(getattr(progress, key)).update(value)
-            else:
-                setattr(progress, key, value)
+    def from_dict(cls, saved: dict) -> 'Progress':
+        """Raises TypeError or AttributeError for what as_dict cannot have made."""
+        progress = cls(**saved)
+        for name in ('losses', 'acc1', 'norms'):
+            meter = AverageMeter()
+            vars(meter).update(getattr(progress, name))
+            setattr(progress, name, meter)
         return progress
 
 
-def random_states():
+@dataclass
+class TrainState:
+    """Everything that an update reads or changes."""
+    net: nn.Module                   # the network itself, on its device
+    model: nn.Module                 # the network in autocast, with several GPUs in DataParallel
+    step_model: nn.Module            # `model`, or `model` compiled: (images, targets) -> (logits, losses)
+    mix: Callable                    # (images, labels) -> (images, targets (B, classes))
+    optimizer: torch.optim.Optimizer
+    scheduler: Scheduler
+    scaler: torch.amp.GradScaler
+    ema: ModelEmaV3 | None
+    ema_model: nn.Module | None      # as `model`, of the averaged weights
+    device: torch.device
+    amp_dtype: torch.dtype | None    # None: fp32
+    updates_per_epoch: int
+    frozen_epochs: int               # in which only the heads learn
+    lr_scale: float                  # 0.1 after the run went back to an earlier save, else 1
+    model_kwargs: dict
+    provenance: Provenance
+    progress: Progress = field(default_factory=Progress)
+
+    @property
+    def learning_rate(self) -> float:
+        return max(group['lr'] for group in self.optimizer.param_groups)
+
+    def state_dict(self) -> dict:
+        """What a resumed run needs besides the settings, as plain values and tensors."""
+        return {'state_dict': self.net.state_dict(), 'state_dict_ema': self.ema and self.ema.module.state_dict(),
+                'optimizer': self.optimizer.state_dict(), 'scheduler': self.scheduler.state_dict(),
+                'scaler': self.scaler.state_dict(), 'lr_scale': self.lr_scale, 'progress': self.progress.as_dict(),
+                'random': random_states()}
+
+    def load_state_dict(self, saved: dict) -> None:
+        """Go back to where state_dict() was called, after len(saved['history']) epochs and what saved['progress'] says.
+
+        Learning rate and weight decay stay as the settings have them now; the schedule follows from the settings and
+        the number of the update.
+        """
+        self.net.load_state_dict(saved['state_dict'])
+        if self.ema:
+            self.ema.module.load_state_dict(saved['state_dict_ema'])
+        groups = self.optimizer.param_groups
+        settings = [{name: group[name] for name in ('lr', 'initial_lr', 'weight_decay')} for group in groups]
+        self.optimizer.load_state_dict(saved['optimizer'])
+        for group, values in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(values)
+        self.progress = Progress.from_dict(saved['progress'])
+        self.scheduler.step_update(len(saved['history']) * self.updates_per_epoch + self.progress.updates)
+        if saved['scaler']:  # empty where the run had no float16 so far
+            self.scaler.load_state_dict(saved['scaler'])
+        restore_random_states(saved['random'])
+
+
+def random_states() -> dict:
     """The states of all random generators of this process, as plain values and tensors."""
     kind, numbers, position, has_gauss, cached = np.random.get_state()
     return {'python': random.getstate(), 'numpy': (kind, numbers.tolist(), position, has_gauss, cached),
@@ -66,7 +126,7 @@ def random_states():
             'mps': torch.mps.get_rng_state() if torch.backends.mps.is_available() else None}
 
 
-def restore_random_states(states):
+def restore_random_states(states: dict) -> None:
     version, numbers, gauss = states['python']
     random.setstate((version, tuple(numbers), gauss))
     np.random.set_state(tuple(states['numpy']))

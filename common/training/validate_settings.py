@@ -1,24 +1,50 @@
 """The settings of train.py that cannot work, refused before anything long begins."""
 import math
 
-from common import settings
+from common.data.normalisation import are_mean_and_std
 from common.runtime.errors import UserError
+from common.settings import Settings, check_ranges
 from models import VARIANTS, default_cfg
 
 _RANGES = {  # least and most that make sense
-    **dict.fromkeys(('EPOCHS', 'BATCH_SIZE', 'ACCUMULATE_STEPS', 'MAX_BAD_STEPS'), (1, math.inf)),
+    **dict.fromkeys(('EPOCHS', 'BATCH_SIZE', 'ACCUMULATE_STEPS', 'MAX_SKIPPED_UPDATES'), (1, math.inf)),
     'SEED': (0, 2 ** 32 - 1), 'SAVE_EVERY_MINUTES': (0, math.inf),
     'SMOOTHING': (0, 0.99), 'LAYER_DECAY': (0.01, 1),
     **dict.fromkeys(('MIN_LR', 'DROP_PATH', 'EMA_DECAY', 'MIXUP_PROB', 'MIXUP_SWITCH_PROB'), (0, 1)),
     **dict.fromkeys(('FLIP', 'FLIP_VERTICAL', 'SHIFT', 'BLUR', 'CUTOUT'), (0, 1)),
     **dict.fromkeys(('WARMUP_EPOCHS', 'FREEZE_EPOCHS', 'WEIGHT_DECAY', 'CLIP_GRAD'), (0, math.inf)),
     **dict.fromkeys(('ROTATION', 'JITTER', 'MIXUP_ALPHA', 'CUTMIX_ALPHA'), (0, math.inf))}
+_CHOICES = {'INTERPOLATION': ('bilinear', 'bicubic'), 'RESUME': (True, False, 'auto'),
+            'CACHE': ('ram', 'disk', 'auto', None), 'NORMALISATION': ('auto', 'weights', 'data')}
 _OURS = {'img_size', 'num_classes', 'in_chans', 'drop_path_rate', 'return_dense', 'mix_token'}  # not for MODEL_KWARGS
 
 
-def check(cfg):
-    """Refuse settings that would fail later, each by its name."""
-    settings.check_ranges(cfg, _RANGES)
+def validate_settings(cfg: Settings) -> None:
+    """Raise UserError for settings that would fail later, each by its name."""
+    check_ranges(cfg, _RANGES)
+    for name, choices in _CHOICES.items():
+        if getattr(cfg, name) not in choices:
+            raise UserError(f'{name} = {getattr(cfg, name)!r}: choose {", ".join(map(repr, choices[:-1]))} '
+                            f'or {choices[-1]!r}')
+    _validate_model(cfg)
+    _validate_optimisation(cfg)
+    _validate_data(cfg)
+
+
+def _validate_model(cfg: Settings) -> None:
+    if cfg.MODEL_KWARGS.keys() & _OURS:
+        raise UserError(f'MODEL_KWARGS: {", ".join(sorted(cfg.MODEL_KWARGS.keys() & _OURS))} is set by train.py itself')
+    try:
+        default_cfg(cfg.MODEL)
+    except ValueError as error:
+        raise UserError(f'MODEL: {error}') from error
+    if cfg.TOKEN_LABEL and cfg.MODEL not in VARIANTS:
+        raise UserError(f'TOKEN_LABEL: {cfg.MODEL} gives no logits for tokens, only {", ".join(VARIANTS)} do')
+    if cfg.FREEZE_EPOCHS and cfg.PRETRAINED is False:
+        raise UserError('FREEZE_EPOCHS needs weights to freeze: set it to 0, or PRETRAINED to something')
+
+
+def _validate_optimisation(cfg: Settings) -> None:
     mixing = cfg.MIXUP_PROB > 0 and (cfg.MIXUP_ALPHA > 0 or cfg.CUTMIX_ALPHA > 0)
     if mixing and cfg.BATCH_SIZE % 2:
         raise UserError(f'BATCH_SIZE = {cfg.BATCH_SIZE} must be even: Mixup works on pairs; or set MIXUP_PROB = 0')
@@ -26,35 +52,33 @@ def check(cfg):
         raise UserError('MIXUP_PROB needs MIXUP_ALPHA or CUTMIX_ALPHA above 0: set it to 0 to switch mixing off')
     if cfg.TOKEN_LABEL and mixing:
         raise UserError('TOKEN_LABEL mixes tokens itself and does not go with Mixup and CutMix: set MIXUP_PROB = 0')
-    if cfg.TOKEN_LABEL and cfg.MODEL not in VARIANTS:
-        raise UserError(f'TOKEN_LABEL: {cfg.MODEL} gives no logits for tokens, only {", ".join(VARIANTS)} do')
     if 0 < cfg.WARMUP_EPOCHS >= cfg.EPOCHS:
         raise UserError(f'WARMUP_EPOCHS = {cfg.WARMUP_EPOCHS} must be less than EPOCHS = {cfg.EPOCHS}; 0: none')
-    if cfg.FREEZE_EPOCHS and cfg.PRETRAINED is False:
-        raise UserError('FREEZE_EPOCHS needs weights to freeze: set it to 0, or PRETRAINED to something')
     if cfg.LR != 'auto' and not (isinstance(cfg.LR, (int, float)) and cfg.LR > 0):
         raise UserError(f"LR = {cfg.LR!r}: give a positive number or 'auto'")
-    if cfg.ZOOM is not None and not (len(cfg.ZOOM) == 2 and 0 < cfg.ZOOM[0] <= cfg.ZOOM[1]):
-        raise UserError(f'ZOOM = {cfg.ZOOM}: give the least and the most, for example (0.8, 1.2), or None')
-    if cfg.INTERPOLATION not in ('bilinear', 'bicubic'):
-        raise UserError(f"INTERPOLATION = {cfg.INTERPOLATION!r}: choose 'bilinear' or 'bicubic'")
-    if cfg.RESUME not in (True, False, 'auto'):
-        raise UserError(f"RESUME = {cfg.RESUME!r}: choose True, False or 'auto'")
-    if cfg.CACHE not in ('ram', 'disk', 'auto', None):
-        raise UserError(f"CACHE = {cfg.CACHE!r}: choose 'ram', 'disk', 'auto' or None")
-    if cfg.CROP not in (None, 'published') and not (isinstance(cfg.CROP, (int, float)) and 0.1 <= cfg.CROP <= 2):
-        raise UserError(f"CROP = {cfg.CROP!r}: give a ratio such as 0.96, 'published' or None")
-    if cfg.MODEL_KWARGS.keys() & _OURS:
-        raise UserError(f'MODEL_KWARGS: {", ".join(sorted(cfg.MODEL_KWARGS.keys() & _OURS))} is set by train.py itself')
-    try:
-        published = default_cfg(cfg.MODEL)
-    except ValueError as error:
-        raise UserError(f'MODEL: {error}') from error
-    if cfg.CROP == 'published':
-        cfg.CROP = published['crop_pct']
-    sides = (cfg.IMG_SIZE, cfg.IMG_SIZE) if isinstance(cfg.IMG_SIZE, int) else cfg.IMG_SIZE
+
+
+def _validate_data(cfg: Settings) -> None:
+    sides = _sides(cfg.IMG_SIZE)
     unit = 16 if cfg.MODEL in VARIANTS else 1
     if len(sides) != 2 or any(type(side) is not int or side < 16 or side % unit for side in sides):
         raise UserError(f'IMG_SIZE = {cfg.IMG_SIZE}: each side must be '
                         + ('a multiple of 16 pixels' if unit == 16 else '16 pixels or more'))
-    cfg.IMG_SIZE = tuple(sides)
+    if cfg.CROP not in (None, 'published') and not (isinstance(cfg.CROP, (int, float)) and 0.1 <= cfg.CROP <= 2):
+        raise UserError(f"CROP = {cfg.CROP!r}: give a ratio such as 0.96, 'published' or None")
+    if cfg.ZOOM is not None and not (len(cfg.ZOOM) == 2 and 0 < cfg.ZOOM[0] <= cfg.ZOOM[1]):
+        raise UserError(f'ZOOM = {cfg.ZOOM}: give the least and the most, for example (0.8, 1.2), or None')
+    if (cfg.MEAN is None) != (cfg.STD is None):
+        raise UserError('MEAN and STD go together: set both or neither')
+    if cfg.MEAN is not None and not are_mean_and_std(cfg.MEAN, cfg.STD):
+        raise UserError(f'MEAN = {cfg.MEAN}, STD = {cfg.STD}: each needs three numbers, and STD positive ones')
+
+
+def _sides(img_size: int | tuple) -> tuple:
+    return (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+
+
+def resolved(cfg: Settings) -> Settings:
+    """The settings with IMG_SIZE as (height, width) and the CROP of published weights as a number."""
+    crop = default_cfg(cfg.MODEL)['crop_pct'] if cfg.CROP == 'published' else cfg.CROP
+    return Settings(**{**vars(cfg), 'IMG_SIZE': _sides(cfg.IMG_SIZE), 'CROP': crop})

@@ -1,4 +1,5 @@
 """common/data/transforms.py: the tutorial's augmentations, and the transform that a checkpoint can rebuild."""
+import dataclasses
 import pickle
 import subprocess
 import sys
@@ -11,31 +12,30 @@ from helpers import ROOT
 from PIL import Image
 
 from common.data.cutout import Cutout
-from common.data.transforms import eval_transform, fit, train_transform
+from common.data.transforms import Transform, eval_transform, fit, train_transform
 
-SETTINGS = {'img_size': [32, 48], 'mean': [0.5, 0.4, 0.3], 'std': [0.2, 0.2, 0.1],
-            'interpolation': 'bilinear', 'crop': None}
+TRANSFORM = Transform([32, 48], mean=[0.5, 0.4, 0.3], std=[0.2, 0.2, 0.1])
 
 
 def test_eval_transform_is_resize_scale_normalise():
     image = Image.new('RGB', (100, 60), (255, 128, 0))
-    out = eval_transform(SETTINGS)(fit(SETTINGS)(image))
+    out = eval_transform(TRANSFORM)(fit(TRANSFORM)(image))
     assert out.shape == (3, 32, 48) and out.dtype == torch.float32
-    expected = (torch.tensor([1, 128 / 255, 0]) - torch.tensor(SETTINGS['mean'])) / torch.tensor(SETTINGS['std'])
+    expected = (torch.tensor([1, 128 / 255, 0]) - torch.tensor(TRANSFORM.mean)) / torch.tensor(TRANSFORM.std)
     torch.testing.assert_close(out, expected.view(3, 1, 1).expand_as(out))
 
 
 def test_without_augmentation_training_sees_what_validation_sees():
     image = Image.effect_noise((70, 50), 60).convert('RGB')
-    trained = train_transform(SETTINGS)(fit(SETTINGS, training=True)(image))
-    assert torch.equal(trained, eval_transform(SETTINGS)(fit(SETTINGS)(image)))
+    trained = train_transform(TRANSFORM)(fit(TRANSFORM, training=True)(image))
+    assert torch.equal(trained, eval_transform(TRANSFORM)(fit(TRANSFORM)(image)))
 
 
 def test_crop_is_for_validation_only():
-    settings = {**SETTINGS, 'crop': 0.5}
+    transform = dataclasses.replace(TRANSFORM, crop=0.5)
     image = Image.new('RGB', (96, 64), 'black')
     image.paste('white', (24, 16, 72, 48))  # the middle half
-    assert np.asarray(fit(settings)(image)).mean() > 250 > np.asarray(fit(settings, training=True)(image)).mean()
+    assert np.asarray(fit(transform)(image)).mean() > 250 > np.asarray(fit(transform, training=True)(image)).mean()
 
 
 @pytest.mark.parametrize('name, value', [('rotation', 180), ('flip', 1), ('flip_vertical', 1), ('shift', 0.3),
@@ -43,8 +43,8 @@ def test_crop_is_for_validation_only():
 def test_every_augmentation_does_something(name, value):
     image = Image.effect_noise((48, 32), 60).convert('RGB')
     torch.manual_seed(0)
-    out = train_transform(SETTINGS, **{name: value})(image)
-    assert out.shape == (3, 32, 48) and not torch.equal(out, eval_transform(SETTINGS)(image))
+    out = train_transform(TRANSFORM, **{name: value})(image)
+    assert out.shape == (3, 32, 48) and not torch.equal(out, eval_transform(TRANSFORM)(image))
 
 
 def test_cutout_draws_grey_boxes_of_the_tutorials_sizes():
@@ -75,7 +75,7 @@ def test_the_import_leaves_numpy_and_the_modules_as_they_were():
     code = f'''
 import sys; sys.path.insert(0, {str(ROOT)!r})
 if sys.argv[1] == 'broken': sys.modules['cv2'] = None
-from common.data.transforms import Cutout
+from common.data.cutout import Cutout
 import numpy as np
 from PIL import Image
 assert Cutout(1, 32, 32)(Image.new('RGB', (32, 32))).any()
@@ -88,7 +88,7 @@ assert 'cv2' not in sys.modules or sys.modules['cv2'] is None or hasattr(sys.mod
 
 
 def test_transforms_travel_to_spawned_workers():
-    transform = train_transform(SETTINGS, rotation=10, blur=1, jitter=0.5, cutout=1)
+    transform = train_transform(TRANSFORM, rotation=10, blur=1, jitter=0.5, cutout=1)
     transform(Image.new('RGB', (48, 32)))
     with warnings.catch_warnings():
         warnings.simplefilter('error')
@@ -100,5 +100,5 @@ def test_transforms_travel_to_spawned_workers():
 def test_pictures_as_thin_as_a_hair(crop):
     """Enlarged until it is wide enough, the whole of such a picture would not go into any memory."""
     for size in ((10 ** 6, 1), (1, 10 ** 6), (90, 1)):
-        settings = {'img_size': [64, 96], 'interpolation': 'bilinear', 'crop': crop}
-        assert fit(settings)(Image.new('RGB', size)).size == (96, 64)
+        transform = Transform([64, 96], TRANSFORM.mean, TRANSFORM.std, crop=crop)
+        assert fit(transform)(Image.new('RGB', size)).size == (96, 64)

@@ -73,20 +73,20 @@ def kill_training(kills, rng, epochs):
         'false', '--num-workers', '1', '--mixup-prob', '0.5', '--accumulate-steps', '2', '--model-kwargs', str(TINY),
         '--save-every-minutes', '0', '--resume', 'auto']
     seconds = finish(train, *arguments, '--output-dir', 'calm_run')
-    longest, steps = max(6., 3 * seconds / kills), []  # a start alone takes two seconds
+    longest, reached = max(6., 3 * seconds / kills), []  # a start alone takes two seconds
     for _ in range(kills):
         die(train, rng.uniform(0, longest), *arguments, '--output-dir', 'out')
         if Path('out/last.pth').exists() or Path('out/last_before.pth').exists():
             saved = checkpoint.load_last(Path('out'))
-            steps.append((len(saved['history']), saved['progress']['step']))
-    assert steps == sorted(steps), 'a later life knew less than an earlier one'
+            reached.append((len(saved['history']), saved['progress']['updates']))
+    assert reached == sorted(reached), 'a later life knew less than an earlier one'
     finish(train, *arguments, '--output-dir', 'out')
     one, other = (torch.load(f'{name}/last.pth', weights_only=True) for name in ('calm_run', 'out'))
     for key in ('state_dict', 'state_dict_ema'):
         assert all(torch.equal(value, other[key][name]) for name, value in one[key].items())
-    reached = f'killed last after {steps[-1][0]} of {epochs} epochs' if steps else 'never past the start'
-    return (f'training: {kills} kills within {longest:.1f} s of the start, {len(set(steps))} different states, '
-            f'{reached}; the weights are the same')
+    end = f'killed last after {reached[-1][0]} of {epochs} epochs' if reached else 'never past the start'
+    return (f'training: {kills} kills within {longest:.1f} s of the start, {len(set(reached))} different states, '
+            f'{end}; the weights are the same')
 
 
 def start(script, *arguments):

@@ -5,119 +5,179 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import configure, run
+from helpers import build, read_json, run
 
 import train
+from common.data.loaders import image_files
+from common.evaluation.metrics import BatchMeter
 from common.runtime.errors import UserError
+from common.runtime.parallel import Autocast
 from common.training import checkpoint
+from common.training.saver import Saver
 
 pytestmark = pytest.mark.usefixtures('data')
 CHANGES = {'epochs': 2, 'batch_size': 4}
-STEPS = 5  # in an epoch
+UPDATES = 5  # in an epoch
 
 
-def spoil(monkeypatch, steps):
-    """Make the pictures of some calls of a step no numbers."""
-    real, calls = train.backward, []
+def spoil(monkeypatch, batches):
+    """Make the pixels of some batches of training NaN, counted from 1. Returns a list with an item for each batch."""
+    real, calls = Autocast.forward, []
 
-    def backward(run, images, targets, share):
-        calls.append(1)
-        return real(run, images * float('nan') if len(calls) in steps else images, targets, share)
+    def forward(model, images, targets=None):
+        if targets is not None:
+            calls.append(1)
+            images = images * float('nan') if len(calls) in batches else images
+        return real(model, images, targets)
 
-    monkeypatch.setattr(train, 'backward', backward)
+    monkeypatch.setattr(Autocast, 'forward', forward)
     return calls
 
 
-def test_a_bad_step_is_skipped_and_counted(monkeypatch, capsys):
+def test_an_update_with_a_non_finite_loss_is_skipped_and_counted(monkeypatch, capsys):
     spoil(monkeypatch, {2, 4, 5})
     run(**CHANGES)
     saved = torch.load('out/last.pth', weights_only=True)
-    assert [row['skipped_steps'] for row in saved['history']] == [3, 0]
+    assert [row['skipped_updates'] for row in saved['history']] == [3, 0]
     assert all(torch.isfinite(value).all() for value in saved['state_dict'].values())
     assert all(torch.isfinite(value).all() for value in saved['state_dict_ema'].values())
-    assert 'epoch 1, step 2: the loss became nan, so the step is skipped' in capsys.readouterr().out
+    assert 'epoch 1, update 2: the loss became nan, so the update is skipped' in capsys.readouterr().out
+
+
+class Enough(Exception):
+    pass
+
+
+def updates_of(cfg, data, state, count):
+    """The first updates of an epoch, as train.py makes them."""
+    found = []
+
+    def after_update(update):
+        found.append(update)
+        if len(found) == count:
+            raise Enough
+
+    with pytest.raises(Enough):
+        train.train_one_epoch(cfg, state, data, 0, after_update)
+    return found
+
+
+def copies(state):
+    """Everything that an update changes: weights, buffers, averages, what AdamW remembers."""
+    tensors = [*state.net.state_dict().values(), *state.ema.module.state_dict().values()]
+    tensors += [value for found in state.optimizer.state_dict()['state'].values() for value in found.values()]
+    return [tensor.clone() for tensor in tensors]
+
+
+def equal(before, after):
+    return len(before) == len(after) and all(map(torch.equal, before, after))
 
 
 @pytest.mark.parametrize('accumulate', [1, 2])
-def test_a_bad_step_leaves_no_trace(monkeypatch, accumulate):
-    cfg = configure(**CHANGES, accumulate_steps=accumulate)
-    train.check(cfg)
-    built = train.build_training(cfg, train.build_data(cfg, {'source': 'scratch'}), {'source': 'scratch'}, None, None)
-    train.set_mode(built.net, frozen=False)
-    before = {name: value.clone() for name, value in built.net.state_dict().items()}
-    images = torch.full((4, 3, 32, 32), float('nan'))
-    _, loss = train.backward(built, images, torch.eye(2)[[0, 1, 0, 1]], accumulate)
-    train.update(cfg, built, 1)
-    assert loss != loss and all(torch.equal(value, before[name]) for name, value in built.net.state_dict().items())
-    train.backward(built, torch.randn(4, 3, 32, 32), torch.eye(2)[[0, 1, 0, 1]], accumulate)
-    train.update(cfg, built, 2)
-    assert not all(torch.equal(value, before[name]) for name, value in built.net.state_dict().items())
+def test_a_skipped_update_leaves_no_trace(monkeypatch, accumulate):
+    """Not in BatchNorm's averages either; one bad batch spoils all those that it is accumulated with."""
+    cfg, data, state = build(**CHANGES, accumulate_steps=accumulate)
+    before = copies(state)
+    spoil(monkeypatch, {1})
+    assert not updates_of(cfg, data, state, 1)[0].finite
+    assert equal(before, copies(state)) and all(p.grad is None for p in state.net.parameters())
+    first, second = updates_of(cfg, data, state, 2)
+    assert first.finite and second.finite and not equal(before, copies(state))
 
 
-def test_many_bad_steps_go_back_once_with_a_lower_rate(monkeypatch, capsys):
+def test_an_update_that_float16_skips_moves_nothing_and_is_counted(monkeypatch):
+    """The scale begins far too large here: gradients overflow, the scale halves, weights and averages stay."""
+    monkeypatch.setattr(train, 'choose_amp_dtype', lambda device: torch.float16)
+    monkeypatch.setattr(torch.amp, 'GradScaler', lambda device, enabled: torch.cpu.amp.GradScaler(2. ** 40))
+    cfg, data, state = build(**CHANGES)
+    before = copies(state)
+    [update] = updates_of(cfg, data, state, 1)
+    assert not update.finite and update.loss < 10 and equal(before, copies(state))
+    assert state.scaler.get_scale() == 2. ** 39
+    run(**CHANGES)
+    skipped = [row['skipped_updates'] for row in torch.load('out/last.pth', weights_only=True)['history']]
+    assert skipped[0] == UPDATES and read_json('out/result.json')['finished']
+
+
+def test_many_in_a_row_go_back_once_with_a_lower_rate(monkeypatch, capsys):
     calls = spoil(monkeypatch, {8, 9, 10})
-    run(**CHANGES, max_bad_steps=3, lr=1e-3)
+    run(**CHANGES, max_skipped_updates=3, lr=1e-3, save_every_minutes=0)
     out = capsys.readouterr().out
-    assert 'the loss became nan in epoch 2, step 5' in out and 'going back to the last save' in out
+    assert 'the loss became nan in epoch 2, update 5' in out and 'going back to the last save' in out
     saved = torch.load('out/last.pth', weights_only=True)
-    assert len(calls) == 15 and len(saved['history']) == 2 and saved['lr_scale'] == 0.1
-    assert saved['history'][1]['skipped_steps'] == 0 and saved['history'][1]['lr'] < 1e-4 < saved['history'][0]['lr']
+    assert len(calls) == 13  # the last save is the one before the first that was skipped, after the seventh
+    assert len(saved['history']) == 2 and saved['lr_scale'] == 0.1 and saved['history'][1]['skipped_updates'] == 0
+    assert saved['history'][1]['lr'] < 1e-4 < saved['history'][0]['lr']
     run(**{**CHANGES, 'epochs': 3}, resume='true', lr=1e-3)  # the lower rate holds for what follows, too
     assert torch.load('out/last.pth', weights_only=True)['history'][2]['lr'] < 1e-4
+    run(**{**CHANGES, 'epochs': 4}, resume='true', lr=2e-3, min_lr=1.5e-3)  # until LR is changed
+    assert torch.load('out/last.pth', weights_only=True)['history'][3]['lr'] == pytest.approx(1.5e-3)
 
 
 @pytest.mark.parametrize('accumulate', [1, 2])
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
-def test_gradients_that_stay_no_numbers_are_noticed_too(monkeypatch, accumulate, dtype):
+def test_gradients_that_stay_non_finite_are_noticed_too(monkeypatch, accumulate, dtype):
     """The loss is finite all the time; float16's scale may sink for a while before that counts."""
-    real = train.backward
+    real = torch.amp.GradScaler.unscale_
 
-    def backward(run, *arguments, **named):
-        found = real(run, *arguments, **named)
-        next(run.net.parameters()).grad.fill_(float('inf'))
-        return found
+    def unscale(scaler, optimizer):
+        optimizer.param_groups[0]['params'][0].grad.fill_(float('inf'))
+        return real(scaler, optimizer)
 
-    monkeypatch.setattr(train, 'backward', backward)
+    monkeypatch.setattr(torch.amp.GradScaler, 'unscale_', unscale)
     monkeypatch.setattr(train, 'choose_amp_dtype', lambda device: dtype)
     with pytest.raises(UserError, match='the norm of the gradient became (nan|inf) in epoch .* in a row'):
-        run(**{**CHANGES, 'epochs': 20}, max_bad_steps=2, accumulate_steps=accumulate)
+        run(**{**CHANGES, 'epochs': 20}, max_skipped_updates=2, accumulate_steps=accumulate)
 
 
 def test_the_second_time_the_run_ends_and_names_the_pictures(monkeypatch):
     spoil(monkeypatch, set(range(6, 100)))
-    with pytest.raises(UserError, match=r'3 steps in a row .*: lower LR.*data/train/[ab]/0\d\d\.png, .*\.png') as error:
-        run(**CHANGES, max_bad_steps=3)
-    named = str(error.value).split('batch: ')[1].split(', ')
-    assert len(set(named)) == 4 and len(checkpoint.load_last(Path('out'))['history']) == 1
+    named = r'3 updates in a row .*: lower LR.*data/train/[ab]/0\d\d\.png, .*\.png'
+    with pytest.raises(UserError, match=named) as error:
+        run(**CHANGES, max_skipped_updates=3, save_every_minutes=0)
+    names = str(error.value).split('update: ')[1].split(', ')
+    assert len(set(names)) == 4 and len(checkpoint.load_last(Path('out'))['history']) == 1
+
+
+def test_the_named_pictures_are_those_of_the_update():
+    """Of all the batches that it accumulates, in the order in which they are read."""
+    _, data, _ = build(**CHANGES, accumulate_steps=2)
+    read = []
+    data.train.dataset.loader, data.train.dataset.transform = read.append, None
+    data.train.sampler.epoch, data.train.sampler.skip = 1, 0
+    for key in data.train.sampler:
+        data.train.dataset[key]
+    data.train.sampler.skip = 8  # as in an epoch that goes on in the middle
+    assert image_files(data.train, first=8, count=8) == read[8:16] and len(set(read)) == 20
 
 
 def test_a_picture_that_vanishes(data):
-    real = train.save_last
+    real = Saver.save_last
 
-    def vanish(*arguments):
+    def vanish(saver):
         for path in (data / 'train' / 'a').iterdir():
             path.unlink()
-        return real(*arguments)
+        return real(saver)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(UserError) as error:
-        patch.setattr(train, 'save_last', vanish)
+        patch.setattr(Saver, 'save_last', vanish)
         run(**CHANGES, cache='none', num_workers=1)
     text = str(error.value)
     assert '\n' not in text and 'not a readable image' in text and '--resume goes on from out/last.pth' in text
     assert not checkpoint.load_last(Path('out'))['history']
 
 
-def test_a_loader_worker_that_dies(monkeypatch):
-    real = train.save_last
+def test_a_worker_process_that_dies(monkeypatch):
+    real = Saver.save_last
 
-    def kill(cfg, run, loaders, *more):
-        for worker in loaders.train._iterator._workers:
+    def kill(saver):
+        for worker in saver.data.train._iterator._workers:
             os.kill(worker.pid, signal.SIGKILL)
             worker.join()
-        return real(cfg, run, loaders, *more)
+        return real(saver)
 
-    monkeypatch.setattr(train, 'save_last', kill)
-    with pytest.raises(UserError, match=r'a process that reads pictures died .*lower NUM_WORKERS; --resume goes on'):
+    monkeypatch.setattr(Saver, 'save_last', kill)
+    with pytest.raises(UserError, match=r'worker process .* died .*lower NUM_WORKERS; --resume goes on'):
         run(**CHANGES, num_workers=1)
 
 
@@ -125,32 +185,42 @@ def test_a_loader_worker_that_dies(monkeypatch):
     MemoryError(), torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB'),
     RuntimeError("[enforce fail at alloc_cpu.cpp:127] data. DefaultCPUAllocator: can't allocate memory: you tried to")])
 def test_memory_that_ends(monkeypatch, error):
-    def backward(*arguments, **named):
+    def add(*arguments):
         raise error
 
-    monkeypatch.setattr(train, 'backward', backward)
+    monkeypatch.setattr(BatchMeter, 'add', add)
     with pytest.raises(UserError, match=r'out of memory: halve BATCH_SIZE .*--resume goes on from out/last\.pth'):
         run(**CHANGES)
 
 
 def test_other_errors_keep_their_traceback(monkeypatch):
-    def backward(*arguments, **named):
+    def add(*arguments):
         raise RuntimeError('a mistake of ours')
 
-    monkeypatch.setattr(train, 'backward', backward)
+    monkeypatch.setattr(BatchMeter, 'add', add)
     with pytest.raises(RuntimeError, match='a mistake of ours'):
         run(**CHANGES)
 
 
+@pytest.mark.parametrize('name', ['plot_training', 'plot_confusion', 'write_csv'])
+def test_pictures_and_tables_that_fail_do_not_end_a_run(monkeypatch, capsys, name):
+    def fail(*arguments):
+        raise UserError(f'{name} failed')
+
+    monkeypatch.setattr(f'common.training.history.{name}', fail)
+    run(**CHANGES)
+    assert f'warning: {name} failed' in capsys.readouterr().out and read_json('out/result.json')['finished']
+
+
 @pytest.mark.skipif(not hasattr(os, 'geteuid') or os.geteuid() == 0, reason='root may write anywhere')
 def test_a_folder_that_becomes_read_only(monkeypatch):
-    real = train.save_epoch
+    real = Saver.save_best
 
-    def save_epoch(*arguments):
+    def save_best(saver):
         os.chmod('out', 0o500)
-        return real(*arguments)
+        return real(saver)
 
-    monkeypatch.setattr(train, 'save_epoch', save_epoch)
+    monkeypatch.setattr(Saver, 'save_best', save_best)
     with pytest.raises(UserError, match='cannot be written'):
         run(**CHANGES)
     os.chmod('out', 0o700)

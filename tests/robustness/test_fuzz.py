@@ -22,9 +22,9 @@ from PIL import Image
 
 import makedata
 from common.data import normalisation
-from common.data import transforms as augment
 from common.data.cache import Pictures, read_index
 from common.data.images import BadImage, open_image
+from common.data.transforms import Transform, eval_transform, fit
 from common.runtime.errors import UserError
 from common.training import checkpoint
 from models import WeightsError, check_saved, restore_model
@@ -149,8 +149,8 @@ def load_or_refuse(file):
         except (UserError, WeightsError) as error:
             assert '\n' not in str(error).strip()
             return
-        fit, transform = augment.fit(saved['transform']), augment.eval_transform(saved['transform'])
-        assert net(transform(fit(Image.new('RGB', (40, 30))))[None]).shape == (1, len(saved['classes']))
+        transform = Transform.from_dict(saved['transform'])
+        assert net(eval_transform(transform)(fit(transform)(Image.new('RGB', (40, 30))))[None]).shape == (1, len(saved['classes']))
 
 
 def test_the_whole_checkpoint_is_accepted(file):
@@ -170,7 +170,7 @@ def test_small_files(file, text):
         makedata.read_manifest(SimpleNamespace(TARGET_DIR=str(folder / 'data'), VAL_RATIO=0.3, SEED=1))
     cfg = SimpleNamespace(MEAN=None, STD=None, NORMALISATION='data')
     with contextlib.suppress(UserError), mock.patch.object(normalisation, 'FILE', str(folder / 'mean_std.json')):
-        normalisation.normalisation(cfg, {}, ['a', 'b'])
+        normalisation.find_normalisation(cfg, None, ['a', 'b'])
     picture = folder / 'good.png'
     if not picture.exists():
         Image.new('RGB', (9, 9)).save(picture)

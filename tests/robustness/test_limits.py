@@ -15,11 +15,11 @@ from helpers import ROOT, TINY, configure, draw_folder, files_below, run, split
 
 import makedata
 import mean_std
-import train
 from common import settings
 from common.data import images
 from common.runtime.errors import UserError
 from common.training import checkpoint
+from common.training.saver import Saver
 
 CHANGES = {'epochs': 2, 'batch_size': 4, 'accumulate_steps': 2}
 
@@ -49,14 +49,14 @@ def fill(folder):
 
 
 def test_training_on_a_disk_that_fills_up(data, disk, monkeypatch):
-    real = train.save_epoch
+    real = Saver.save_best
 
-    def save_epoch(*arguments):
+    def save_best(saver):
         fill(disk)
-        return real(*arguments)
+        return real(saver)
 
     with monkeypatch.context() as patch, pytest.raises(UserError) as error:
-        patch.setattr(train, 'save_epoch', save_epoch)
+        patch.setattr(Saver, 'save_best', save_best)
         run(**CHANGES, output_dir=disk / 'out')
     text = str(error.value)
     assert f'{disk}/out/' in text and 'cannot be written' in text and 'free some space' in text and '\n' not in text
@@ -67,16 +67,16 @@ def test_training_on_a_disk_that_fills_up(data, disk, monkeypatch):
 
 
 def test_training_in_a_folder_that_becomes_read_only(data, monkeypatch):
-    real = train.save_epoch
+    real = Saver.save_best
 
-    def save_epoch(*arguments):
+    def save_best(saver):
         mount('--bind', 'out', 'out')
         mount('-o', 'remount,ro,bind', 'out')
-        return real(*arguments)
+        return real(saver)
 
     try:
         with monkeypatch.context() as patch, pytest.raises(UserError, match='cannot be written .*Read-only file'):
-            patch.setattr(train, 'save_epoch', save_epoch)
+            patch.setattr(Saver, 'save_best', save_best)
             run(**CHANGES)
     finally:
         subprocess.run(['umount', '--lazy', 'out'])
@@ -144,8 +144,8 @@ def test_makedata_on_a_source_that_changes(tmp_path, monkeypatch):
 def test_an_error_of_ours_ends_the_process_though_workers_are_waiting(tmp_path):
     """A traceback, then the end: workers that outlive it would keep the process, and a rented machine, for ever."""
     code = ('import train; from common import settings\n'
-            'def backward(*arguments, **named): raise RuntimeError("a mistake of ours")\n'
-            'train.backward = backward\n'
+            'def mistake(*arguments, **named): raise RuntimeError("a mistake of ours")\n'
+            'train.BatchMeter.add = mistake\n'
             'settings.run(train.main)')
     draw_folder(tmp_path / 'data' / 'train', {'a': 8, 'b': 8})
     draw_folder(tmp_path / 'data' / 'val', {'a': 2, 'b': 2}, seed=1)

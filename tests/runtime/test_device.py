@@ -8,12 +8,12 @@ from helpers import tiny_volo
 
 from common.runtime.machine import free_memory
 from common.runtime.parallel import compiled, parallel
-from train import plain_loss
+from common.training.losses import class_loss
 
 
 def small_model():
     torch.manual_seed(0)
-    return parallel(tiny_volo(img_size=32), torch.device('cpu'), None, False, plain_loss).train()
+    return parallel(tiny_volo(img_size=32), torch.device('cpu'), None, False, class_loss).train()
 
 
 def step(model):

@@ -5,14 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import TINY, build, configure, draw_folder, read_json, run
+from helpers import TINY, build, draw_folder, prepare, read_json, run
 from PIL import Image
 from timm.data.mixup import Mixup
 from timm.layers import DropPath
 
 import models
 import train
-from common.training import state
+from common.training import losses, state
 
 PLAIN = {'rotation': 0, 'flip': 0, 'blur': 0, 'jitter': 0, 'cutout': 0}  # no augmentation
 CHANGES = {**PLAIN, 'epochs': 2, 'batch_size': 4, 'warmup_epochs': 1, 'lr': 2e-2, 'min_lr': 1e-3, 'use_amp': 'false',
@@ -22,7 +22,7 @@ UPDATES = 3  # in an epoch of five batches of four pictures, two batches to an u
 
 
 @pytest.fixture
-def data(tmp_path, monkeypatch):
+def data(quick, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     draw_folder(tmp_path / 'data' / 'train', {'a': 10, 'b': 10}, size=(32, 32))
     draw_folder(tmp_path / 'data' / 'val', {'a': 2, 'b': 2}, size=(32, 32), seed=1)
@@ -86,9 +86,7 @@ def train_plainly(start, batches, kwargs):
 def test_the_loop_does_what_the_plain_one_does(data, first_save):
     """Warm-up, cosine, AdamW with decay where it belongs, clipping, accumulation, Mixup, smoothing, EMA."""
     run(**CHANGES)
-    cfg = configure(**CHANGES)
-    train.check(cfg)
-    loader = train.build_data(cfg, {'source': 'scratch'}).train
+    loader = train.build_data(prepare(**CHANGES), None).train
 
     def batches(epoch):
         loader.sampler.epoch = epoch
@@ -107,9 +105,8 @@ def test_the_loop_does_what_the_plain_one_does(data, first_save):
 
 def training_sample(data, **changes):
     """The first training picture as the network gets it, (3, 32, 32) in [0, 1]."""
-    cfg = configure(**{**PLAIN, 'mean': '0,0,0', 'std': '1,1,1', **changes})
-    train.check(cfg)
-    return train.build_data(cfg, {'source': 'scratch'}).train.dataset[0, 5][0]
+    cfg = prepare(**{**PLAIN, 'mean': '0,0,0', 'std': '1,1,1', **changes})
+    return train.build_data(cfg, None).train.dataset[0, 5][0]
 
 
 def test_every_augmentation_has_its_constant(data):
@@ -147,7 +144,7 @@ def test_interpolation_reaches_training(data):
     ({'mixup_prob': 0.7, 'mixup_switch_prob': 0.25, 'smoothing': 0}, (0.8, 1., 0.7, 0.25, 0))])
 def test_mixing_has_its_constants(data, monkeypatch, changes, expected):
     made = []
-    monkeypatch.setattr(train, 'Mixup', lambda mixup_alpha, cutmix_alpha, prob, switch_prob, label_smoothing,
+    monkeypatch.setattr(losses, 'Mixup', lambda mixup_alpha, cutmix_alpha, prob, switch_prob, label_smoothing,
                         num_classes: made.append((mixup_alpha, cutmix_alpha, prob, switch_prob, label_smoothing)))
     build(**{'smoothing': 0.2, **changes})
     assert made == [expected]
@@ -164,8 +161,8 @@ def test_the_network_gets_the_mixed_pictures_and_their_targets(data, monkeypatch
             mixed.append(out)
             return out
 
-    monkeypatch.setattr(train, 'Mixup', Recorder)
-    monkeypatch.setattr(train, 'plain_loss', lambda outputs, targets: handed.append(targets) or (
+    monkeypatch.setattr(losses, 'Mixup', Recorder)
+    monkeypatch.setattr(train, 'class_loss', lambda outputs, targets: handed.append(targets) or (
         outputs, torch.nn.functional.cross_entropy(outputs, targets, reduction='none')))
     seen = []
     real = models.VOLO.forward
@@ -199,14 +196,14 @@ def test_training_accuracy_leaves_out_mixtures(data, monkeypatch):
         logits[:2] = logits[:2].flip(1)
         return logits + 0 * outputs, outputs.square().mean(1)
 
-    monkeypatch.setattr(train, 'Mixup', Half)
-    monkeypatch.setattr(train, 'plain_loss', loss)
+    monkeypatch.setattr(losses, 'Mixup', Half)
+    monkeypatch.setattr(train, 'class_loss', loss)
     run(**{**CHANGES, 'epochs': 1, 'warmup_epochs': 0})
     assert read_json('out/result.json')['last']['train_acc1'] == 100
 
 
 def test_stochastic_depth_has_its_constant(data):
-    rates = [module.drop_prob for module in build(drop_path=0.3).net.modules() if isinstance(module, DropPath)]
+    rates = [module.drop_prob for module in build(drop_path=0.3)[2].net.modules() if isinstance(module, DropPath)]
     assert max(rates) == pytest.approx(0.3) and sum(rate > 0 for rate in rates) == 3
 
 

@@ -12,13 +12,14 @@ from filelock import FileLock
 from helpers import ROOT, configure, draw_folder, run
 
 import train
+from common.evaluation.metrics import BatchMeter
 from common.runtime import files
 from common.runtime.errors import Stopped, UserError
 from common.runtime.signals import StopRequest
 from common.training import checkpoint
 
 CHANGES = {'epochs': 2, 'mixup_prob': 0.5, 'cutout': 1, 'drop_path': 0.1, 'accumulate_steps': 2, 'batch_size': 4}
-STEPS = 5  # in an epoch of 20 pictures
+BATCHES, UPDATES = 5, 3  # in an epoch of 20 pictures
 CLOCKS = {'seconds', 'images_per_s', 'waiting'}
 
 
@@ -38,8 +39,9 @@ def assert_same_run(one, other):
 
 
 def stop_at(monkeypatch, name, count, signum=signal.SIGTERM):
-    """Send a signal in the middle of the `count`th call of one of train.py's functions, then run until it stops."""
-    real, calls = getattr(train, name), []
+    """Send a signal in the middle of the `count`th batch, validation or end of an epoch, then run until it stops."""
+    owner = {'add': BatchMeter, 'evaluate': train, 'write_epoch': train}[name]
+    real, calls = getattr(owner, name), []
 
     def function(*arguments, **named):
         calls.append(1)
@@ -48,18 +50,18 @@ def stop_at(monkeypatch, name, count, signum=signal.SIGTERM):
         return real(*arguments, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, name, function)
+        patch.setattr(owner, name, function)
         with pytest.raises(Stopped) as stopped:
             run(**CHANGES, resume='auto')
     assert stopped.value.args == (signum,)
 
 
 @pytest.mark.parametrize('stops', [
-    [('backward', 1)], [('backward', 2)], [('backward', 3)], [('backward', STEPS)], [('backward', STEPS + 2)],
-    [('evaluate', 1)], [('evaluate', 2)], [('evaluate', 4)], [('save_epoch', 1)],
-    [('backward', 2), ('backward', 1), ('evaluate', 1), ('backward', 4)]])
+    [('add', 1)], [('add', 2)], [('add', 3)], [('add', BATCHES)], [('add', BATCHES + 2)],
+    [('evaluate', 1)], [('evaluate', 2)], [('evaluate', 4)], [('write_epoch', 1)],
+    [('add', 2), ('add', 1), ('evaluate', 1), ('add', 4)]])
 def test_stopped_anywhere_and_resumed_is_the_same_run(data, monkeypatch, stops):
-    """After one step, within a group of accumulated ones, at an epoch's end, in validation, several times."""
+    """In the first update, in the middle of one, at an epoch's end, in validation, several times."""
     run(**CHANGES)
     whole, log = finished(), Path('out/log.csv').read_text().count('\n')
     shutil.rmtree('out')
@@ -82,7 +84,7 @@ def test_with_other_settings_too(data, monkeypatch, changes):
     run(**CHANGES)
     whole = finished()
     shutil.rmtree('out')
-    stop_at(monkeypatch, 'backward', STEPS + 2)
+    stop_at(monkeypatch, 'add', BATCHES + 2)
     run(**CHANGES, resume='auto')
     assert_same_run(whole, finished())
 
@@ -93,19 +95,31 @@ def test_workers_and_float16_scaling_resume_too(data, monkeypatch):
     run(**CHANGES)
     whole = finished()
     shutil.rmtree('out')
-    stop_at(monkeypatch, 'backward', 3, signal.SIGINT)
+    stop_at(monkeypatch, 'add', 3, signal.SIGINT)
     run(**CHANGES, resume='auto')
     assert_same_run(whole, finished())
 
 
-def test_saves_by_the_clock_too(data, monkeypatch):
-    """Here after every step; what was saved last before a crash is gone on from."""
-    saved = []
-    real = checkpoint.save_last
-    monkeypatch.setattr(checkpoint, 'save_last', lambda out, content: saved.append(content['progress']['step']) or
-                        real(out, content))
+def saves(monkeypatch):
+    """A list that gets (epochs, updates) of every last.pth."""
+    saved, real = [], checkpoint.save_last
+
+    def save_last(out, content):
+        saved.append((len(content['history']), content['progress']['updates']))
+        real(out, content)
+
+    monkeypatch.setattr(checkpoint, 'save_last', save_last)
+    return saved
+
+
+def test_the_clock_decides_when_last_pth_is_written(data, monkeypatch):
+    """Not the epochs: it is several times as large as the network. At the start and at the end it is written too."""
+    saved = saves(monkeypatch)
     run(**CHANGES, save_every_minutes=0)
-    assert set(range(STEPS + 1)) <= set(saved)
+    assert {(epoch, update) for epoch in (0, 1) for update in range(UPDATES)} | {(2, 0)} <= set(saved)
+    saved.clear()
+    run(**{**CHANGES, 'epochs': 4})
+    assert saved == [(0, 0), (4, 0)]
 
 
 def test_auto_has_nothing_to_do_after_the_end(data, capsys):
@@ -115,14 +129,14 @@ def test_auto_has_nothing_to_do_after_the_end(data, capsys):
     assert 'nothing to do' in capsys.readouterr().out and Path('out/last.pth').read_bytes() == before
 
 
-def test_a_torn_save_costs_no_more_than_the_steps_since_the_one_before(data, capsys):
+def test_a_torn_save_costs_no_more_than_the_updates_since_the_one_before(data, capsys):
     """Cut at every 4 KiB, and with one bit changed in many places: always a state to go on from."""
     run(**{**CHANGES, 'epochs': 1})
     out, whole = Path('out'), Path('out/last.pth').read_bytes()
     before = checkpoint.load(out / 'last_before.pth')
     assert before['history'] == [] and len(finished()['history']) == 1
     newest = finished()['state_dict']
-    noticed, places = 0, range(100, len(whole) - 100, len(whole) // 40)
+    noticed, places = 0, range(100, len(whole) - 100, len(whole) // 15)
     for position in places:
         (out / 'last.pth').write_bytes(whole[:position] + bytes([whole[position] ^ 4]) + whole[position + 1:])
         found = checkpoint.load_last(out)
@@ -132,7 +146,9 @@ def test_a_torn_save_costs_no_more_than_the_steps_since_the_one_before(data, cap
     assert noticed > len(places) / 2
     for size in range((len(whole) - 1) // 4096 * 4096, -1, -4096):
         os.truncate(out / 'last.pth', size)
-        assert checkpoint.load_last(out)['history'] == []
+        assert not checkpoint.is_whole(out / 'last.pth')
+        if size % (1 << 19) == 0:
+            assert checkpoint.load_last(out)['history'] == []
     assert 'going on from the save before it' in capsys.readouterr().out
     (out / 'last.pth').unlink()
     assert checkpoint.load_last(out)['history'] == []
@@ -160,7 +176,7 @@ def test_resume_refuses_another_run_and_lists_changes(data, capsys):
 
 
 def test_what_makes_it_another_run_is_refused(data, monkeypatch):
-    stop_at(monkeypatch, 'backward', 2)
+    stop_at(monkeypatch, 'add', 2)
     for changes in ({'batch_size': 2}, {'accumulate_steps': 1}, {'seed': 7}):
         with pytest.raises(UserError, match='stopped within an epoch that has BATCH_SIZE = 4, ACCUMULATE_STEPS = 2'):
             run(**{**CHANGES, **changes}, resume='true')
@@ -171,7 +187,7 @@ def test_what_makes_it_another_run_is_refused(data, monkeypatch):
 
 def test_smaller_batches_can_finish_the_epoch(data, monkeypatch):
     """What the advice for too little memory says: half the BATCH_SIZE, twice the ACCUMULATE_STEPS."""
-    stop_at(monkeypatch, 'backward', 3)
+    stop_at(monkeypatch, 'add', 3)
     run(**{**CHANGES, 'batch_size': 2, 'accumulate_steps': 4, 'mixup_prob': 0}, resume='true')
     saved = finished()
     assert len(saved['history']) == 2 and saved['optimizer']['state'][0]['step'] == 6  # as many as without
@@ -187,11 +203,11 @@ def test_a_false_start_costs_no_earlier_run(data, monkeypatch):
     assert Path('out/previous_last.pth').read_bytes() == before
 
 
-def test_the_steps_of_a_first_epoch_are_not_thrown_away(data, monkeypatch):
-    stop_at(monkeypatch, 'backward', 3)
-    steps = finished()['progress']['step']
+def test_the_updates_of_a_first_epoch_are_not_thrown_away(data, monkeypatch):
+    stop_at(monkeypatch, 'add', 3)
+    updates = finished()['progress']['updates']
     run(**CHANGES)
-    assert torch.load('out/previous_last.pth', weights_only=True)['progress']['step'] == steps > 0
+    assert torch.load('out/previous_last.pth', weights_only=True)['progress']['updates'] == updates > 0
 
 
 def test_a_save_that_was_killed_between_its_moves_is_not_thrown_away(data):
@@ -205,13 +221,29 @@ def test_a_save_that_was_killed_between_its_moves_is_not_thrown_away(data):
 def test_a_file_that_is_no_last_pth_is_refused(data):
     run(**CHANGES)
     shutil.copy('out/best.pth', 'out/last.pth')
-    with pytest.raises(UserError, match='has no progress, lr_scale, optimizer, .*it is no last.pth'):
+    with pytest.raises(UserError, match='has no progress, state_dict_ema, lr_scale, .*it is no last.pth'):
         run(**{**CHANGES, 'epochs': 3}, resume='true')
     saved = torch.load('out/last_before.pth', weights_only=True)
-    for key, value in (('optimizer', {'state': {}, 'param_groups': []}), ('random', {}), ('gradients', [])):
+    for key, value in (('optimizer', {'state': {}, 'param_groups': []}), ('random', {}), ('progress', {'losses': 3}),
+                       ('provenance', {'from': 1}), ('history', 7)):
         torch.save({**saved, key: value}, 'out/last.pth')
         with pytest.raises(UserError, match='is not of this run'):
             run(**{**CHANGES, 'epochs': 3}, resume='true')
+
+
+def test_a_last_pth_that_is_older_than_a_setting(data, capsys):
+    """Where the setting makes no other run, it goes on; where it may, that is said."""
+    run(**CHANGES)
+    saved = torch.load('out/last.pth', weights_only=True)
+    for name in ('MIXUP_PROB', 'TOKEN_LABEL'):
+        settings = {key: value for key, value in saved['settings'].items() if key != name}
+        torch.save({**saved, 'settings': settings}, 'out/last.pth')
+        if name == 'TOKEN_LABEL':
+            with pytest.raises(UserError, match='of a version of this project without TOKEN_LABEL: choose another'):
+                run(**{**CHANGES, 'epochs': 3}, resume='true')
+        else:
+            run(**{**CHANGES, 'epochs': 3}, resume='true')
+    assert 'resume: MIXUP_PROB is new, now 0.5' in capsys.readouterr().out
 
 
 def test_a_signal_is_noted_once_and_kills_the_second_time():

@@ -1,0 +1,96 @@
+"""The network of a checkpoint over a list of image files, each of which gets its logits or its error."""
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from common.data.cache import Pictures
+from common.data.images import BadImage
+from common.data.loaders import init_worker
+from common.data.transforms import Transform, eval_transform, fit, least_side
+from common.runtime.console import Bar
+from common.runtime.device import choose_amp_dtype, choose_device, describe_device
+from common.runtime.errors import UserError
+from common.runtime.parallel import parallel
+from models import WeightsError, restore_model
+
+
+@dataclass
+class Prediction:
+    path: Path
+    logits: torch.Tensor | None  # (classes,), fp32 on the CPU; None where the file cannot be read
+    error: str                   # why it cannot, '' where it can
+
+
+class ImageFiles(Dataset):
+    """(transformed image, '') for every path, or (None, what is wrong with the file)."""
+
+    def __init__(self, paths: list[Path], transform: Transform):
+        self.paths, self.transform = paths, eval_transform(transform)
+        self.open = Pictures(fit(transform), transform.img_size, least_side(transform))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor | None, str]:
+        try:
+            return self.transform(self.open(self.paths[index])), ''
+        except BadImage as error:
+            return None, str(error)
+
+
+def collate(items: list) -> tuple[torch.Tensor | None, list[str]]:
+    """(batch of the readable images or None, [error or '' for each item])."""
+    images = [image for image, _ in items if image is not None]
+    return default_collate(images) if images else None, [error for _, error in items]
+
+
+@torch.no_grad()  # not inference_mode, which the threads of DataParallel would leave
+def predict(saved: dict, name: str, paths: list[Path], batch_size: int, workers: int, use_amp: bool | str,
+            use_dp: bool) -> list[Prediction]:
+    """A Prediction for every path, in the same order.
+
+    `saved` is the content of a checkpoint of train.py, `name` what errors call it. `use_amp` may be 'auto': as in
+    training. Raises UserError for weights that do not fit or give non-finite logits.
+    """
+    device = choose_device()
+    amp_dtype = choose_amp_dtype(device) if (trained_with_amp(saved) if use_amp == 'auto' else use_amp) else None
+    print(describe_device(device, amp_dtype))
+    loader = DataLoader(ImageFiles(paths, Transform.from_dict(saved['transform'])), batch_size, collate_fn=collate,
+                        pin_memory=device.type == 'cuda', num_workers=min(workers, len(paths)),
+                        worker_init_fn=init_worker)
+    batches = iter(loader)  # reading begins while the network is built
+    try:
+        net = restore_model(saved)
+    except WeightsError as error:
+        raise UserError(f'{name}: {error}') from error
+    model = parallel(net.to(device), device, amp_dtype, use_dp).eval()
+    predictions = []
+    with Bar(total=len(paths), desc='predicting', unit='img') as bar:
+        for images, errors in batches:
+            logits = classify(model, images, device, name)
+            for error in errors:
+                predictions.append(Prediction(paths[len(predictions)], None if error else next(logits), error))
+            bar.update(len(errors))
+    return predictions
+
+
+def trained_with_amp(saved: dict) -> bool:
+    """Whether a checkpoint's network was trained and validated in mixed precision."""
+    if 'amp_dtype' in saved:
+        return saved['amp_dtype'] is not None
+    settings = saved.get('settings')  # in checkpoints of earlier versions
+    return not isinstance(settings, dict) or settings.get('USE_AMP') is not False
+
+
+def classify(model: torch.nn.Module, images: torch.Tensor | None, device: torch.device,
+             name: str) -> Iterator[torch.Tensor]:
+    """The logits (classes,) of each image of a batch (B, 3, H, W), of none where there is no batch."""
+    if images is None:
+        return iter(())
+    logits = model(images.to(device, non_blocking=True)).float().cpu()
+    if not logits.isfinite().all():
+        raise UserError(f'{name}: its weights give non-finite logits')
+    return iter(logits)

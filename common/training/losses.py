@@ -1,0 +1,41 @@
+"""What the network is trained on: smoothed or mixed targets, and the loss of every image."""
+import functools
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from timm.data.mixup import Mixup, mixup_target
+
+from common.settings import Settings
+from models import token_label_loss
+
+
+def build_mix(cfg: Settings, num_classes: int) -> Callable:
+    """(images (B, 3, H, W), labels (B,)) -> (images, targets (B, classes)): Mixup or CutMix with MIXUP_PROB, smoothing.
+
+    Each image is mixed with its partner in the reversed batch, which must be even then; so are their targets.
+    """
+    if cfg.MIXUP_PROB:
+        return Mixup(cfg.MIXUP_ALPHA, cfg.CUTMIX_ALPHA, prob=cfg.MIXUP_PROB, switch_prob=cfg.MIXUP_SWITCH_PROB,
+                     label_smoothing=cfg.SMOOTHING, num_classes=num_classes)
+    return functools.partial(smooth, num_classes=num_classes, smoothing=cfg.SMOOTHING)
+
+
+def smooth(images: torch.Tensor, labels: torch.Tensor, num_classes: int, smoothing: float):
+    """The images as they are, and their labels as smoothed one-hot targets (B, classes)."""
+    return images, mixup_target(labels, num_classes, lam=1., smoothing=smoothing)
+
+
+def class_loss(outputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(logits (B, classes), cross-entropy of every image (B,)) in fp32."""
+    logits = outputs.float()
+    return logits, F.cross_entropy(logits, targets, reduction='none')
+
+
+def token_loss(outputs: tuple, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """As class_loss, of a VOLO with token labels: the class token saw a mixture of two images, so that the logits for
+    the training accuracy are the mean over the tokens of the image itself.
+    """
+    logits, token_logits, box = outputs
+    outputs = logits.float(), token_logits.float(), box
+    return outputs[1].mean(1), token_label_loss(outputs, targets)

@@ -1,0 +1,47 @@
+"""When checkpoints are written: last.pth by the clock, on a signal and at the end, best.pth when it improves."""
+import time
+from pathlib import Path
+
+from common.data.build import Data
+from common.runtime.signals import StopRequest
+from common.settings import Settings
+from common.training import checkpoint
+from common.training.history import best_of, describe_run
+from common.training.state import TrainState
+
+
+class Saver:
+    """`history` is the log that the run appends to; `stop` notes the signals."""
+
+    def __init__(self, cfg: Settings, state: TrainState, data: Data, out: Path, history: list[dict], stop: StopRequest):
+        self.cfg, self.state, self.data, self.out, self.history, self.stop = cfg, state, data, out, history, stop
+        self.saved_at = time.monotonic()
+
+    def save_last(self) -> None:
+        checkpoint.save_last(self.out, {**describe_run(self.cfg, self.state, self.data, self.history),
+                                        'history': self.history, **self.state.state_dict()})
+        self.saved_at = time.monotonic()
+
+    def save_best(self) -> bool:
+        """Write best.pth if the epoch that has just ended is the best so far. Returns whether it is."""
+        best = best_of(self.history)
+        if best['epoch'] < len(self.history):
+            return False
+        weights = self.state.ema.module if best['weights'] == 'ema' else self.state.net
+        checkpoint.save(self.out / 'best.pth', {**describe_run(self.cfg, self.state, self.data, self.history),
+                                                'history': self.history, 'state_dict': weights.state_dict()})
+        return True
+
+    def between_updates(self) -> None:
+        """Save if SAVE_EVERY_MINUTES are over or a signal came; then, after a signal, raise Stopped."""
+        due = time.monotonic() - self.saved_at > 60 * self.cfg.SAVE_EVERY_MINUTES
+        if self.stop.signum or (due and not self.state.progress.skipped_in_row):
+            self.save_last()
+        self.stop.raise_if_stopped()
+
+    def after_epoch(self) -> None:
+        """As between updates, and at the end of the run save in any case."""
+        if len(self.history) < self.cfg.EPOCHS:
+            self.between_updates()
+        else:
+            self.save_last()

@@ -1,0 +1,41 @@
+"""common/reporting: plots and tables from rows and scores."""
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common.evaluation.metrics import scores
+from common.reporting import plots
+from common.reporting.tables import write_scores
+from common.runtime.errors import UserError
+from common.runtime.files import write_csv
+
+
+def test_tables_and_pictures(tmp_path):
+    history = [{'epoch': epoch, 'lr': 0.1, 'train_loss': 3 / epoch, 'raw_loss': 2., 'ema_loss': None, 'train_acc1': 30.,
+                'raw_acc1': 10. * epoch, 'ema_acc1': None} for epoch in (1, 2, 3)]
+    plots.plot_training(tmp_path, history, {'epoch': 3, 'acc1': 30., 'weights': 'raw'})
+    write_csv(tmp_path / 'log.csv', history)
+    classes = ['plain', '$x^2$', '植物', 'a_b']
+    logits = torch.eye(4)
+    result = scores(logits, torch.arange(4), classes)
+    write_scores(tmp_path, result, classes, {'epoch': 3})
+    plots.plot_confusion(tmp_path / 'confusion.png', result, classes)
+    cells = [(Image.new('RGB', (9, 9), 'red'), '$y', 'red'), (None, 'unreadable', 'black')]
+    plots.contact_sheet(tmp_path / 'predictions.png', cells, 'two')
+    assert len(list(csv.DictReader((tmp_path / 'log.csv').read_text(encoding='utf-8-sig').splitlines()))) == 3
+    found = json.loads((tmp_path / 'report.json').read_text(encoding='utf-8'))
+    assert found['epoch'] == 3 and found['confusion'] == {name: {name: 1} for name in classes}
+    for name in ('loss', 'acc', 'lr', 'confusion', 'predictions'):
+        pixels = np.asarray(Image.open(tmp_path / f'{name}.png').convert('L'))
+        assert min(pixels.shape) > 200 and pixels.std() > 5  # something is drawn
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith('.')]
+
+
+def test_what_fails_in_drawing_is_an_error_of_one_line(tmp_path):
+    with pytest.raises(UserError, match=r'x\.png could not be drawn \(KeyError: .epoch.\)'):
+        plots.plot_curves(tmp_path / 'x.png', [{'loss': 1.}], {'loss': 'loss'}, 'loss')
+    assert not list(tmp_path.iterdir())
