@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -44,13 +45,14 @@ _SAVE_OPTIONS = {  # of shrunken copies; other formats become PNG
     '.jpg': {'quality': 95}, '.jpeg': {'quality': 95}, '.png': {}, '.webp': {'quality': 95}}
 
 
-def main(cfg):
+def main(cfg: settings.Settings) -> None:
     check(cfg)
     with locked(_aside(Path(cfg.TARGET_DIR), 'lock'), f'TARGET_DIR = {cfg.TARGET_DIR!r}: another makedata.py is there'):
         split(cfg)
 
 
-def split(cfg):
+def split(cfg: settings.Settings) -> None:
+    """Build the new split beside TARGET_DIR, put it in its place, and print what there is to know of the pictures."""
     earlier = read_manifest(cfg)
     found = find_pictures(cfg.SOURCE_DIR)
     stamps = [stamp(path) for _, path in found]
@@ -73,7 +75,8 @@ def split(cfg):
     print_table(entries, cfg)
 
 
-def check(cfg):
+def check(cfg: settings.Settings) -> None:
+    """Raise UserError for settings with which there can be no split."""
     if not 0 < cfg.VAL_RATIO < 1:
         raise UserError(f'VAL_RATIO = {cfg.VAL_RATIO} must lie between 0 and 1')
     if not 0 <= cfg.SEED < 2 ** 32:
@@ -88,8 +91,8 @@ def check(cfg):
     writable_folder(Path(cfg.TARGET_DIR).parent, 'TARGET_DIR')
 
 
-def read_manifest(cfg):
-    """{sha256: side} of the split that is there, {} when there is none.
+def read_manifest(cfg: settings.Settings) -> dict[str, str]:
+    """{sha256: side} of the split that is there; {} when there is none, or it has another VAL_RATIO or SEED.
 
     Raises UserError if TARGET_DIR is anything but a split of this script's, or holds a file that it did not put there.
     """
@@ -119,7 +122,8 @@ def read_manifest(cfg):
     return sides if same else {}
 
 
-def report_others(source):
+def report_others(source: str) -> None:
+    """Print how many files of which endings are left out for their names."""
     others = Counter(path.suffix.lower() for name in class_folders(source) for path in list_files(Path(source, name))
                      if path.suffix and not is_image(path) and path.name not in _LITTER)
     if others:
@@ -129,7 +133,8 @@ def report_others(source):
         print('to read them too: python -m pip install pillow-heif')
 
 
-def report_likeness(names):
+def report_likeness(names: Iterable[str]) -> None:
+    """Warn of classes whose names differ in nothing but letter case."""
     groups = defaultdict(list)
     for name in sorted(names):
         groups[name.casefold()].append(name)
@@ -138,13 +143,16 @@ def report_likeness(names):
             print(f'warning: {" and ".join(alike)} are different classes here, but one on Windows and macOS')
 
 
-def _aside(target, what):
-    return target.with_name(f'.{target.name}.makedata-{what}')
+def _aside(target, purpose):
+    return target.with_name(f'.{target.name}.makedata-{purpose}')
 
 
 @contextmanager
-def staging(target):
-    """Yields an empty folder beside `target` to build in; at the end it takes target's place, or goes on an error."""
+def staging(target: Path) -> Iterator[Path]:
+    """Yields an empty folder beside `target` to build in; at the end it takes target's place, or goes on an error.
+
+    Raises UserError where it cannot be written.
+    """
     aside, old = _aside(target, 'new'), _aside(target, 'old')
     for folder in (aside, old):
         shutil.rmtree(folder, ignore_errors=True)
@@ -157,15 +165,18 @@ def staging(target):
     except OSError as error:
         if old.exists() and not target.exists():
             old.rename(target)
-        raise UserError(f'{target} cannot be written ({error}): close programs that have files of it open, free some '
-                        'space, or choose another TARGET_DIR') from error
+        raise UserError(f'{target} cannot be written ({error.strerror or error}): close programs that have files of it '
+                        'open, free some space, or choose another TARGET_DIR') from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
 
 
-def read_entries(found, folder, cfg):
-    """[{source, class, sha256, name: path below the class, taken: the file in folder}], without unreadable pictures."""
+def read_entries(found: list[tuple[str, Path]], folder: Path, cfg: settings.Settings) -> list[dict]:
+    """[{source, class, sha256, name: path below the class, taken: the file in folder}], without unreadable pictures.
+
+    Raises UserError where a class has no readable ones.
+    """
     def take_one(number, path):
         return take(path, folder / _TAKEN / str(number), cfg)
 
@@ -189,7 +200,7 @@ def read_entries(found, folder, cfg):
     return entries
 
 
-def take(path, file, cfg):
+def take(path: Path, file: Path, cfg: settings.Settings) -> tuple[Path, str, None] | tuple[None, None, str]:
     """Read a picture once, for its SHA-256 and its copy, link or, with a suffix added, shrunken version at `file`.
 
     Returns (the file, SHA-256, None), or (None, None, what is wrong) where it is no readable picture.
@@ -200,8 +211,8 @@ def take(path, file, cfg):
         with header(io.BytesIO(content)) as image:
             size = image.size
         if cfg.MAX_SIDE and max(size) > cfg.MAX_SIDE:
-            small = decode(io.BytesIO(content), at_least=2 * cfg.MAX_SIDE)
-    except MemoryError:
+            small = decode(io.BytesIO(content), path, at_least=2 * cfg.MAX_SIDE)
+    except (MemoryError, UserError):
         raise
     except Exception as error:  # Pillow's errors on a damaged file are of a dozen types
         return None, None, str(bad_image(path, error))
@@ -215,8 +226,8 @@ def take(path, file, cfg):
     return file, hashlib.sha256(content).hexdigest(), None
 
 
-def link(path, file):
-    """Make a hard link; False where the file system has none, or it is another one."""
+def link(path: Path, file: Path) -> bool:
+    """Make `file` a hard link to `path`; False where the file system has none, or it is another one."""
     try:
         os.link(path.resolve(), file)
     except OSError:
@@ -224,7 +235,8 @@ def link(path, file):
     return True
 
 
-def report_duplicates(entries):
+def report_duplicates(entries: list[dict]) -> None:
+    """Print how many pictures there are more than once, and warn of those in several classes."""
     classes = defaultdict(set)
     for entry in entries:
         classes[entry['sha256']].add(entry['class'])
@@ -236,7 +248,7 @@ def report_duplicates(entries):
             print(f'warning: the same picture in {len(names)} classes, so at least one label is wrong: {files}')
 
 
-def choose_sides(entries, cfg, earlier):
+def choose_sides(entries: list[dict], cfg: settings.Settings, earlier: dict[str, str]) -> dict[str, str]:
     """{sha256: 'train' or 'val'}: VAL_RATIO of each class's distinct pictures to val, but at least one to each side.
 
     Pictures of an earlier split keep their side; only new ones are drawn.
@@ -262,8 +274,8 @@ def choose_sides(entries, cfg, earlier):
     return sides
 
 
-def arrange(entry, side, folder):
-    """Move what was taken of a picture to its side and class."""
+def arrange(entry: dict, side: str, folder: Path) -> None:
+    """Move what was taken of a picture to its side and class, and enter both in `entry`."""
     file = Path(side, entry['class'], entry['name'])
     (folder / file).parent.mkdir(parents=True, exist_ok=True)
     for number in itertools.count(1):
@@ -274,7 +286,8 @@ def arrange(entry, side, folder):
     entry |= {'side': side, 'file': file.as_posix()}
 
 
-def print_table(entries, cfg):
+def print_table(entries: list[dict], cfg: settings.Settings) -> None:
+    """Print the pictures of each class on each side, and warn of classes that are small beside others."""
     counts = Counter((entry['class'], entry['side']) for entry in entries)
     names = sorted({entry['class'] for entry in entries})
     width = max(len('class'), *map(len, names))

@@ -32,6 +32,30 @@ def encoded(image, kind, **options):
     return file.getvalue()
 
 
+def png(values, *chunks):
+    """The bytes of a PNG of 16 bits: grey for values (H, W), RGB for (H, W, 3); `chunks` are more (name, content)."""
+    height, width = values.shape[:2]
+    header = struct.pack('>IIBBBBB', width, height, 16, 2 if values.ndim == 3 else 0, 0, 0, 0)
+    rows = b''.join(b'\0' + row.astype('>u2').tobytes() for row in values)
+    return b'\x89PNG\r\n\x1a\n' + b''.join(
+        struct.pack('>I', len(data)) + name + data + struct.pack('>I', zlib.crc32(name + data))
+        for name, data in ((b'IHDR', header), *chunks, (b'IDAT', zlib.compress(rows)), (b'IEND', b'')))
+
+
+def tiff(data, size, bits, tags=(), channels=1):
+    """The bytes of an uncompressed TIFF of (width, height) unsigned integers, with more `tags`, {number: value}.
+
+    `data` are its pixels: an array, or the bytes.
+    """
+    data = data if isinstance(data, bytes) else data.astype(f'<u{bits // 8}').tobytes()
+    tags = {256: size[0], 257: size[1], 258: bits, 259: 1, 262: 2 if channels == 3 else 1, 273: 0, 277: channels,
+            278: size[1], 279: len(data), **dict(tags)}
+    end = 8 + 2 + 12 * len(tags) + 4
+    tags[273] = end  # where the pixels begin
+    entries = b''.join(struct.pack('<HHII', number, 4, 1, tags[number]) for number in sorted(tags))
+    return b'II*\0' + struct.pack('<IH', 8, len(tags)) + entries + bytes(4) + data
+
+
 def good_pictures():
     """{file name: bytes} of odd pictures, each of which can be read."""
     rgb, grey = Image.fromarray(pixels()), Image.fromarray(pixels(channels=1))
@@ -54,8 +78,14 @@ def good_pictures():
     frames = [Image.fromarray(pixels(seed=seed)) for seed in range(3)]
     for kind, suffix in (('GIF', 'gif'), ('WEBP', 'webp'), ('PNG', 'apng'), ('TIFF', 'tif')):
         files[f'animated.{suffix}'] = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
-    for inside, outside in (('PNG', 'jpg'), ('JPEG', 'png'), ('GIF', 'webp'), ('WEBP', 'bmp'), ('BMP', 'tif')):
-        files[f'{inside.lower()} inside.{outside}'] = encoded(rgb, inside)
+    for kind, suffix in (('PNG', 'jpg'), ('JPEG', 'png'), ('GIF', 'webp'), ('WEBP', 'bmp'), ('BMP', 'tif')):
+        files[f'{kind.lower()} inside.{suffix}'] = encoded(rgb, kind)
+    deep = 16 * pixels(channels=1).astype(np.uint16)
+    files['12 bits in 16.png'], files['12 of 16 bits.png'] = png(deep), png(deep + 3, (b'sBIT', b'\x0c'))
+    files['16-bit colours.png'] = png(np.dstack([deep] * 3))
+    files['12 bits in 16.tif'] = tiff(deep, (32, 24), 16, {281: 4095})
+    files['12 bits.tif'] = tiff(pixels((24, 48), 1).tobytes(), (32, 24), 12)
+    files['8 bits in 32.tif'] = tiff(pixels(channels=1), (32, 24), 32)
     files['palette with alpha.png'] = encoded(rgb.convert('P'), 'PNG', transparency=3)
     files['progressive.jpg'] = encoded(rgb, 'JPEG', progressive=True)
     files['garbage behind.jpg'] = encoded(rgb, 'JPEG') + bytes(500)
@@ -75,6 +105,8 @@ def bad_pictures():
     for kind, suffix in FUZZED.items():
         whole = encoded(image, kind)
         files |= {f'cut {part}.{suffix}': whole[:int(len(whole) * part / 100)] for part in (1, 20, 60)}
+    files['colours in planes.tif'] = tiff(np.zeros((3, 64, 64)), (64, 64), 16, {284: 2}, channels=3)
+    files['colours of 32 bits.tif'] = tiff(np.zeros((64, 64, 3)), (64, 64), 32, channels=3)
     header = struct.pack('>IIBBBBB', 50_000, 50_000, 8, 2, 0, 0, 0)
     chunks = b''.join(struct.pack('>I', len(data)) + name + data + struct.pack('>I', zlib.crc32(name + data))
                       for name, data in ((b'IHDR', header), (b'IDAT', zlib.compress(bytes(10 ** 6))), (b'IEND', b'')))
@@ -93,12 +125,12 @@ def mutated_pictures(seed=1):
             content = bytearray(whole)
             for _ in range(rng.choice((1, 2, 8))):
                 place = rng.randrange(len(content) if rng.random() < 0.5 else 64)
-                how = rng.randrange(4)
-                if how == 0:
+                edit = rng.randrange(4)
+                if edit == 0:
                     content[place] = rng.randrange(256)
-                elif how == 1:
+                elif edit == 1:
                     content[place:place + 4] = rng.choice((b'\xff\xff\xff\xff', bytes(4), b'\x7f\xff\xff\xff'))
-                elif how == 2:
+                elif edit == 2:
                     del content[place:place + rng.randrange(1, 20)]
                 else:
                     content[place:place] = content[place:place + 30]

@@ -1,25 +1,30 @@
-"""Folders of images: which files count, one sub-folder per class."""
+"""Folders of pictures, with one sub-folder for each class: which files count, and in which order."""
 import os
 import unicodedata
+from collections.abc import Collection
 from pathlib import Path
 
-from common.data.images import EXTENSIONS
+from PIL import Image
+
+from common.data.images import FORMATS
 from common.runtime.errors import UserError
 
+EXTENSIONS = {extension for extension, kind in Image.registered_extensions().items() if kind in {*FORMATS, 'MPO'}}
 
-def is_image(path):
-    """Whether a file name is one that Pillow reads, in any letter case; hidden files are not."""
+
+def is_image(path: str | Path) -> bool:
+    """Whether a file has the name of a picture that Pillow reads, in any letter case; hidden files have not."""
     name = os.path.basename(path)
     return os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith('.')
 
 
-def is_hidden(name):
-    """Whether a folder is one that programs made for themselves, such as .thumbnails or __MACOSX."""
+def is_hidden(name: str) -> bool:
+    """Whether a folder has the name of one that programs made for themselves, such as .thumbnails or __MACOSX."""
     return name.startswith(('.', '__'))
 
 
-def list_files(folder):
-    """All files below a folder, sorted by path: links are followed, no folder is entered twice or if it is hidden.
+def list_files(folder: str | Path) -> list[Path]:
+    """All files below a folder, sorted by path. Links are followed; no folder is entered twice, and no hidden one.
 
     Raises UserError for a folder that cannot be read.
     """
@@ -28,34 +33,37 @@ def list_files(folder):
 
     found, entered = [], set()
     for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        about = os.stat(place)
-        if (about.st_dev, about.st_ino) in entered:
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in entered:
             folders.clear()
             continue
-        entered.add((about.st_dev, about.st_ino))
+        entered.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not is_hidden(name))
         found += [Path(place, name) for name in files]
     return sorted(found)
 
 
-def list_images(folder):
-    """The files of list_files whose names are those of pictures."""
+def list_images(folder: str | Path) -> list[Path]:
+    """The files of list_files that is_image takes for pictures."""
     return [path for path in list_files(folder) if is_image(path)]
 
 
-def stamp(path):
-    """[size, time of change] of a file, zeros where it cannot be found."""
+def stamp(path: str | Path) -> list[int]:
+    """[size in bytes, modification time in ns] of a file, zeros where it cannot be found."""
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except OSError:
         return [0, 0]
-    return [found.st_size, found.st_mtime_ns]
+    return [status.st_size, status.st_mtime_ns]
 
 
-def class_folders(folder):
-    """Names of the sub-folders that are classes, sorted. Raises UserError where there is no folder or none in it."""
+def class_folders(folder: str | Path) -> list[str]:
+    """Names of the sub-folders that are classes, sorted.
+
+    Raises UserError where there is no such folder, none in it, or one with control characters in its name.
+    """
     folder = Path(folder)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # unlike Path.is_dir also for names that are too long
         raise UserError(f'{folder}: no such folder')
     try:
         names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name))
@@ -69,15 +77,15 @@ def class_folders(folder):
     return names
 
 
-def find_pictures(folder):
-    """[(class, path)] of all image files in a folder's class folders. Raises UserError where a class has none."""
+def find_pictures(folder: str | Path) -> list[tuple[str, Path]]:
+    """[(class, path)] of all pictures in a folder's class folders. Raises UserError where a class has none."""
     found = [(name, path) for name in class_folders(folder) for path in list_images(Path(folder, name))]
     refuse_empty(folder, {name for name, _ in found})
     return found
 
 
-def refuse_empty(folder, filled):
-    """Raise UserError unless the class folders are just those in `filled`, a set of names."""
+def refuse_empty(folder: str | Path, filled: Collection[str]) -> None:
+    """Raise UserError where a class folder is not among `filled`, the names of those with pictures."""
     empty = [name for name in class_folders(folder) if name not in filled]
     if empty:
         raise UserError(f'{folder}: no pictures in {", ".join(empty)}: add some or remove the folder')

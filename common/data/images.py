@@ -1,16 +1,21 @@
-"""Images and folders of images: which files count, how one is opened, one sub-folder per class.
+"""One opener for the pictures of all four scripts, so that statistics, training and test see the same pixels.
 
-Every script opens pictures through open_image, so statistics, training and test see the same pixels. Nothing here needs
-PyTorch, which takes seconds to import.
+Nothing here needs PyTorch, which takes seconds to import.
 """
+import logging
+import mmap
 import os
+import re
 import stat
+import struct
 import warnings
+from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from common.runtime.console import printable
+from common.runtime.console import Bar, printable
 from common.runtime.errors import UserError
 
 try:
@@ -21,76 +26,184 @@ except ImportError:
 
 MAX_PIXELS = 120_000_000  # of a picture; a file of a few kB may claim to have billions, and fill the memory
 MAX_BYTES = 2 ** 30       # of a file
+BIT_DEPTH: int | None = None  # bits of grey pictures deeper than 8, such as a camera's 12 in files of 16; None: as many
+                              # as each file states. After a change start again with mean_std.py
 
 # The pictures among Pillow's formats. Others are drawn by another program (EPS by Ghostscript), or wrap a file of any
 # format (IPTC): what a file holds, whatever its name, must not lead there.
 FORMATS = sorted({'AVIF', 'BMP', 'DDS', 'DIB', 'GIF', 'HEIF', 'ICNS', 'ICO', 'IM', 'JPEG', 'JPEG2000', 'PCX', 'PNG',
                   'PPM', 'PSD', 'QOI', 'SGI', 'TGA', 'TIFF', 'WEBP', 'XBM', 'XPM'}
                  & set(Image.registered_extensions().values()) & Image.OPEN.keys())
-EXTENSIONS = {extension for extension, kind in Image.registered_extensions().items() if kind in {*FORMATS, 'MPO'}}
+
+_BITS_PER_SAMPLE, _MAX_SAMPLE_VALUE, _PLANAR_CONFIGURATION, _SAMPLE_FORMAT = 258, 281, 284, 339  # tags of TIFF
+_UPPER_BYTES = re.compile(';16[BLN]|SGI16')  # in the names of Pillow's decoders that take 8 of a colour's 16 bits
 
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)  # header() refuses them
 warnings.filterwarnings('ignore', module='PIL')  # odd metadata, which nothing here reads
+logging.getLogger('PIL').setLevel(logging.CRITICAL)  # its errors are raised as well, and those name the file
+
+_warned = mmap.mmap(-1, 1)  # one byte, shared with forked worker processes: 1 after the first warning of a run
 
 
 class BadImage(UserError):
-    """A file that is no readable picture."""
+    """A file that is not a readable picture."""
 
 
-def open_image(path, at_least=None):
-    """An image file as an RGB picture: turned as its EXIF says, 16 bits scaled to 8, transparency on white.
+def open_image(path: str | Path, at_least: int | None = None) -> Image.Image:
+    """An image file as an RGB picture: turned as its EXIF says, deep grey scaled to 8 bits, transparency on white.
 
     Of an animation the first frame counts. With `at_least`, pixels, a JPEG may come at a half, a quarter or an eighth
     of its size, which is several times faster, but with no side smaller than that. Raises BadImage, naming the file.
     """
     try:
-        return decode(regular(path), at_least)
-    except MemoryError:
+        return decode(regular(path), path, at_least)
+    except (MemoryError, UserError):
         raise
     except Exception as error:  # Pillow's errors on a damaged file are of a dozen types
         raise bad_image(path, error) from None
 
 
-def bad_image(path, error):
-    """The BadImage that an error while reading a file stands for."""
-    return BadImage(f'{printable(str(path))}: not a readable image ({str(error) or type(error).__name__})')
+def bad_image(path: str | Path, error: Exception) -> BadImage:
+    """The BadImage that an error while reading a file stands for; its text is one line."""
+    return BadImage(printable(f'{path}: not a readable image ({_reason(error)})'))
 
 
-def regular(path):
-    """The path, if it is that of a file and not of a pipe, say, which could be waited for without end."""
-    about = os.stat(path)
-    if not stat.S_ISREG(about.st_mode):
-        raise OSError('not a file')
-    if not 0 < about.st_size <= MAX_BYTES:
-        raise OSError('an empty file' if not about.st_size else 'larger than the MAX_BYTES of common/data/images.py')
+def _reason(error):
+    """What an error says, on one line, without the path or the Python object that it may name."""
+    if isinstance(error, UnidentifiedImageError):
+        return 'the content is no picture, or of a kind that Pillow cannot read'
+    if isinstance(error, Image.DecompressionBombError):
+        return 'more pixels than the MAX_PIXELS of common/data/images.py'
+    text = ' '.join((getattr(error, 'strerror', None) or str(error)).split())
+    if text and isinstance(error, (OSError, SyntaxError)):  # SyntaxError is Pillow's for a broken file
+        return text
+    return f'damaged, {type(error).__name__}' + f': {text}' * bool(text)
+
+
+def regular(path: str | Path) -> str | Path:
+    """The path, if it is that of a file and not of a pipe, say, which could be waited for without end.
+
+    Raises OSError for anything else, an empty file, and one above MAX_BYTES.
+    """
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError('a folder, pipe or device, not a file')
+    if not 0 < status.st_size <= MAX_BYTES:
+        raise OSError('an empty file' if not status.st_size else 'larger than the MAX_BYTES of common/data/images.py')
     return path
 
 
-def header(file):
-    """A picture whose pixels have not been read yet. Raises Pillow's errors, and ValueError above MAX_PIXELS."""
+def header(file: str | Path | BinaryIO) -> Image.Image:
+    """A picture whose pixels have not been read yet.
+
+    Raises Pillow's errors, and OSError above MAX_PIXELS and for a TIFF that Pillow would scramble.
+    """
     image = Image.open(file, formats=FORMATS)
     if image.width * image.height > MAX_PIXELS:
-        image.close()
-        raise ValueError(f'{image.width}x{image.height}: more than the MAX_PIXELS of common/data/images.py')
-    return image
+        problem = f'{image.width}x{image.height}: more than the MAX_PIXELS of common/data/images.py'
+    elif _is_scrambled(image):
+        problem = '16-bit colours in separate planes, which Pillow misreads: save it with interleaved channels'
+    else:
+        return image
+    image.close()
+    raise OSError(problem)
 
 
-def decode(file, at_least=None):
-    """open_image of a path or an open file, with Pillow's own errors."""
+def _is_scrambled(image):
+    """Whether it is an uncompressed TIFF with a plane of 16-bit values for each colour: Pillow takes them for 8-bit."""
+    return (image.format == 'TIFF' and image.tile[:1] and image.tile[0][0] == 'raw'
+            and image.tag_v2.get(_PLANAR_CONFIGURATION) == 2 and image.tag_v2.get(_BITS_PER_SAMPLE, (1,))[0] == 16)
+
+
+def decode(file: str | Path | BinaryIO, path: str | Path, at_least: int | None = None) -> Image.Image:
+    """open_image of a path or an open file, with Pillow's own errors; `path` names it in a warning."""
     with header(file) as image:
         if at_least:
             image.draft(None, (at_least, at_least))
+        grey = image.mode.startswith(('I', 'F'))  # deeper than 8 bits, integers or floating point
+        halved = not grey and _UPPER_BYTES.search(str(image.tile[:1]))
+        if grey and image.format == 'PNG':
+            image.info['sBIT'] = _read_sbit(image.fp)
         image.load()
-        return to_rgb(ImageOps.exif_transpose(image))
+        picture = ImageOps.exif_transpose(image)
+        if grey:
+            picture = Image.fromarray(_scale_grey(np.asarray(picture), image, path))
+    if halved and max(picture.getchannel(band).getextrema()[1] for band in picture.getbands() if band != 'A') < 16:
+        _warn(f'{path} is almost black: of 16-bit colours Pillow reads the upper 8 bits, and it hardly uses those. '
+              'Scale such pictures to the full 16 bits, or to 8, with another program')
+    if picture.has_transparency_data:
+        picture = Image.alpha_composite(Image.new('RGBA', picture.size, 'white'), picture.convert('RGBA'))
+    return picture.convert('RGB')
 
 
-def to_rgb(image):
-    if image.mode.startswith('I'):  # 16 or 32 bits of grey; 16-bit files also open as 32-bit ones
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
-    elif image.mode == 'F':  # floating-point grey from 0 to 1; from 0 to 255 where there is more than 1
-        grey = np.nan_to_num(np.asarray(image)).clip(0)
-        image = Image.fromarray((grey * (255 if grey.max() <= 1 else 1)).clip(0, 255).round().astype(np.uint8))
-    if image.has_transparency_data:
-        image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image.convert('RGBA'))
-    return image.convert('RGB')
+def _scale_grey(values, image, path):
+    """The grey values (H, W) of the opened file `image` as uint8 of the same shape.
+
+    White is at 16 bits, or as many as BIT_DEPTH or else the file states; for floating point without a BIT_DEPTH at 1,
+    or at 255 where any value is above 1. A picture's own largest value decides no more than that, since pictures of
+    different exposures would come out alike.
+    """
+    if BIT_DEPTH is not None and BIT_DEPTH not in range(8, 33):
+        raise UserError(f'BIT_DEPTH = {BIT_DEPTH!r} in common/data/images.py must be from 8 to 32, or None')
+    if values.dtype.kind == 'f':
+        values = np.nan_to_num(values)
+        white = 2 ** BIT_DEPTH - 1 if BIT_DEPTH else 1 if values.max() <= 1 else 255
+        _warn_of_range(values.max(), 0, white, path)
+        return (values.clip(0, white) * (255 / white)).round().astype(np.uint8)
+    if image.format == 'TIFF' and values.dtype == np.int32 and image.tag_v2.get(_SAMPLE_FORMAT, (1,))[0] == 1:
+        values = values.view(np.uint32)  # Pillow has no mode for them
+    bits = BIT_DEPTH or _stated_bits(values, image)
+    _warn_of_range(values.max(), 0 if bits else 2 ** 16 // 16, 2 ** (bits or 16) - 1, path)
+    steps = 2 ** min(bits or 16, 16)
+    table = (np.arange(steps) * 255 // (steps - 1)).astype(np.uint8)
+    return table.take(values >> max((bits or 16) - 16, 0), mode='clip')  # below 0 is black, above white is white
+
+
+def _stated_bits(values, image):
+    """How many bits of the integers (H, W) a file says it uses, if fewer than 16; else None.
+
+    What other formats than these two state, Pillow has scaled to 16 bits already.
+    """
+    if image.format == 'TIFF':
+        # MaxSampleValue may also be the largest value of this one picture; only 2^n - 1 is taken for a depth.
+        largest = image.tag_v2.get(_MAX_SAMPLE_VALUE)
+        bits = [bits for bits in range(8, 16) if largest == (2 ** bits - 1,)] or image.tag_v2[_BITS_PER_SAMPLE]
+        return bits[0] if bits[0] < 16 else None
+    bits = image.info.get('sBIT') if image.format == 'PNG' else None
+    # Writers are to scale what they state here to 16 bits, which leaves the lowest bits of dark values 0, or 1 if they
+    # round. Some do not scale.
+    unscaled = bits in range(8, 16) and values.max() < 2 ** bits and (values % 2 ** (16 - bits)).max() > 1
+    return bits if unscaled else None
+
+
+def _read_sbit(file):
+    """The significant bits that a grey PNG states, or None. The file, read as far as its pixels, stays there.
+
+    Pillow skips this chunk.
+    """
+    pixels, bits = file.tell(), None
+    file.seek(8)  # behind the signature
+    while file.tell() < pixels:
+        length, name = struct.unpack('>I4s', file.read(8))
+        content = file.read(length + 4)  # and the checksum, which Pillow has compared
+        if name == b'sBIT':
+            bits = content[0]
+    file.seek(pixels)
+    return bits
+
+
+def _warn_of_range(largest, least, white, path):
+    """Warn of a picture whose largest grey value is below `least`, and not 0, or above `white`."""
+    if 0 < largest < least or largest > white:
+        bits = min(max(12, int(largest).bit_length()), 32)
+        _warn(f'{path} is {"almost black" if largest < white else "partly cut to white"}: its grey values reach '
+              f'{largest:.10g}, and white is {white}. Set BIT_DEPTH in common/data/images.py to the bits that the '
+              f'pictures of this folder have, such as BIT_DEPTH: int | None = {bits}')
+
+
+def _warn(text):
+    """Print the first warning of a run; where worker processes are not forked, the first one of each process."""
+    if not _warned[0]:
+        _warned[0] = 1
+        Bar.write(printable(f'warning: {text}'))

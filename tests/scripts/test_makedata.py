@@ -3,12 +3,14 @@ import json
 import shutil
 from collections import Counter
 
+import numpy as np
 import pytest
 from filelock import FileLock
 from helpers import draw_folder, files_below, split
 from PIL import Image
 
 import makedata
+from common.data import images
 from common.data.datasets import open_split
 
 
@@ -28,8 +30,8 @@ def sides(tmp_path):
 
 def test_stratified_copies_and_manifest(tmp_path, source):
     before = files_below(source)
-    done = split()
-    assert done.returncode == 0, done.stderr
+    result = split()
+    assert result.returncode == 0, result.stderr
     found = files_below(tmp_path / 'data')
     assert Counter(name.rpartition('/')[0] for name in found) == {
         'train/a': 14, 'val/a': 6, 'train/b': 7, 'val/b': 3, '': 1}
@@ -37,7 +39,7 @@ def test_stratified_copies_and_manifest(tmp_path, source):
         assert found[entry['file']] == (tmp_path / entry['source']).read_bytes()
         assert entry['file'].startswith(f'{entry["side"]}/{entry["class"]}/') and len(entry['sha256']) == 64
     assert files_below(source) == before
-    assert 'a         14      6' in done.stdout and 'all       21      9' in done.stdout
+    assert 'a         14      6' in result.stdout and 'all       21      9' in result.stdout
 
 
 def test_the_same_again_and_another_seed(tmp_path, source):
@@ -64,12 +66,12 @@ def test_identical_files_stay_on_one_side_and_wrong_labels_are_named(tmp_path, s
     for number in range(12):
         shutil.copy(source / 'a' / '000.png', source / 'a' / f'copy{number}.png')
     shutil.copy(source / 'a' / '001.png', source / 'b' / 'same.png')
-    done = split()
+    result = split()
     by_hash = {}
     for entry in entries(tmp_path):
         by_hash.setdefault(entry['sha256'], set()).add(entry['side'])
     assert all(len(side) == 1 for side in by_hash.values())
-    assert 'same picture in 2 classes' in done.stdout and 'b/same.png' in done.stdout
+    assert 'same picture in 2 classes' in result.stdout and 'b/same.png' in result.stdout
 
 
 def test_formats_letter_case_nested_and_hidden(tmp_path, source):
@@ -82,10 +84,10 @@ def test_formats_letter_case_nested_and_hidden(tmp_path, source):
     for name in ('notes.txt', '.hidden.png'):
         shutil.copy(source / 'a' / '000.png', source / 'a' / name)
     (source / '.git').mkdir()
-    done = split()
-    assert done.returncode == 0
+    result = split()
+    assert result.returncode == 0
     found = [entry['source'] for entry in entries(tmp_path)]
-    assert '1 .txt' in done.stdout and len(found) == 38
+    assert '1 .txt' in result.stdout and len(found) == 38
     assert all(any(f.endswith(f'/{name}') for f in found) for name in names)
 
 
@@ -103,8 +105,16 @@ def test_large_pictures_are_shrunk_small_ones_copied(tmp_path, source):
 def test_a_truncated_picture_does_not_end_the_shrinking(tmp_path, source):
     Image.effect_noise((200, 200), 50).save(source / 'a' / 'cut.jpg')
     (source / 'a' / 'cut.jpg').write_bytes((source / 'a' / 'cut.jpg').read_bytes()[:3000])
-    done = split('--max-side', 50)
-    assert done.returncode == 0 and 'left out: data1/a/cut.jpg' in done.stdout and len(entries(tmp_path)) == 30
+    result = split('--max-side', 50)
+    assert result.returncode == 0 and 'left out: data1/a/cut.jpg' in result.stdout and len(entries(tmp_path)) == 30
+
+
+def test_a_depth_that_no_file_states_is_asked_for_while_shrinking(tmp_path, source):
+    images._warned[0] = 0
+    for number in range(4):
+        Image.fromarray(np.full((99, 99), 4000 + number, np.uint16)).save(source / 'a' / f'deep{number}.png')
+    result = split('--max-side', 50)
+    assert result.returncode == 0 and result.stdout.count('almost black') == 1 and 'data1/a/deep' in result.stdout
 
 
 def test_file_managers_litter_blocks_nothing(tmp_path, source):
@@ -124,11 +134,11 @@ def test_a_class_that_lost_its_training_pictures_is_drawn_anew(tmp_path, source)
 
 def test_small_classes_and_imbalance_are_said(tmp_path, source):
     draw_folder(source, {'one': 1, 'two': 2}, seed=3)
-    done = split()
-    assert done.returncode == 0
+    result = split()
+    assert result.returncode == 0
     counts = Counter((entry['class'], entry['side']) for entry in entries(tmp_path))
     assert counts['one', 'train'] == 1 and counts['two', 'train'] == counts['two', 'val'] == 1
-    assert 'one is too small to split' in done.stdout and '20.0 times as many' in done.stdout
+    assert 'one is too small to split' in result.stdout and '20.0 times as many' in result.stdout
     assert (tmp_path / 'data' / 'val' / 'one').is_dir()
 
 
@@ -139,25 +149,30 @@ def test_a_folder_of_others_is_left_alone(tmp_path, source, content):
     for name, text in content.items():
         (tmp_path / 'data' / name).write_text(text)
     before = files_below(tmp_path / 'data')
-    done = split()
-    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and 'was not touched' in done.stderr
+    result = split()
+    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1 and 'was not touched' in result.stderr
     assert files_below(tmp_path / 'data') == before
 
 
 def test_a_file_that_someone_put_into_the_split_is_not_lost(tmp_path, source):
     split()
     (tmp_path / 'data' / 'train' / 'a' / 'mine.jpg').write_text('precious')
-    done = split()
-    assert done.returncode == 2 and 'mine.jpg' in done.stderr
+    result = split()
+    assert result.returncode == 2 and 'mine.jpg' in result.stderr
     assert (tmp_path / 'data' / 'train' / 'a' / 'mine.jpg').exists()
 
 
 def test_unreadable_files_are_left_out_by_name_and_empty_classes_refused(tmp_path, source):
     (source / 'a' / 'text.jpg').write_text('no picture')
-    assert 'text.jpg' in split().stdout and len(entries(tmp_path)) == 30
+    (source / 'a' / 'nowhere.png').symlink_to('gone')
+    lines = [line for line in split().stdout.splitlines() if line.startswith('left out: ')]
+    assert len(entries(tmp_path)) == 30 and lines == [
+        'left out: data1/a/nowhere.png: not a readable image (No such file or directory)',
+        'left out: data1/a/text.jpg: not a readable image (the content is no picture, or of a kind that Pillow cannot '
+        'read)']
     (source / 'c').mkdir()
-    done = split()
-    assert done.returncode == 2 and 'no pictures in c' in done.stderr
+    result = split()
+    assert result.returncode == 2 and 'no pictures in c' in result.stderr
 
 
 @pytest.mark.parametrize('arguments, words', [
@@ -165,8 +180,8 @@ def test_unreadable_files_are_left_out_by_name_and_empty_classes_refused(tmp_pat
     (['--target-dir', 'data1/x'], 'must lie apart'),
     (['--target-dir', '..'], 'TARGET_DIR'), (['--source-dir', 'nowhere'], 'no such folder')])
 def test_mistakes(tmp_path, source, arguments, words):
-    done = split(*arguments)
-    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and words in done.stderr
+    result = split(*arguments)
+    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1 and words in result.stderr
 
 
 def test_an_interrupted_exchange_is_completed(tmp_path, source):
@@ -180,8 +195,8 @@ def test_an_interrupted_exchange_is_completed(tmp_path, source):
 
 def test_links_take_no_room_and_shrunken_pictures_are_copies(tmp_path, source):
     Image.new('RGB', (400, 100), 'red').save(source / 'a' / 'wide.jpg')
-    done = split('--link', '--max-side', 50)
-    assert done.returncode == 0 and 'no hard links' not in done.stdout
+    result = split('--link', '--max-side', 50)
+    assert result.returncode == 0 and 'no hard links' not in result.stdout
     for entry in entries(tmp_path):
         same = (tmp_path / 'data' / entry['file']).samefile(tmp_path / entry['source'])
         assert same == ('wide' not in entry['file'])
@@ -196,8 +211,8 @@ def test_where_links_cannot_be_made_pictures_are_copied(tmp_path, source, monkey
         raise OSError('Invalid cross-device link')
 
     monkeypatch.setattr(makedata.os, 'link', refuse)
-    done = split('--link')
-    assert done.returncode == 0 and 'no hard links' in done.stdout and len(entries(tmp_path)) == 30
+    result = split('--link')
+    assert result.returncode == 0 and 'no hard links' in result.stdout and len(entries(tmp_path)) == 30
 
 
 def test_a_full_disk_leaves_the_old_split(tmp_path, source, monkeypatch):
@@ -209,8 +224,9 @@ def test_a_full_disk_leaves_the_old_split(tmp_path, source, monkeypatch):
         raise OSError(28, 'No space left on device')
 
     monkeypatch.setattr(makedata.Path, 'write_bytes', full)
-    done = split()
-    assert done.returncode == 2 and 'No space left' in done.stderr and 'free some space' in done.stderr
+    result = split()
+    assert result.returncode == 2 and '(No space left on device)' in result.stderr
+    assert 'free some space' in result.stderr
     assert files_below(tmp_path / 'data') == before
     assert [path.name for path in tmp_path.glob('.data*')] == ['.data.makedata-lock']
 
@@ -222,18 +238,18 @@ def test_a_manifest_cannot_lead_out_of_the_folder(tmp_path, source):
         entry['side'] = '../../elsewhere'
     (tmp_path / 'data' / 'split.json').write_text(json.dumps(manifest))
     before = files_below(tmp_path)
-    done = split()
-    assert done.returncode == 2 and 'was not made by makedata.py' in done.stderr and files_below(tmp_path) == before
+    result = split()
+    assert result.returncode == 2 and 'was not made by makedata.py' in result.stderr and files_below(tmp_path) == before
 
 
 def test_odd_names_of_classes(tmp_path, source):
     draw_folder(source, {'A': 3, 'x\\y': 3, 'caf\udce9': 3, 'photo.jpg': 3}, seed=2)
-    done = split()
-    assert done.returncode == 0 and 'A and a are different classes here, but one on Windows' in done.stdout
+    result = split()
+    assert result.returncode == 0 and 'A and a are different classes here, but one on Windows' in result.stdout
     assert len(entries(tmp_path)) == 42
     (source / 'line\nbreak').mkdir()
-    done = split()
-    assert done.returncode == 2 and "the folder 'line\\nbreak' has control characters" in done.stderr
+    result = split()
+    assert result.returncode == 2 and "the folder 'line\\nbreak' has control characters" in result.stderr
 
 
 def test_a_name_that_is_as_long_as_names_can_be(tmp_path, source):
@@ -252,8 +268,8 @@ def test_copies_do_not_overwrite_each_other(tmp_path, source):
 
 def test_two_at_once_are_refused(tmp_path, source):
     with FileLock(tmp_path / '.data.makedata-lock'):
-        done = split()
-    assert done.returncode == 2 and 'another makedata.py is there' in done.stderr
+        result = split()
+    assert result.returncode == 2 and 'another makedata.py is there' in result.stderr
     assert not (tmp_path / 'data').exists() and split().returncode == 0
 
 
@@ -263,8 +279,8 @@ def test_two_at_once_are_refused(tmp_path, source):
 def test_manifests_that_are_none(tmp_path, source, text):
     (tmp_path / 'data').mkdir()
     (tmp_path / 'data' / 'split.json').write_text(text)
-    done = split()
-    assert done.returncode == 2 and 'was not made by makedata.py' in done.stderr
+    result = split()
+    assert result.returncode == 2 and 'was not made by makedata.py' in result.stderr
 
 
 def test_five_thousand_classes(tmp_path, source):
@@ -272,7 +288,7 @@ def test_five_thousand_classes(tmp_path, source):
     for number in range(5000):
         (source / f'class {number}').mkdir()
         (source / f'class {number}' / '0.png').write_bytes(content + str(number).encode())
-    done = split()
-    assert done.returncode == 0 and len(entries(tmp_path)) == 5030
+    result = split()
+    assert result.returncode == 0 and len(entries(tmp_path)) == 5030
     train_set, val_set = open_split(tmp_path / 'data')
     assert len(train_set.classes) == 5002 and len(val_set) == 9

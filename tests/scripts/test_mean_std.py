@@ -31,14 +31,14 @@ def test_get_mean_and_std_is_the_tutorials(tmp_path):
 
 
 def check_against_numpy(folder, tmp_path):
-    done = run_script('mean_std.py', '--data-dir', folder, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    result = run_script('mean_std.py', '--data-dir', folder, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
     found = json.loads((tmp_path / 'mean_std.json').read_text())
     per_picture, per_pixel = numpy_stats(folder)
     np.testing.assert_allclose([found['mean'], found['std']], per_picture, atol=1e-5)
     np.testing.assert_allclose([found['pixel_mean'], found['pixel_std']], per_pixel, atol=1e-5)
     assert found['images'] == len(list_images(folder)) and found['data_dir'] == str(folder)
-    assert f'\nMEAN: tuple | None = ({round(found["mean"][0], 6)}, ' in done.stdout
+    assert f'\nMEAN: tuple | None = ({round(found["mean"][0], 6)}, ' in result.stdout
 
 
 def test_file_agrees_with_numpy_also_for_pictures_of_several_sizes(tmp_path):
@@ -57,23 +57,36 @@ def test_few_open_files_are_enough(tmp_path):
     code = ('import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_NOFILE, (128, 128)); '
             f'sys.argv = ["mean_std.py", "--data-dir", {str(folder)!r}]; sys.path.insert(0, {str(ROOT)!r}); '
             f'runpy.run_path({str(ROOT / "mean_std.py")!r}, run_name="__main__")')
-    done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    result = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
 
 
 def test_unwritable_output_is_said_before_the_work(tmp_path):
     folder = draw_folder(tmp_path / 'pictures', {'a': 2})
     (tmp_path / 'file').write_text('')
-    done = run_script('mean_std.py', '--data-dir', folder, '--output-file', 'file/x.json', cwd=tmp_path)
-    assert done.returncode == 2 and 'OUTPUT_FILE' in done.stderr and len(done.stderr.splitlines()) == 1
+    result = run_script('mean_std.py', '--data-dir', folder, '--output-file', 'file/x.json', cwd=tmp_path)
+    assert result.returncode == 2 and 'OUTPUT_FILE' in result.stderr and len(result.stderr.splitlines()) == 1
 
 
 def test_unreadable_pictures_are_left_out_by_name(tmp_path):
     folder = draw_folder(tmp_path / 'pictures', {'a': 2, 'b': 2})
     (folder / 'a' / 'text.jpg').write_text('no picture')
-    done = run_script('mean_std.py', '--data-dir', folder, cwd=tmp_path)
-    assert done.returncode == 0 and 'text.jpg' in done.stdout
-    assert json.loads((tmp_path / 'mean_std.json').read_text())['images'] == 4
+    result = run_script('mean_std.py', '--data-dir', folder, cwd=tmp_path)
+    found = json.loads((tmp_path / 'mean_std.json').read_text())
+    [problem] = found['left_out']
+    assert result.returncode == 0 and f'left out: {problem}\n' in result.stdout and found['images'] == 4
+    assert problem.startswith(f'{folder}/a/text.jpg: not a readable image (') and problem.count('text.jpg') == 1
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_depth_that_no_file_states_is_asked_for(tmp_path, workers):
+    """By whatever process reads the pictures."""
+    folder = draw_folder(tmp_path / 'pictures', {'a': 2})
+    for number in range(4):
+        Image.fromarray(np.arange(4000, dtype=np.uint16).reshape(50, 80)).save(folder / 'a' / f'deep{number}.png')
+    result = run_script('mean_std.py', '--data-dir', folder, '--num-workers', workers, cwd=tmp_path)
+    assert result.returncode == 0 and 'is almost black: its grey values reach 3999' in result.stdout
+    assert 'BIT_DEPTH: int | None = 12' in result.stdout and not result.stderr
 
 
 @pytest.mark.parametrize('folders, words', [
@@ -83,5 +96,5 @@ def test_folders_without_pictures(tmp_path, folders, words):
         (tmp_path / 'pictures' / name).mkdir(parents=True)
     if folders == []:
         (tmp_path / 'pictures').mkdir()
-    done = run_script('mean_std.py', '--data-dir', 'pictures', cwd=tmp_path)
-    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and words in done.stderr
+    result = run_script('mean_std.py', '--data-dir', 'pictures', cwd=tmp_path)
+    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1 and words in result.stderr
