@@ -5,6 +5,7 @@
 reads every picture below data1/ and writes mean_std.json, which train.py picks up by itself.
 """
 import time
+from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
@@ -26,7 +27,7 @@ NUM_WORKERS: int | str = 'auto'   # processes that read pictures; 'auto' takes o
 _LEVELS = np.arange(256) / 255
 
 
-def main(cfg):
+def main(cfg: settings.Settings) -> None:
     writable_folder(Path(cfg.OUTPUT_FILE).parent, 'OUTPUT_FILE')
     if Path(cfg.OUTPUT_FILE).is_dir():
         raise UserError(f'OUTPUT_FILE = {cfg.OUTPUT_FILE!r} is a folder: name a file')
@@ -56,7 +57,7 @@ def main(cfg):
         print(f'{name}: tuple | None = {tuple(round(value, 6) for value in values)}')
 
 
-def get_mean_and_std(paths, num_workers=0):
+def get_mean_and_std(paths: Sequence[str | Path], num_workers: int = 0) -> tuple[list[float], list[float]]:
     """([mean of each channel], [std of each channel]) of image files, of their channels in [0, 1].
 
     As in the tutorial: the averages, over the pictures, of each picture's own mean and (unbiased) std.
@@ -64,8 +65,11 @@ def get_mean_and_std(paths, num_workers=0):
     return tuple(values.tolist() for values in tutorial_pair(read_stats(paths, num_workers)[0]))
 
 
-def read_stats(paths, num_workers):
-    """(float64 array (N, 4, 3) as channel_stats describes, [errors of the unreadable files])."""
+def read_stats(paths: Sequence[str | Path], num_workers: int) -> tuple[np.ndarray, list[str]]:
+    """(float64 array (N, 4, 3), of channel_stats for each of N pictures, [errors of the unreadable files]).
+
+    Raises UserError where a worker process died.
+    """
     if num_workers:
         chunk = max(1, min(32, len(paths) // num_workers // 4))
         try:
@@ -80,10 +84,10 @@ def read_stats(paths, num_workers):
     return np.stack(stats) if stats else np.empty((0, 4, 3)), bad
 
 
-def channel_stats(path):
-    """Of each channel of a picture in [0, 1]: mean, std, mean of squares, number of pixels; or its error, a text.
+def channel_stats(path: str | Path) -> np.ndarray | str:
+    """float64 (4, 3): mean, std, mean of squares and number of pixels for each channel of a picture in [0, 1].
 
-    All of it follows from how often each of the 256 levels occurs.
+    Of a file that cannot be read, its error. All of it follows from how often each of the 256 levels occurs.
     """
     try:
         counts = np.reshape(open_image(path).histogram(), (3, 256))
@@ -95,12 +99,13 @@ def channel_stats(path):
     return np.stack([mean, np.sqrt(deviations / max(1, size - 1)), counts @ _LEVELS ** 2 / size, np.full(3, size)])
 
 
-def tutorial_pair(stats):
+def tutorial_pair(stats: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and std, (3,) each: the averages of the pictures' own in `stats`, (N, 4, 3)."""
     return stats[:, 0].mean(0), stats[:, 1].mean(0)
 
 
-def pixel_pair(stats):
-    """Mean and std over the pixels of all pictures together, each pixel counting the same."""
+def pixel_pair(stats: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and std, (3,) each, over the pixels of all pictures together, each pixel counting the same."""
     mean, _, square, size = stats.transpose(1, 0, 2)
     mean, square = ((values * size).sum(0) / size.sum(0) for values in (mean, square))
     return mean, np.sqrt(np.maximum(square - mean ** 2, 0))
