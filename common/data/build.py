@@ -4,6 +4,7 @@ from pathlib import Path
 
 from torch.utils.data import DataLoader
 
+from common.data import images
 from common.data.cache import Pictures, choose_cache
 from common.data.datasets import ImageFolder, fingerprint, leave_out, open_split
 from common.data.loaders import EpochSampler, start_loader
@@ -52,7 +53,7 @@ def read_images(cfg: Settings, transform: Transform, train_set: ImageFolder, val
     bad = {}
     for dataset, training in ((train_set, True), (val_set, False)):
         dataset.loader = Pictures(fit(transform, training), cfg.IMG_SIZE, least_side(transform, training))
-        kind = f'{cfg.INTERPOLATION} {None if training else cfg.CROP}'
+        kind = f'{cfg.INTERPOLATION} {None if training else cfg.CROP} {images.BIT_DEPTH}'
         bad |= dataset.loader.keep([path for path, _ in dataset.samples], where, kind)
     leave_out(train_set, val_set, bad, Path(cfg.OUTPUT_DIR, 'bad_images.txt'))
     if len(train_set) < cfg.BATCH_SIZE:

@@ -36,10 +36,17 @@ def _import_cutout() -> type:
         import cv2  # noqa: F401
     except ImportError:
         sys.modules['cv2'] = stand_in = types.ModuleType('cv2')
-        stand_in.__getattr__ = lambda name: 0  # constants in tables that Cutout does not use
+        stand_in.__getattr__ = _constant
         borrowed.append((sys.modules, 'cv2'))
     try:
         return importlib.import_module('torchtoolbox.transform').Cutout
     finally:
         for namespace, name in borrowed:
             namespace.pop(name)
+
+
+def _constant(name: str) -> int:
+    """A value for each constant of OpenCV, in tables that Cutout does not use."""
+    if name.startswith('__'):  # what Python itself asks modules for
+        raise AttributeError(name)
+    return 0

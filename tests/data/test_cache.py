@@ -11,7 +11,7 @@ from PIL import Image
 
 from common.data import cache
 from common.data.cache import Pictures, choose_cache
-from common.data.transforms import least_side
+from common.data.transforms import Transform, least_side
 from common.runtime.errors import UserError
 
 SIZE = (8, 12)
@@ -145,9 +145,10 @@ def test_a_link_to_nowhere_is_a_bad_picture(folder):
 
 
 def test_what_a_crop_leaves_was_decoded_large_enough():
-    settings = {'img_size': [32, 48], 'crop': 0.25, 'interpolation': 'bilinear'}
-    assert least_side(settings) == 2 * 48 * 4 and least_side(settings, training=True) == 2 * 48
-    assert least_side({**settings, 'crop': None}) == least_side({**settings, 'crop': 1.15}) == 2 * 48
+    def side(crop, training=False):
+        return least_side(Transform([32, 48], [0.5] * 3, [0.2] * 3, crop=crop), training)
+
+    assert side(0.25) == 2 * 48 * 4 and side(0.25, training=True) == side(None) == side(1.15) == 2 * 48
 
 
 def test_training_is_the_same_with_and_without(tmp_path):

@@ -16,7 +16,8 @@ from helpers import TINY, tiny_volo
 
 import models
 from common.runtime.errors import UserError
-from common.training.setup import build_network, find_weights
+from common.training.provenance import find_weights
+from common.training.setup import build_network
 from models.weights import (
     WeightsError,
     fetch_published,
@@ -261,7 +262,7 @@ def test_published_weights_are_fetched_and_fitted(monkeypatch):
 
 
 def test_published_weights_of_another_network(monkeypatch):
-    monkeypatch.setattr('models.reach_hub', lambda repo: None)
+    monkeypatch.setattr('models.factory.reach_hub', lambda repo: None)
     real = timm.create_model
     monkeypatch.setattr('timm.create_model', lambda name, pretrained, **size: real(name, **size))
     tag, state = models.fetch_weights('test_vit', (96, 64))

@@ -150,7 +150,8 @@ def load_or_refuse(file):
             assert '\n' not in str(error).strip()
             return
         transform = Transform.from_dict(saved['transform'])
-        assert net(eval_transform(transform)(fit(transform)(Image.new('RGB', (40, 30))))[None]).shape == (1, len(saved['classes']))
+        image = eval_transform(transform)(fit(transform)(Image.new('RGB', (40, 30))))
+        assert net(image[None]).shape == (1, len(saved['classes']))
 
 
 def test_the_whole_checkpoint_is_accepted(file):
