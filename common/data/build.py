@@ -5,7 +5,7 @@ from pathlib import Path
 from torch.utils.data import DataLoader
 
 from common.data import images
-from common.data.cache import Pictures, choose_cache
+from common.data.cache import ImageCache, choose_cache
 from common.data.datasets import ImageFolder, fingerprint, leave_out, open_split
 from common.data.loaders import EpochSampler, start_loader
 from common.data.normalisation import find_normalisation
@@ -36,7 +36,7 @@ def build_data(cfg: Settings, weights_normalisation: tuple[list, list] | None) -
         zoom=cfg.ZOOM, blur=cfg.BLUR, jitter=cfg.JITTER, cutout=cfg.CUTOUT)
     val_set.transform = eval_transform(transform)
     workers = worker_count(cfg.NUM_WORKERS)
-    read_images(cfg, transform, train_set, val_set, workers)
+    read_images(cfg, transform, train_set, val_set)
     sampler = EpochSampler(len(train_set), cfg.SEED)
     return Data(
         train_set.classes, transform, fingerprint(train_set, val_set),
@@ -44,17 +44,16 @@ def build_data(cfg: Settings, weights_normalisation: tuple[list, list] | None) -
         val=start_loader(val_set, (workers + 1) // 2, batch_size=cfg.BATCH_SIZE))
 
 
-def read_images(cfg: Settings, transform: Transform, train_set: ImageFolder, val_set: ImageFolder,
-                workers: int) -> None:
+def read_images(cfg: Settings, transform: Transform, train_set: ImageFolder, val_set: ImageFolder) -> None:
     """Decode every file once: those that are no images are left out, the others cached where CACHE says."""
-    where = choose_cache(cfg.CACHE, len(train_set) + len(val_set), cfg.IMG_SIZE, workers)
+    where = choose_cache(cfg.CACHE, len(train_set) + len(val_set), cfg.IMG_SIZE)
     print(f'checking {len(train_set)} pictures for training and {len(val_set)} for validation, '
           + ('each is decoded again in every epoch' if where is None else f'kept at {cfg.IMG_SIZE} pixels: {where}'))
     bad = {}
     for dataset, training in ((train_set, True), (val_set, False)):
-        dataset.loader = Pictures(fit(transform, training), cfg.IMG_SIZE, least_side(transform, training))
+        dataset.loader = ImageCache(fit(transform, training), cfg.IMG_SIZE, least_side(transform, training))
         kind = f'{cfg.INTERPOLATION} {None if training else cfg.CROP} {images.BIT_DEPTH}'
-        bad |= dataset.loader.keep([path for path, _ in dataset.samples], where, kind)
+        bad |= dataset.loader.load([path for path, _ in dataset.samples], where, kind)
     leave_out(train_set, val_set, bad, Path(cfg.OUTPUT_DIR, 'bad_images.txt'))
     if len(train_set) < cfg.BATCH_SIZE:
         raise UserError(f'{len(train_set)} training images but BATCH_SIZE = {cfg.BATCH_SIZE}: lower BATCH_SIZE')

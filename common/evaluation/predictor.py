@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from common.data.cache import Pictures
+from common.data.cache import ImageCache
 from common.data.images import BadImage
 from common.data.loaders import init_worker
 from common.data.transforms import Transform, eval_transform, fit, least_side
@@ -29,7 +29,7 @@ class ImageFiles(Dataset):
 
     def __init__(self, paths: list[Path], transform: Transform):
         self.paths, self.transform = paths, eval_transform(transform)
-        self.open = Pictures(fit(transform), transform.img_size, least_side(transform))
+        self.open = ImageCache(fit(transform), transform.img_size, least_side(transform))
 
     def __len__(self) -> int:
         return len(self.paths)

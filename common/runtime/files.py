@@ -3,8 +3,11 @@ import csv
 import json
 import os
 import tempfile
+import time
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -12,9 +15,10 @@ from common.runtime.console import printable
 from common.runtime.errors import UserError
 
 _FORMULA = tuple('=+-@\t\r\n')  # what a formula may begin with
+_PAUSES = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)  # seconds between attempts to move a file
 
 
-def writable_folder(path, constant):
+def writable_folder(path: str | Path, constant: str) -> Path:
     """Make a folder, check that files can be written in it, return its Path. Raises UserError naming the constant."""
     path = Path(path)
     try:
@@ -27,57 +31,78 @@ def writable_folder(path, constant):
 
 
 @contextmanager
-def locked(file, refusal=None):
-    """Holds a lock file, which ends with the process however that ends.
+def locked(file: str | Path, refusal: str | None = None) -> Iterator[None]:
+    """Holds a lock file, which the system releases when the process ends, however it ends.
 
-    Where another process has it, waits, or raises UserError with the text `refusal` at once. On a network file system
-    without locks there is a warning instead of a lock.
+    Where another process holds it, waits, or raises UserError with the text `refusal` at once. On a file system without
+    locks there is a warning instead: a file that only by its existence says that a run is active would, after a run
+    that was killed, lock out the next one on any other machine.
     """
     with ExitStack() as stack:
         try:
-            stack.enter_context(FileLock(file, timeout=0 if refusal else -1))
+            stack.enter_context(FileLock(file, timeout=0 if refusal else -1, fallback_to_soft=False))
         except Timeout:
             raise UserError(refusal) from None
-        except (NotImplementedError, OSError) as error:
+        except OSError as error:
             print(f'warning: {file} cannot be locked ({error}): let no second run write there')
         yield
 
 
 @contextmanager
-def replacing(path):
+def _writing(path: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f'{path} cannot be written ({error}): close programs that have it open, free some space or '
+                        'choose another folder') from error
+
+
+def move(source: str | Path, target: str | Path) -> None:
+    """Rename a file, which replaces the one that is there. Raises UserError if that fails.
+
+    Under Windows a virus scanner or a cloud folder may have either open, which refuses the move; it is tried again for
+    about six seconds.
+    """
+    with _writing(target):
+        for pause in _PAUSES:
+            with suppress(PermissionError):
+                os.replace(source, target)
+                return
+            time.sleep(pause)
+        os.replace(source, target)
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
     """Yields a path to write to; what is there takes the place of `path` at the end. Raises UserError if that fails."""
     path = Path(path)
     aside = path.with_name(f'.{path.name}.tmp')
     try:
-        aside.unlink(missing_ok=True)  # of a run that was killed; or a link to somewhere else
-        yield aside
-        os.replace(aside, path)
-    except OSError as error:
-        raise UserError(f'{path} cannot be written ({error}): close programs that have it open, free some space or '
-                        'choose another folder') from error
+        with _writing(path):
+            aside.unlink(missing_ok=True)  # of a run that was killed; or a link to somewhere else
+            yield aside
+        move(aside, path)
     finally:
         with suppress(OSError):  # a folder that became read-only
             aside.unlink(missing_ok=True)
 
 
-def move(source: Path, target: Path) -> None:
-    os.replace(source, target)
-
-
-def write_text(path, text):
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file in UTF-8, with escapes for the bytes of file names that are not. Raises UserError."""
     with replacing(path) as aside:
-        aside.write_text(text, encoding='utf-8', errors='backslashreplace')  # names that are no UTF-8, as JSON has them
+        aside.write_text(text, encoding='utf-8', errors='backslashreplace')  # as JSON has them
 
 
-def write_json(path, value):
+def write_json(path: str | Path, value: Any) -> None:
+    """Write a value as JSON. Raises UserError if the file cannot be written."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + '\n')
 
 
-def write_csv(path, rows):
+def write_csv(path: str | Path, rows: list[dict[str, Any]]) -> None:
     """Rows are dicts with the same keys; the keys are the header. With a byte-order mark, for Excel's sake.
 
     Texts are quoted and have escapes for invisible characters; one that a spreadsheet would take for a formula and run
-    gets an apostrophe in front.
+    gets an apostrophe in front. Raises UserError if the file cannot be written.
     """
     def cell(value):
         if not isinstance(value, str):

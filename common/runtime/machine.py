@@ -2,12 +2,18 @@
 import ctypes
 import os
 import platform
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 
 from common.runtime.errors import UserError
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-THREADS = min(8, CORES)  # for work that Pillow and hashlib do outside Python's lock
+THREADS = min(8, CORES)  # for work during which Pillow and hashlib release the GIL
+
+# In a control group's folder: limit and use, in bytes, and the entry of memory.stat for cached files
+_V1 = ('memory.limit_in_bytes', 'memory.usage_in_bytes', 'total_inactive_file')
+_V2 = ('memory.max', 'memory.current', 'inactive_file')
+_UNLIMITED = 2 ** 60  # cgroup v1 reports a number close to 2 ** 63 where there is no limit
 
 
 def worker_count(value: int | str) -> int:
@@ -32,16 +38,71 @@ def retain_freed_memory() -> None:
         libc.mallopt(-1, -1)           # M_TRIM_THRESHOLD: the top of the heap is not handed back
 
 
-def free_memory() -> int | None:
-    """Bytes of memory that may still be taken, by this machine's or container's limit; None if it is unknown."""
+def memory_file(length: int) -> int:
+    """Under Linux: the descriptor of a file of `length` zero bytes in memory, freed with the last process that has it.
+
+    Memory alone limits it, where /dev/shm, which multiprocessing uses, often has 64 MB in a container, and is needed
+    for the batches. (Many builds of Python lack os.memfd_create; the C library that PyTorch needs has the function.)
+    Raises OSError.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    file = libc.memfd_create(b'images', 1)  # MFD_CLOEXEC
+    if file < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     try:
-        lines = Path('/proc/meminfo').read_text().splitlines()
-        free = 1024 * int(next(line.split()[1] for line in lines if line.startswith('MemAvailable')))
-    except (OSError, StopIteration):
+        os.truncate(file, length)
+    except OSError:
+        os.close(file)
+        raise
+    return file
+
+
+def free_memory(proc: Path = Path('/proc'), cgroups: Path = Path('/sys/fs/cgroup')) -> int | None:
+    """Bytes of memory that this process may still take; None where the system does not say, as on macOS and Windows.
+
+    The least of what the machine has available and of what is left below each limit of a control group: that of the
+    process (a Slurm job, a systemd slice, a container) and of every group that contains it. `proc` and `cgroups` are
+    where those file systems are mounted.
+    """
+    free = [_free_in_group(folder, *names) for folder, names in _memory_groups(proc, cgroups)]
+    available = _number_after('MemAvailable:', proc / 'meminfo')
+    if available is not None:
+        free.append(1024 * available)
+    return min((found for found in free if found is not None), default=None)
+
+
+def _memory_groups(proc: Path, cgroups: Path) -> Iterator[tuple[Path, tuple[str, str, str]]]:
+    """(folder, names in it) of each control group that may limit the memory, some of which may not exist.
+
+    In a container the group's path is often that of the host, and only the mount's root, the container's own group,
+    can be seen.
+    """
+    try:
+        lines = (proc / 'self' / 'cgroup').read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:  # hierarchy:controllers:/path
+        _, controllers, path = line.split(':', 2)
+        if not controllers or 'memory' in controllers.split(','):
+            root, names = (cgroups / 'memory', _V1) if controllers else (cgroups, _V2)
+            group = PurePosixPath(path.lstrip('/'))
+            yield from ((root / above, names) for above in (group, *group.parents))
+
+
+def _free_in_group(folder: Path, limit_name: str, used_name: str, cached_name: str) -> int | None:
+    """Bytes left below a group's limit, with cached files as free; None where there is no limit or no such group."""
+    try:
+        limit, used = (int((folder / name).read_text()) for name in (limit_name, used_name))
+    except (OSError, ValueError):  # 'max'
         return None
+    cached = _number_after(cached_name, folder / 'memory.stat') or 0
+    return max(0, limit - used + cached) if limit < _UNLIMITED else None
+
+
+def _number_after(name: str, file: Path) -> int | None:
+    """The number on the line of a file that begins with the word `name`; None where there is no such line or file."""
     try:
-        limit, used, stat = (Path('/sys/fs/cgroup', f'memory.{x}').read_text() for x in ('max', 'current', 'stat'))
-        cached = next(int(line.split()[1]) for line in stat.splitlines() if line.startswith('inactive_file '))
-        return min(free, int(limit) - int(used) + cached)
-    except (OSError, ValueError, StopIteration):  # no container, or one without a limit
-        return free
+        lines = map(str.split, file.read_text().splitlines())
+        return next((int(words[1]) for words in lines if words[:1] == [name]), None)
+    except (OSError, ValueError, IndexError):
+        return None

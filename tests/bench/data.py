@@ -17,7 +17,7 @@ import torch
 
 import train
 from common import settings
-from common.data.cache import Pictures
+from common.data.cache import ImageCache
 from common.runtime.machine import retain_freed_memory
 from common.training.clock import Clock
 from common.training.state import Progress
@@ -62,7 +62,7 @@ def print_stages(dataset, count):
     seconds, threads = {}, torch.get_num_threads()
     torch.set_num_threads(1)
     time.sleep(2)  # the workers have begun to read ahead
-    read = Pictures(dataset.loader.fit, dataset.loader.size, dataset.loader.least)  # without a cache
+    read = ImageCache(dataset.loader.fit, dataset.loader.size, dataset.loader.least)  # without a cache
     for path, _ in dataset.samples[:count]:
         value = timed(seconds, 'read', read, path)
         for step in dataset.transform.transforms:

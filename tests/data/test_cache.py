@@ -1,16 +1,26 @@
 """common/data/cache.py: a cache changes the speed of training and nothing else."""
+import errno
 import json
+import multiprocessing
 import os
 import pickle
+import sys
+import time
+from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
+import torch
 from helpers import draw_folder, run_script
 from PIL import Image
+from torchvision.transforms import PILToTensor, Resize
 
 from common.data import cache
-from common.data.cache import Pictures, choose_cache
+from common.data.cache import ImageCache, choose_cache
+from common.data.datasets import ImageFolder
+from common.data.loaders import start_loader
 from common.data.transforms import Transform, least_side
 from common.runtime.errors import UserError
 
@@ -33,32 +43,104 @@ def paths_of(folder):
     return sorted(map(str, folder.rglob('*.*')))
 
 
-def pixels(pictures, paths):
-    return [np.asarray(pictures(path)) for path in paths if 'bad' not in path]
+def pixels(images, paths):
+    return [np.asarray(images(path)) for path in paths if 'bad' not in path]
 
 
 @pytest.mark.parametrize('where', ['ram', 'disk', None])
 def test_pictures_are_what_they_would_be_without_a_cache(folder, where):
     paths = paths_of(folder)
-    pictures = Pictures(shrink, SIZE, 24)
-    plain = pixels(pictures, paths)
-    bad = pictures.keep(paths, where)
+    images = ImageCache(shrink, SIZE, 24)
+    plain = pixels(images, paths)
+    bad = images.load(paths, where)
     assert list(bad) == [str(folder / 'a' / 'bad.jpg')] and 'not a readable image' in bad[paths[3]]
-    np.testing.assert_array_equal(pixels(pictures, paths), plain)
-    if where == 'disk':  # a worker that is started afresh opens the file again
-        again = pickle.loads(pickle.dumps(pictures))
-        assert isinstance(again.array, np.memmap) and len(pickle.dumps(pictures)) < 2000
+    np.testing.assert_array_equal(pixels(images, paths), plain)
+    if where == 'disk' or where == 'ram' and sys.platform == 'linux':  # what a spawned worker process does
+        again = pickle.loads(pickle.dumps(images))
+        assert again.array.shape == images.array.shape and len(pickle.dumps(images)) < 2000
         np.testing.assert_array_equal(pixels(again, paths), plain)
 
 
+@pytest.mark.parametrize('method, platform', [
+    (method, sys.platform) for method in ('spawn', 'forkserver') if method in multiprocessing.get_all_start_methods()]
+    + [('spawn', 'darwin')])
+def test_worker_processes_that_are_not_forked_read_the_one_copy_in_memory(folder, monkeypatch, method, platform):
+    (folder / 'a' / 'bad.jpg').unlink()
+    dataset = ImageFolder(folder, PILToTensor())
+    dataset.loader = ImageCache(Resize((64, 96)), (64, 96), 24)
+    plain = torch.stack([image for image, _ in dataset])
+    monkeypatch.setattr(sys, 'platform', platform)
+    dataset.loader.load([path for path, _ in dataset.samples], 'ram')
+    for path, _ in dataset.samples:
+        os.unlink(path)
+    sent, dump = [], multiprocessing.reduction.dump
+    monkeypatch.setattr(multiprocessing.reduction, 'dump', lambda content, file, *more: (
+        dump(content, file, *more), sent.append(file.tell())))
+    [(images, _)] = start_loader(dataset, 1, batch_size=6, multiprocessing_context=method)
+    assert torch.equal(images, plain)
+    assert sent and max(sent) < images.numel() / 5
+
+
+def in_memory():
+    """How many files in memory are (open, mapped) in this process."""
+    opened = [os.readlink(f'/proc/self/fd/{name}') for name in os.listdir('/proc/self/fd')
+              if os.path.islink(f'/proc/self/fd/{name}')]
+    return sum('memfd:images' in name for name in opened), Path('/proc/self/maps').read_text().count('memfd:images')
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='/proc lists open files')
+def test_memory_is_freed_with_the_cache(folder):
+    images = ImageCache(shrink, SIZE, 24)
+    for _ in range(2):
+        images.load(paths_of(folder), 'ram')
+        assert in_memory() == (2, 1)  # the mapping has a descriptor of its own
+    del images
+    assert in_memory() == (0, 0)
+
+
+def test_memory_that_is_not_there_is_said(folder, monkeypatch):
+    images = ImageCache(shrink, SIZE, 24)
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="CACHE = 'ram': .*too large.*: choose 'disk'"):
+        patch.setattr(cache, 'shared_array', mock.Mock(side_effect=OSError(errno.EFBIG, 'File too large')))
+        images.load(paths_of(folder), 'ram')
+    monkeypatch.setattr(sys, 'platform', 'darwin')  # where the memory is a file without a name
+    monkeypatch.setattr(cache.shutil, 'disk_usage', lambda path: SimpleNamespace(free=100))
+    if os.name == 'posix':
+        with pytest.raises(UserError, match="CACHE = 'ram' needs .* choose 'disk' or a smaller"):
+            images.load(paths_of(folder), 'ram')
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='/proc lists what is mapped')
+def test_no_file_is_mapped_while_it_is_moved_or_replaced(folder, monkeypatch):
+    """Windows refuses both."""
+    def replace(source, target, real=os.replace):
+        mapped = Path('/proc/self/maps').read_text()
+        if str(Path(source).absolute()) in mapped or str(Path(target).absolute()) in mapped:
+            raise PermissionError(errno.EACCES, 'mapped')
+        real(source, target)
+
+    monkeypatch.setattr(os, 'replace', replace)
+    monkeypatch.setattr(time, 'sleep', lambda seconds: None)
+    images = ImageCache(shrink, SIZE, 24)
+    for grey in (10, 200):
+        Image.new('RGB', (20, 24), (grey,) * 3).save(folder / 'a' / '001.png')
+        images.load(paths_of(folder), 'disk')
+        assert (np.asarray(images(folder / 'a' / '001.png')) == grey).all()
+        Image.new('RGB', (20, 24), (grey + 1,) * 3).save(folder / 'a' / '001.png')
+        del images
+        images = ImageCache(shrink, SIZE, 24)
+        images.load(paths_of(folder), 'disk')
+        assert (np.asarray(images(folder / 'a' / '001.png')) == grey + 1).all()
+
+
 def read_again(folder, monkeypatch):
-    """(names of the files that a later run decodes, its pictures, its bad files)."""
+    """(names of the files that a later run decodes, its images, its bad files)."""
     opened = []
     with monkeypatch.context() as patch:
         patch.setattr(cache, 'open_image', lambda path, at_least: opened.append(path) or original(path, at_least))
-        pictures = Pictures(shrink, SIZE, 24)
-        bad = pictures.keep(paths_of(folder), 'disk')
-        found = pixels(pictures, paths_of(folder))
+        images = ImageCache(shrink, SIZE, 24)
+        bad = images.load(paths_of(folder), 'disk')
+        found = pixels(images, paths_of(folder))
     return sorted(os.path.basename(path) for path in opened), found, bad
 
 
@@ -74,7 +156,7 @@ def test_on_disk_only_what_changed_is_read_again(folder, monkeypatch):
     (folder / 'b' / '000.png').unlink()
     opened, found, bad = read_again(folder, monkeypatch)
     assert opened == ['000.png', '001.png', 'bad.jpg'] and len(bad) == 1
-    plain = Pictures(shrink, SIZE, 24)
+    plain = ImageCache(shrink, SIZE, 24)
     np.testing.assert_array_equal(found, pixels(plain, paths_of(folder)))
 
 
@@ -84,7 +166,7 @@ def test_without_a_cache_only_what_changed_is_checked_again(folder, monkeypatch)
 
     def check():
         opened.clear()
-        return Pictures(shrink, SIZE, 24).keep(paths_of(folder), None), len(opened)
+        return ImageCache(shrink, SIZE, 24).load(paths_of(folder), None), len(opened)
 
     (first, many), (second, none) = check(), check()
     assert many == 7 and none == 1 and first == second and len(first) == 1  # the bad one is tried again
@@ -111,36 +193,37 @@ def test_a_damaged_cache_is_made_anew(folder, monkeypatch):
 
 def test_another_size_or_kind_is_another_cache(folder):
     for size, kind in (((8, 12), ''), ((12, 8), ''), ((8, 12), 'bicubic')):
-        Pictures(lambda image, size=size: image.resize(size[::-1]), size, 24).keep(paths_of(folder), 'disk', kind)
+        ImageCache(lambda image, size=size: image.resize(size[::-1]), size, 24).load(paths_of(folder), 'disk', kind)
     assert len(list(cache.FOLDER.glob('*.pictures'))) == 3
 
 
-def test_room_is_checked_before_it_is_taken(monkeypatch):
+@pytest.mark.parametrize('method', ['fork', 'spawn', 'forkserver'])
+def test_room_is_checked_before_it_is_taken(monkeypatch, method, capsys):
+    monkeypatch.setattr(multiprocessing, 'get_start_method', lambda *arguments, **named: method)
     monkeypatch.setattr(cache, 'free_memory', lambda: 1000 * 96 * 3)
-    monkeypatch.setattr(cache.multiprocessing, 'get_start_method', lambda: 'fork')
-    assert choose_cache('auto', 250, SIZE, 2) == 'ram' and choose_cache('auto', 251, SIZE, 2) is None
-    assert choose_cache('ram', 800, SIZE, 2) == 'ram' and choose_cache(None, 10 ** 9, SIZE, 2) is None
+    assert choose_cache('auto', 250, SIZE) == 'ram' and not capsys.readouterr().out
+    assert choose_cache('auto', 251, SIZE) is None and 'too little of it is free' in capsys.readouterr().out
+    assert choose_cache('ram', 800, SIZE) == 'ram' and choose_cache(None, 10 ** 9, SIZE) is None
     with pytest.raises(UserError, match="CACHE = 'ram' needs .* choose 'disk' or a smaller"):
-        choose_cache('ram', 1000, SIZE, 2)
-    monkeypatch.setattr(cache.multiprocessing, 'get_start_method', lambda: 'spawn')
-    assert choose_cache('auto', 10, SIZE, 2) is None and choose_cache('auto', 10, SIZE, 0) == 'ram'
-    with pytest.raises(UserError, match='would need a copy'):
-        choose_cache('ram', 10, SIZE, 2)
+        choose_cache('ram', 1000, SIZE)
+    monkeypatch.setattr(cache, 'free_memory', lambda: None)
+    assert choose_cache('ram', 1000, SIZE) == 'ram'
+    assert choose_cache('auto', 1, SIZE) is None and 'the system does not say' in capsys.readouterr().out
 
 
 def test_a_disk_that_is_too_full_is_said_and_a_cache_that_is_there_is_used(folder, monkeypatch):
-    pictures = Pictures(shrink, SIZE, 24)
-    pictures.keep(paths_of(folder), 'disk')
+    images = ImageCache(shrink, SIZE, 24)
+    images.load(paths_of(folder), 'disk')
     monkeypatch.setattr(cache.shutil, 'disk_usage', lambda path: SimpleNamespace(free=100))
-    assert Pictures(shrink, SIZE, 24).keep(paths_of(folder), 'disk')
+    assert ImageCache(shrink, SIZE, 24).load(paths_of(folder), 'disk')
     with pytest.raises(UserError, match="CACHE = 'disk' needs .* choose None or a smaller"):
-        Pictures(shrink, SIZE, 24).keep(paths_of(folder), 'disk', 'another kind')
+        ImageCache(shrink, SIZE, 24).load(paths_of(folder), 'disk', 'another kind')
 
 
 def test_a_link_to_nowhere_is_a_bad_picture(folder):
     (folder / 'b' / 'gone.png').symlink_to('nowhere.png')
     for where in ('ram', 'disk', None):
-        bad = Pictures(shrink, SIZE, 24).keep(paths_of(folder), where)
+        bad = ImageCache(shrink, SIZE, 24).load(paths_of(folder), where)
         assert sorted(map(os.path.basename, bad)) == ['bad.jpg', 'gone.png']
 
 

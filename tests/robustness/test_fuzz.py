@@ -22,7 +22,7 @@ from PIL import Image
 
 import makedata
 from common.data import normalisation
-from common.data.cache import Pictures, read_index
+from common.data.cache import ImageCache, read_index
 from common.data.images import BadImage, open_image
 from common.data.transforms import Transform, eval_transform, fit
 from common.runtime.errors import UserError
@@ -175,6 +175,6 @@ def test_small_files(file, text):
     picture = folder / 'good.png'
     if not picture.exists():
         Image.new('RGB', (9, 9)).save(picture)
-    assert Pictures(lambda image: image, (9, 9), 9)._check([str(picture)], folder / 'x.checked') == {}
+    assert ImageCache(lambda image: image, (9, 9), 9)._check([str(picture)], folder / 'x.checked') == {}
     (folder / 'x.pictures').write_bytes(text.encode('utf-8', 'backslashreplace') + len(text).to_bytes(8, 'little'))
     read_index(folder / 'x.pictures', (9, 9))

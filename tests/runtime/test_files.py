@@ -1,8 +1,14 @@
-"""common/runtime/files.py: files that are whole or not there."""
+"""common/runtime/files.py: files that are whole or not there, moved with patience, written by one run at a time."""
+import csv
+import errno
+import os
+import sys
+import time
+
 import pytest
 
 from common.runtime.errors import UserError
-from common.runtime.files import replacing, writable_folder
+from common.runtime.files import locked, move, replacing, writable_folder, write_csv
 
 
 def test_a_folder_that_cannot_be_written_to(tmp_path):
@@ -17,3 +23,89 @@ def test_a_file_is_whole_or_the_old_one(tmp_path):
         aside.write_text('half')
         raise OSError('disk full')
     assert (tmp_path / 'x').read_text() == 'old' and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.fixture
+def held(monkeypatch):
+    """A function that makes the next `count` moves fail as where a virus scanner has the file; returns the pauses."""
+    def hold(count):
+        pauses, left, real = [], iter(range(count)), os.replace
+
+        def replace(source, target):
+            if next(left, None) is not None:
+                raise PermissionError(errno.EACCES, 'used by another process', str(target))
+            real(source, target)
+
+        monkeypatch.setattr(os, 'replace', replace)
+        monkeypatch.setattr(time, 'sleep', pauses.append)
+        return pauses
+    return hold
+
+
+def write(path):
+    with replacing(path) as aside:
+        aside.write_text('new')
+
+
+def rename(path):
+    path.with_name('source').write_text('new')
+    move(path.with_name('source'), path)
+
+
+@pytest.mark.parametrize('action', [write, rename])
+def test_a_file_that_is_held_for_a_moment_is_replaced(tmp_path, held, action):
+    (tmp_path / 'x').write_text('old')
+    pauses = held(3)
+    action(tmp_path / 'x')
+    assert [path.read_text() for path in tmp_path.iterdir()] == ['new']
+    assert len(pauses) == 3 and pauses == sorted(set(pauses))
+
+
+@pytest.mark.parametrize('action', [write, rename])
+def test_a_file_that_stays_held_is_named_after_some_seconds(tmp_path, held, action):
+    (tmp_path / 'x').write_text('old')
+    pauses = held(1000)
+    with pytest.raises(UserError, match=r'x cannot be written \(.*used by another process.*: close programs') as error:
+        action(tmp_path / 'x')
+    assert '\n' not in str(error.value) and (tmp_path / 'x').read_text() == 'old' and 3 < sum(pauses) < 15
+
+
+@pytest.mark.parametrize('action', [write, rename])
+def test_other_errors_are_not_waited_for(tmp_path, held, action):
+    (tmp_path / 'x').mkdir()
+    pauses = held(0)
+    with pytest.raises(UserError, match='x cannot be written'):
+        action(tmp_path / 'x')
+    assert not pauses
+
+
+def test_a_lock_refuses_others_and_ends(tmp_path):
+    with locked(tmp_path / 'lock'), pytest.raises(UserError, match='^busy$'), locked(tmp_path / 'lock', 'busy'):
+        pass
+    with locked(tmp_path / 'lock', 'busy'):
+        pass
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='Windows has locks on every file system')
+@pytest.mark.parametrize('code', [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+@pytest.mark.parametrize('content', [None, '', '999999\nanother machine\n'])
+def test_without_locks_there_is_a_warning_and_no_run_is_locked_out(tmp_path, monkeypatch, capsys, code, content):
+    """What a run that was killed left behind included."""
+    import fcntl
+
+    def flock(file, operation):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, 'flock', flock)
+    file = tmp_path / 'lock'
+    if content is not None:
+        file.write_text(content)
+    with locked(file, 'busy'), locked(file, 'busy'):
+        pass
+    assert capsys.readouterr().out.count(f'{os.strerror(code)}): let no second run write there') == 2
+
+
+def test_what_a_spreadsheet_would_run_is_text(tmp_path):
+    write_csv(tmp_path / 'x.csv', [{'name': '=1+1', 'value': -1}, {'name': 'a\x1b[0m', 'value': 2}])
+    rows = list(csv.reader((tmp_path / 'x.csv').read_text(encoding='utf-8-sig').splitlines()))
+    assert rows == [['name', 'value'], ["'=1+1", '-1'], ['a\\x1b[0m', '2']]

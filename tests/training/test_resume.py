@@ -266,7 +266,7 @@ def test_two_runs_do_not_share_a_folder(data):
 
 def test_a_file_system_without_locks_is_said(data, monkeypatch, capsys):
     def refuse(*arguments, **named):
-        raise NotImplementedError('no locks here')
+        raise OSError('no locks here')
 
     monkeypatch.setattr(files, 'FileLock', refuse)
     run(**{**CHANGES, 'epochs': 1})
