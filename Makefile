@@ -22,10 +22,10 @@ demo: $(VENV)/.ready
 	$(BIN)/python test.py
 
 test: $(VENV)/.ready-dev
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal
 
 test-all: $(VENV)/.ready-dev
-	$(BIN)/python -m pytest -q -m 'slow or not slow'
+	$(BIN)/python -m pytest -q -n auto --dist worksteal -m 'slow or not slow'
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .
@@ -52,7 +52,7 @@ $(VENV)/.ready: requirements.txt
 	touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready
-	$(BIN)/python -m pip install -q 'pytest>=8' 'ruff>=0.6' hypothesis pillow-heif onnx onnxscript onnxruntime
+	$(BIN)/python -m pip install -q 'pytest>=8' pytest-xdist 'ruff>=0.6' hypothesis pillow-heif onnx onnxscript onnxruntime
 	touch $@
 
 clean:

@@ -1,6 +1,6 @@
-"""VOLO: the network (volo.py), its weights (weights.py), and timm's other networks beside it (factory.py).
+"""VOLO (volo.py), its weights (weights.py), and the other networks of timm beside it (factory.py).
 
-Importing it registers volo_d1 … volo_d5 with timm.
+Importing this package registers volo_d1 … volo_d5 with timm.
 """
 from models.checkpoint_schema import check_saved
 from models.factory import create_model, default_cfg, fetch_weights, restore_model

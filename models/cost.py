@@ -1,9 +1,11 @@
-"""What a network costs: parameters, multiply-adds of an image, memory of a training step. Nothing is computed for it.
+"""What a network costs: multiply-adds for an image, memory of a training step. Nothing is computed for it.
 
-The step runs on fake tensors, which have shapes and no contents; the storages that are alive at once are added up.
+The step runs on fake tensors, which have shapes but no contents; the bytes of all storages that exist at the same time
+are added up.
 """
 import copy
 import weakref
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -15,14 +17,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 class LiveMemory(TorchDispatchMode):
-    """Adds up the bytes of all storages that operations make and that are alive; `peak` is the most at once."""
+    """Adds up the bytes of all live storages that operations have allocated; `peak` is the largest sum so far."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.bytes = self.peak = 0
         self.alive = set()
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None):
         out = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(out):
             if isinstance(tensor, torch.Tensor):
@@ -34,41 +36,45 @@ class LiveMemory(TorchDispatchMode):
                     weakref.finalize(storage, self.free, storage._cdata, storage.nbytes())
         return out
 
-    def free(self, key, size):
+    def free(self, key: int, size: int) -> None:
+        """Subtract a storage of `size` bytes that was freed."""
         self.alive.discard(key)
         self.bytes -= size
 
 
 class Step(nn.Module):
-    """A forward pass and, asked for it, the backward pass: inside one call, since checkpointing recomputes in it."""
+    """A forward pass and, on demand, the backward pass in the same call: gradient checkpointing needs both in one."""
 
-    def __init__(self, net, dtype):
+    def __init__(self, net: nn.Module, dtype: torch.dtype | None) -> None:
         super().__init__()
         self.net, self.dtype = net, dtype
 
-    def forward(self, images, backward):
+    def forward(self, images: torch.Tensor, backward: bool) -> None:
         with torch.autocast(images.device.type, self.dtype, enabled=self.dtype is not None):
             outputs = self.net(images)
         if backward:
             sum(part.float().sum() for part in (outputs[:2] if isinstance(outputs, tuple) else (outputs,))).backward()
 
 
-def training_cost(net, img_size, batch_size, dtype=None, copies=3):
-    """(multiply-adds of an image forward, bytes of a training step) of `batch_size` images of img_size (height, width).
+def training_cost(net: nn.Module, img_size: tuple[int, int], batch_size: int, dtype: torch.dtype | None = None,
+                  copies: int = 3) -> tuple[float, int]:
+    """(multiply-adds to classify an image, bytes of a training step with `batch_size` images).
 
-    `dtype` is autocast's, None without it. `copies` of the parameters are kept besides: two by Adam, one by EMA. What
-    the optimizer, the libraries and the allocator need on top is not counted. The network stays as it is.
+    `img_size` is (height, width) in pixels. `dtype` is that of autocast, None without autocast. `copies` is how many
+    more copies of the parameters are kept: two by Adam, one by EMA. The memory that the optimizer's update, the
+    libraries and the allocator need besides is not included. The network is not changed.
     """
-    net = copy.copy(net)  # shares all that is in it; only its own attributes change
-    net.mix_token = False  # draws a box, which fake numbers cannot
+    net = copy.copy(net)  # the copy shares all parameters and buffers
+    net.mix_token = False  # the box is drawn from random numbers, and fake tensors have no numbers
     step, device = Step(net, dtype), next(net.parameters()).device
     fake = FakeTensorMode()
     tensors = [*step.named_parameters(remove_duplicate=False), *step.named_buffers(remove_duplicate=False)]
     state = {name: fake.from_tensor(tensor) for name, tensor in tensors}
-    own = sum(tensor.untyped_storage().nbytes() for tensor in state.values())
+    state_bytes = sum(tensor.untyped_storage().nbytes() for tensor in state.values())
     with fake:
         with FlopCounterMode(display=False) as counter:
             functional_call(step, state, (torch.empty(2, 3, *img_size, device=device), False))
         with LiveMemory() as memory:
             functional_call(step, state, (torch.empty(batch_size, 3, *img_size, device=device), True))
-    return counter.get_total_flops() / 2 / 2, memory.peak + own * (1 + copies)  # two images, two operations each
+    multiply_adds = counter.get_total_flops() / 2 / 2  # two images; a multiply-add counts as two operations
+    return multiply_adds, memory.peak + state_bytes * (1 + copies)

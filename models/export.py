@@ -2,10 +2,10 @@
 
     python -m models.export checkpoints/volo_d1/best.pth
 
-writes best.onnx and best.safetensors beside it. Both carry the class names and the preprocessing in their metadata, as
-JSON texts: `classes` in the order of the logits, and `preprocessing`, which common/data/transforms.py explains. The
-ONNX file takes `images` (batch, 3, height, width), any batch size, RGB in [0, 1] normalised by mean and std, and gives
-`logits`; it is compared with PyTorch in onnxruntime before it is kept. For it:
+writes best.onnx and best.safetensors beside it. The metadata of both hold the class names and the preprocessing as JSON
+texts: `classes` in the order of the logits, and `preprocessing`, which common/data/transforms.py explains. The ONNX
+model takes `images` (batch, 3, height, width) of any batch size, RGB in [0, 1] normalised by mean and std, and returns
+`logits` (batch, classes). It is kept only if onnxruntime computes the same logits as PyTorch. It needs three packages:
 python -m pip install onnx onnxscript onnxruntime
 """
 import argparse
@@ -13,18 +13,20 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
+from torch import nn
 
 from models import WeightsError, read_file, restore_model
 from models.weights import first_line
 
-OPSET = 18          # the first with Col2Im, which folds the windows of outlook attention
+OPSET = 18          # the first with Col2Im, which outlook attention needs to add up overlapping windows
 TOLERANCE = 1e-3    # largest difference of a logit between onnxruntime and PyTorch, both in fp32
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('checkpoint', type=Path, help='best.pth of train.py')
     path = parser.parse_args().checkpoint
@@ -39,8 +41,8 @@ def main():
         sys.exit(2)
 
 
-def open_checkpoint(path):
-    """(network in evaluation mode, (height, width), {name: text} that goes into the files). Raises WeightsError."""
+def open_checkpoint(path: Path) -> tuple[nn.Module, tuple[int, int], dict[str, str]]:
+    """(network in evaluation mode, (height, width) in pixels, metadata of the files to write). Raises WeightsError."""
     saved = read_file(path)
     try:
         net = restore_model(saved).eval()
@@ -51,21 +53,22 @@ def open_checkpoint(path):
         'preprocessing': json.dumps(saved['transform'])}
 
 
-def write_safetensors(net, metadata, path):
+def write_safetensors(net: nn.Module, metadata: dict[str, str], path: Path) -> None:
+    """Write the network's state dict and the metadata. A failure leaves `path` as it was."""
     part = path.with_name(f'{path.name}.part')
     state = {name: tensor.contiguous() for name, tensor in net.state_dict().items()}
     try:
-        part.write_bytes(safetensors.torch.save(state, metadata))  # save_file would make it unreadable to others
+        part.write_bytes(safetensors.torch.save(state, metadata))  # save_file's are for their owner only
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
 
 
-def write_onnx(net, img_size, metadata, path):
-    """Write the network, compare it with onnxruntime's, and return the largest difference of a logit.
+def write_onnx(net: nn.Module, img_size: tuple[int, int], metadata: dict[str, str], path: Path) -> float:
+    """Export the network, run it in onnxruntime, and return the largest difference from a logit of PyTorch.
 
-    Raises WeightsError where a package is missing, the network cannot be exported, or the logits differ by more than
-    TOLERANCE; `path` is then as it was.
+    Raises WeightsError if a package is missing, the network cannot be exported, or the logits differ by more than
+    TOLERANCE; `path` is not changed then.
     """
     try:
         import onnx  # noqa: F401
@@ -87,7 +90,7 @@ def write_onnx(net, img_size, metadata, path):
         try:
             session = onnxruntime.InferenceSession(part, providers=['CPUExecutionProvider'])
             difference = max(compare(net, session, torch.randn(batch, 3, *img_size)) for batch in (1, 3))
-        except Exception as error:  # onnxruntime has a dozen types of its own
+        except Exception as error:  # onnxruntime raises a dozen types of its own
             raise WeightsError(f'onnxruntime does not run {metadata["model"]}: {first_line(error)}') from error
         if not difference <= TOLERANCE:
             raise WeightsError(f'{path}: its logits differ by {difference:.1e} from those of PyTorch: not kept')
@@ -98,7 +101,7 @@ def write_onnx(net, img_size, metadata, path):
 
 
 @torch.inference_mode()
-def compare(net, session, images):
+def compare(net: nn.Module, session: Any, images: torch.Tensor) -> float:
     """The largest difference between the logits of a network and of an onnxruntime session."""
     return (torch.from_numpy(session.run(None, {'images': images.numpy()})[0]) - net(images)).abs().max().item()
 

@@ -6,9 +6,10 @@ from helpers import tiny_volo
 from timm.models._manipulate import group_parameters
 
 import models
+from models.attention import ClassAttention, attend
 from models.mlp import GeluLinear, Mlp
 from models.outlook import MixWindows, mix_windows_plain
-from models.volo import ClassAttention, PatchEmbed, attend
+from models.stem import PatchEmbed
 
 PARAMETERS = {'volo_d1': 27, 'volo_d2': 59, 'volo_d3': 86, 'volo_d4': 193, 'volo_d5': 296}  # millions, paper
 

@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 import time
+import zipfile
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from helpers import TINY, tiny_volo
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 import models
 from common.runtime.errors import UserError
@@ -146,7 +148,7 @@ def test_another_network_of_timm_keeps_or_drops_its_head(tmp_path):
 def test_a_namespace_in_the_file_is_refused_with_the_line_that_takes_it_out(tmp_path, model):
     path = tmp_path / "an old one's.pth.tar"
     torch.save({'args': argparse.Namespace(lr=1), 'epoch': 3, 'state_dict': model.state_dict()}, path)
-    with pytest.raises(WeightsError, match='argparse.Namespace.*this line') as caught:
+    with pytest.raises(WeightsError, match='argparse.Namespace.*this command') as caught:
         load_weights(model, path)
     line = shlex.split(str(caught.value).partition('safely: ')[2])
     assert line[0] == 'python'
@@ -182,7 +184,7 @@ def test_a_head_of_twelve_classes_survives_every_way(tmp_path):
 
 
 @pytest.mark.parametrize('change, words', [
-    ({'classes': ['a']}, 'do not go with its 1 classes'), ({'model_kwargs': None}, 'not a whole checkpoint'),
+    ({'classes': ['a']}, 'of another number of classes: head'), ({'model_kwargs': None}, 'not a whole checkpoint'),
     ({'state_dict': None}, 'wrong with its state_dict'), ({'state_dict': dict.fromkeys(range(9))}, 'no state dict'),
     ({'model': 'volo_d9'}, 'volo_d9'), ({'model': 'hf-hub:someone/something'}, 'no network'),
     ({'transform': {}}, 'img_size'),
@@ -193,8 +195,8 @@ def test_a_head_of_twelve_classes_survives_every_way(tmp_path):
     ({'classes': list('abcda')}, 'wrong with its classes'), ({'classes': [1, 2, 3, 4, 5]}, 'wrong with its classes'),
     ({'model_kwargs': {**TINY, 'layers': (10 ** 4, 1, 1, 1)}}, 'of a smaller network'),
     ({'model_kwargs': {**TINY, 'embed_dims': (2 * 10 ** 6, 4 * 10 ** 6)}}, 'wrong with its model_kwargs'),
-    ({'model_kwargs': {**TINY, 'embed_dims': (16000, 16000)}}, 'of another network'),
-    ({'model_kwargs': {**TINY, 'layers': (9999, 1, 1, -9999)}}, 'of a smaller network'),
+    ({'model_kwargs': {**TINY, 'embed_dims': (16000, 16000)}}, 'of a smaller network'),
+    ({'model_kwargs': {**TINY, 'layers': (9999, 1, 1, -9999)}}, 'layers .9999'),
     ({'model_kwargs': {**TINY, 'layers': (1, 1, 1, 1, *[0] * 300)}}, 'wrong with its model_kwargs'),
     ({'model': 'test_vit', 'model_kwargs': {'depth': 10 ** 6}}, 'wrong with its model_kwargs'),
     ({'classes': ['a' * 300, *'bcde']}, 'wrong with its classes'),
@@ -207,8 +209,44 @@ def test_a_checkpoint_that_contradicts_itself_is_refused(model, change, words):
     models.restore_model(saved)
     with pytest.raises(WeightsError, match=words):
         models.restore_model({**saved, **change})
-    with pytest.raises(WeightsError, match='not a whole checkpoint'):
+    with pytest.raises(WeightsError, match='not a checkpoint of train.py'):
         models.restore_model(model.norm.weight)
+
+
+def test_a_network_far_larger_than_its_weights_gets_no_memory(model):
+    """A checkpoint of 2 kB may ask for any depth: construction ends on the meta device, where shapes cost nothing."""
+    devices = []
+    handle = register_module_parameter_registration_hook(lambda net, name, parameter: devices.append(
+        None if parameter is None else parameter.device.type))
+    saved = {'model': 'test_vit', 'model_kwargs': {'depth': 600}, 'classes': list('abcde'), 'transform': TRANSFORM,
+             'state_dict': {'head.weight': torch.zeros(5, 64)}}
+    try:
+        with pytest.raises(WeightsError, match='of a smaller network'):
+            models.restore_model(saved)
+    finally:
+        handle.remove()
+    assert 0 < len(devices) < 20 and set(devices) <= {'meta', None}
+
+
+@pytest.mark.parametrize('name', ['test_vit', 'swin_tiny_patch4_window7_224', 'levit_128s'])
+def test_networks_of_timm_are_restored_with_the_tables_that_no_state_dict_holds(name):
+    torch.manual_seed(0)
+    size = 224 if 'test' not in name else 64
+    kwargs = {} if 'test' not in name else {'depth': 2}
+    net = models.create_model(name, num_classes=3, img_size=(size, size), **kwargs).eval()
+    saved = {'model': name, 'model_kwargs': kwargs, 'classes': list('abc'),
+             'transform': {**TRANSFORM, 'img_size': [size, size]}, 'state_dict': net.state_dict()}
+    images = torch.randn(1, 3, size, size)
+    with torch.inference_mode():
+        assert torch.equal(models.restore_model(saved).eval()(images), net(images))
+
+
+def test_similar_names_are_suggested_once():
+    for wrong, near in (('volo_d6', 'volo_d1'), ('VOLO-D1', 'volo_d1'), ('resnet5', 'resnet50')):
+        with pytest.raises(ValueError, match='there is no network') as error:
+            models.default_cfg(wrong)
+        names = str(error.value).partition('perhaps ')[2].partition(':')[0].split(', ')
+        assert near in names and len(set(names)) == len(names) <= 3
 
 
 class Trap:
@@ -233,6 +271,14 @@ def test_unreadable_files_get_one_line(tmp_path, model):
     with pytest.raises(WeightsError, match=r'trap2\.pth'):
         load_weights(model, tmp_path / 'trap2.pth')
     assert not (tmp_path / 'ran').exists()
+    torch.save(model, tmp_path / 'module.pth')
+    with zipfile.ZipFile(tmp_path / 'other.pth', 'w') as file:
+        file.writestr('a.txt', 'hello')
+    for name, reason in (('module.pth', r'it holds a pickled models\.volo\.VOLO'), ('empty.pth', 'it is empty'),
+                         ('other.pth', 'a zip archive of something else'), ('text.pth', 'PyTorch did not write it')):
+        with pytest.raises(WeightsError, match=reason) as caught:
+            load_weights(model, tmp_path / name)
+        assert 'weights_only' not in str(caught.value)
     with pytest.raises(WeightsError, match='no such file'):
         load_weights(model, tmp_path / 'missing.pth')
 
