@@ -61,7 +61,7 @@ PRETRAINED: bool | str = 'auto'   # ImageNet weights: 'auto' if to be had, True 
 FREEZE_EPOCHS = 0                 # for so many epochs all but the head is frozen; WARMUP_EPOCHS should be more
 DROP_PATH = 0.1                   # stochastic depth: the last block is skipped this often
 TOKEN_LABEL = False               # VOLO only: MixToken and a loss on every token, the paper's training; MIXUP_PROB = 0
-GRAD_CHECKPOINTING = False        # compute blocks twice instead of keeping them: README.md has the memory it saves
+GRAD_CHECKPOINTING = False        # compute blocks twice instead of storing them, which saves memory (docs/weights.md)
 # Optimisation
 EPOCHS = 100                      # passes over the training set; the tutorial's 300 can pay from scratch
 BATCH_SIZE = 32                   # pictures at a time, even (Mixup pairs them); halve it if memory runs out

@@ -27,9 +27,15 @@ def quick(monkeypatch):
 
 
 @pytest.fixture
-def data(quick, tmp_path, monkeypatch):
+def folder(tmp_path, monkeypatch):
     """data/train with 20 pictures of two classes and data/val with 8, in a folder that is the current one."""
     monkeypatch.chdir(tmp_path)
     draw_folder(tmp_path / 'data' / 'train', {'a': 10, 'b': 10})
     draw_folder(tmp_path / 'data' / 'val', {'a': 4, 'b': 4}, seed=1)
     return tmp_path / 'data'
+
+
+@pytest.fixture
+def data(quick, folder):
+    """The same for quick runs."""
+    return folder

@@ -23,7 +23,6 @@ SMALL = {'--img-size': 32, '--batch-size': 8, '--epochs': 2, '--warmup-epochs': 
          '--pretrained': 'false', '--model-kwargs': TINY, '--drop-path': 0, '--lr': 1e-3, '--output-dir': 'out'}
 
 
-
 def tiny_volo(**kwargs):
     return models.create_model('volo_d1', **{'num_classes': 5, 'img_size': 64, **TINY, **kwargs})
 

@@ -103,7 +103,7 @@ def contact_sheet(path: Path, cells: list[tuple[Image.Image | None, str, str]], 
         for axes, (image, text, colour) in zip(grid, cells, strict=False):
             if image is not None:
                 axes.imshow(image)
-            axes.set_xlabel(printable(text, keep='\n'), fontsize=8, color=colour)
+            axes.set_xlabel(printable(text, allowed='\n'), fontsize=8, color=colour)
         for axes in figure.axes:
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)

@@ -8,9 +8,9 @@ from tqdm import tqdm
 PLAIN_SECONDS = 30  # between two lines of a bar where the output is not a terminal
 
 
-def printable(text: str, keep: str = '') -> str:
-    """The text with escapes for invisible characters, such as terminal codes; those in `keep` stay."""
-    return ''.join(character if character.isprintable() or character in keep
+def printable(text: str, allowed: str = '') -> str:
+    """The text with escapes for invisible characters, such as terminal codes; those in `allowed` stay."""
+    return ''.join(character if character.isprintable() or character in allowed
                    else character.encode('unicode_escape').decode() for character in text)
 
 
@@ -22,7 +22,7 @@ class PrintableStream:
 
     def write(self, text: str) -> int:
         with contextlib.suppress(OSError):  # `| head` has read enough, or the disk of a log file is full
-            self.stream.write(printable(text, keep='\n\t'))
+            self.stream.write(printable(text, allowed='\n\t'))
         return len(text)
 
     def flush(self) -> None:

@@ -44,7 +44,7 @@ def locked(file: str | Path, refusal: str | None = None) -> Iterator[None]:
         except Timeout:
             raise UserError(refusal) from None
         except OSError as error:
-            print(f'warning: {file} cannot be locked ({error}): let no second run write there')
+            print(f'warning: {file} cannot be locked ({error.strerror or error}): let no second run write there')
         yield
 
 
@@ -53,8 +53,8 @@ def _writing(path: str | Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f'{path} cannot be written ({error}): close programs that have it open, free some space or '
-                        'choose another folder') from error
+        raise UserError(f'{path} cannot be written ({error.strerror or error}): close programs that have it open, '
+                        'free some space or choose another folder') from error
 
 
 def move(source: str | Path, target: str | Path) -> None:

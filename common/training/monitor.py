@@ -23,7 +23,7 @@ class Monitor:
 
     @contextmanager
     def epoch(self, epoch: int) -> Iterator[Callable[[Update], None]]:
-        """Yields the hook for an epoch, counted from 0, which may have begun in an earlier life of the run."""
+        """Yields the hook for an epoch, counted from 0, which may have begun before the run was resumed."""
         if epoch == self.state.frozen_epochs:
             self.clock.restart()
         with Bar(initial=self.state.progress.updates, total=self.state.updates_per_epoch,

@@ -92,3 +92,8 @@ def test_a_file_in_memory_is_in_no_folder():
     os.close(file)
     with pytest.raises(OSError, match='Invalid argument'):
         memory_file(-1)
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='Linux says what is free')
+def test_free_memory_is_less_than_there_is():
+    assert 0 < free_memory() < 2 ** 50

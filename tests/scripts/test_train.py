@@ -1,14 +1,13 @@
-"""train.py in the same process: what it refuses, what it keeps, how it goes on, and that it learns."""
+"""train.py in the same process: what it refuses and writes, which pictures and weights it takes, that it learns."""
 import csv
 import json
 import shutil
-import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from helpers import TINY, build, draw_folder, prepare, read_json, result, run
+from helpers import TINY, build, draw_folder, read_json, result, run
 from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -16,22 +15,6 @@ from sklearn.model_selection import train_test_split
 import models
 import train
 from common.runtime.errors import UserError
-from common.runtime.parallel import Autocast, parallel
-from common.training.clock import Clock
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """data/train with 18 pictures of two classes and data/val with 8, in a folder that is the current one."""
-    monkeypatch.chdir(tmp_path)
-    draw_folder(tmp_path / 'data' / 'train', {'a': 9, 'b': 9})
-    draw_folder(tmp_path / 'data' / 'val', {'a': 4, 'b': 4}, seed=1)
-    return tmp_path / 'data'
-
-
-@pytest.fixture
-def data(folder, quick):
-    return folder
 
 
 def test_everything_is_written(folder, tmp_path):
@@ -111,7 +94,7 @@ def test_an_earlier_runs_checkpoints_are_kept_once(data, tmp_path, capsys):
 
 
 @pytest.mark.parametrize('changes, words', [
-    ({'data_dir': 'nowhere'}, 'makedata.py'), ({'batch_size': 64}, '18 training images but BATCH_SIZE = 64'),
+    ({'data_dir': 'nowhere'}, 'makedata.py'), ({'batch_size': 64}, '20 training images but BATCH_SIZE = 64'),
     ({'batch_size': 7}, 'BATCH_SIZE = 7 must be even'), ({'img_size': 50}, 'IMG_SIZE = 50'), ({'epochs': 0}, 'EPOCHS'),
     ({'img_size': '32,40'}, 'IMG_SIZE'), ({'model': 'volo_d7'}, 'volo_d7'), ({'lr': 0}, 'LR'),
     ({'cutout': 2}, 'CUTOUT'), ({'model_kwargs': {'nonsense': 1}}, 'nonsense'),
@@ -213,85 +196,6 @@ def test_normalisation_follows_the_weights(data):
     run(epochs=2, output_dir='next', mean='.5,.5,.5', std='.2,.2,.2', resume='true')  # the weights are not read again
 
 
-@pytest.mark.parametrize('model, kwargs', [('volo_d1', TINY), ('test_resnet', {})])
-def test_a_frozen_network_learns_in_its_head_alone(data, monkeypatch, capsys, model, kwargs):
-    common = {'model': model, 'model_kwargs': kwargs, 'mixup_prob': 0}
-    run(epochs=1, output_dir='first', **common)
-    states, real = [], train.train_one_epoch
-
-    def epoch(cfg, state, *rest):
-        real(cfg, state, *rest)
-        states.append({name: tensor.clone() for name, tensor in state.net.state_dict().items()})
-
-    monkeypatch.setattr(train, 'train_one_epoch', epoch)
-    run(epochs=3, pretrained='first/best.pth', freeze_epochs=1, **common)
-    first = torch.load('first/best.pth', weights_only=True)['state_dict']
-    assert capsys.readouterr().out.count('forecast: ') == 2  # one for each run, none of the frozen epoch
-    changed = [{name for name in first if not torch.equal(before[name], after[name])}
-               for before, after in ((first, states[0]), (states[0], states[1]))]
-    head = 'head' if model == 'volo_d1' else 'fc'
-    assert changed[0] == {f'{head}.weight', f'{head}.bias'} and changed[1] == first.keys()
-
-
-def test_without_weights_nothing_is_frozen(data, monkeypatch, capsys):
-    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
-    monkeypatch.setattr('huggingface_hub.try_to_load_from_cache', lambda *args, **kwargs: None)
-    assert build(pretrained='auto', freeze_epochs=1)[2].frozen_epochs == 0
-    assert 'FREEZE_EPOCHS is ignored' in capsys.readouterr().out
-
-
-def test_lower_layers_learn_more_slowly(data):
-    *_, built = build(layer_decay=0.5, lr=1e-2, warmup_epochs=0)
-    built.scheduler.step_update(0)
-    rate = {id(p): group['lr'] for group in built.optimizer.param_groups for p in group['params']}
-    rates = {name: rate[id(p)] for name, p in built.net.named_parameters()}
-    assert rates['head.weight'] == pytest.approx(1e-2) and rates['post_network.1.mlp.fc1.bias'] == pytest.approx(5e-3)
-    assert rates['patch_embed.proj.weight'] == pytest.approx(1e-2 * 0.5 ** 8)
-    decayed = {group['weight_decay'] for group in built.optimizer.param_groups}
-    assert decayed == {0, 0.05}
-    run(layer_decay=0.5, epochs=1, min_lr=1e-3)
-    assert result()['last']['lr'] == pytest.approx(1e-3)  # the log has the head's
-    with pytest.raises(UserError, match='LAYER_DECAY = 0.5'):
-        run(layer_decay=0.7, epochs=2, min_lr=1e-3, resume='true')
-    run(layer_decay=0.5, epochs=2, min_lr=1e-3, resume='true')
-
-
-def test_accumulated_batches_equal_a_large_one(data):
-    """A network without BatchNorm, nothing random: two batches of 8 make the step that one of 16 makes."""
-    common = {'model': 'test_vit', 'model_kwargs': {}, 'epochs': 1, 'mixup_prob': 0, 'flip': 0, 'blur': 0, 'jitter': 0,
-              'cutout': 0, 'rotation': 0, 'use_amp': 'false', 'lr': 1e-3}
-    run(**common, batch_size=16, output_dir='large')
-    run(**common, batch_size=8, accumulate_steps=2, output_dir='small')
-    run(**common, batch_size=8, output_dir='other')
-    large, small, other = (torch.load(f'{name}/last.pth', weights_only=True) for name in ('large', 'small', 'other'))
-    for name, tensor in large['state_dict'].items():
-        torch.testing.assert_close(small['state_dict'][name], tensor, rtol=0, atol=1e-4)
-    assert large['optimizer']['state'][0]['step'] == small['optimizer']['state'][0]['step'] == 1
-    assert other['optimizer']['state'][0]['step'] == 2
-    assert small['history'][0]['grad_norm'] == pytest.approx(large['history'][0]['grad_norm'], rel=1e-3)
-
-
-def test_the_last_group_of_an_epoch_may_be_smaller(data, monkeypatch):
-    """18 pictures are four batches of four: a group of three and one of one, which must count as a whole batch does."""
-    gradients, real = [], torch.nn.utils.clip_grad_norm_
-
-    def clip(parameters, limit):
-        parameters = list(parameters)
-        gradients.append(torch.cat([p.grad.flatten() for p in parameters]))
-        return real(parameters, limit)
-
-    monkeypatch.setattr(torch.nn.utils, 'clip_grad_norm_', clip)
-    common = {'model': 'test_vit', 'model_kwargs': {}, 'epochs': 1, 'mixup_prob': 0, 'flip': 0, 'blur': 0, 'jitter': 0,
-              'cutout': 0, 'rotation': 0, 'use_amp': 'false', 'lr': 1e-12, 'min_lr': 0, 'batch_size': 4}
-    run(**common, accumulate_steps=3)
-    grouped = list(gradients)
-    gradients.clear()
-    run(**common)
-    assert len(grouped) == 2 and len(gradients) == 4
-    torch.testing.assert_close(grouped[0], torch.stack(gradients[:3]).mean(0), rtol=1e-3, atol=1e-6)
-    torch.testing.assert_close(grouped[1], gradients[3], rtol=1e-3, atol=1e-6)
-
-
 @pytest.mark.parametrize('extra', [{}, {'grad_checkpointing': 'true', 'accumulate_steps': 2}])
 def test_token_labels_train_and_predict(data, extra):
     common = {'token_label': 'true', 'mixup_prob': 0, **extra}
@@ -323,42 +227,11 @@ def test_a_single_picture_a_step(data):
     assert result()['finished'] and result()['transform']['img_size'] == [32, 48]
 
 
-def test_a_rate_of_zero_is_passed_on():
-    """Some of timm's networks have stochastic depth unless they are told otherwise."""
-    rates = [m.drop_prob for m in models.create_model('swin_tiny_patch4_window7_224', num_classes=2).modules()
-             if hasattr(m, 'drop_prob')]
-    assert not any(rates)
-    models.create_model('vgg11', num_classes=2)  # which has none
-
-
-def test_other_networks_of_timm(folder, capsys):
-    run(model='test_resnet', model_kwargs={}, epochs=2, img_size='40,50')
-    assert 'test_resnet: 0.4 M parameters' in capsys.readouterr().out
-    run(model='test_resnet', model_kwargs={}, epochs=3, img_size='40,50', resume='true')
-    with pytest.raises(UserError, match='another network'):
-        run(model='test_vit', model_kwargs={}, pretrained='out/best.pth', output_dir='vit')
-
-
 def test_crop_and_interpolation_are_kept(data):
     run(epochs=1, crop='published', interpolation='bicubic')
     assert result()['transform']['crop'] == 0.96 and result()['transform']['interpolation'] == 'bicubic'
     with pytest.raises(UserError, match='RESUME.*CROP'):
         run(epochs=2, resume='true', interpolation='bicubic')
-
-
-def test_the_cost_is_said_at_the_start(folder, capsys):
-    run(epochs=1)
-    out = capsys.readouterr().out
-    assert 'M parameters, 0.00 G multiply-adds a picture; a batch of 8 pictures needs at least 0.0 GiB' in out
-
-
-def test_no_decay_on_norms_biases_and_embeddings(data):
-    *_, built = build()
-    names = {id(p): name for name, p in built.net.named_parameters()}
-    free = [group for group in built.optimizer.param_groups if group['weight_decay'] == 0]
-    kept = {names[id(p)] for group in free for p in group['params']}
-    shapes = {name: p.ndim for name, p in built.net.named_parameters()}
-    assert kept == {name for name, ndim in shapes.items() if ndim == 1} | {'pos_embed', 'cls_token'}
 
 
 def test_a_diverged_loss_ends_the_run_in_words(data):
@@ -388,59 +261,6 @@ def test_digits_are_learnt(tmp_path, monkeypatch):
     history = torch.load('out/last.pth', weights_only=True)['history']
     assert history[-1]['train_loss'] < history[0]['train_loss']
     assert result()['best']['acc1'] >= 90
-
-
-def test_dataparallel_is_used_with_several_gpus(monkeypatch):
-    net, kinds = torch.nn.Linear(1, 1), []
-    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
-    monkeypatch.setattr(torch.nn, 'DataParallel', lambda module: kinds.append(type(module)))
-    for device, use_dp in (('cuda', False), ('cpu', True), ('cuda', True)):
-        model = parallel(net, torch.device(device), torch.bfloat16, use_dp)
-        assert (model is None) == (device == 'cuda' and use_dp)
-    assert kinds == [Autocast]
-
-
-@pytest.mark.parametrize('token_label', [False, True])
-def test_replicas_compute_their_own_losses(monkeypatch, token_label):
-    """What DataParallel does with a batch of five on two GPUs, here one share after the other."""
-    boxes = []
-    monkeypatch.setattr('models.volo.random_box', lambda height, width: boxes.pop(0))
-    kwargs = {'return_dense': True, 'mix_token': True} if token_label else {}
-    net = models.create_model('volo_d1', img_size=32, num_classes=3, **TINY, **kwargs)
-    model = parallel(net, torch.device('cpu'), None, False, train.token_loss if token_label else train.class_loss)
-    images, targets = torch.randn(5, 3, 32, 32), torch.rand(5, 3).softmax(1)
-    net.patch_embed.eval()  # the shares' BatchNorm statistics would differ
-    boxes += [(0, 0, 1, 2), (0, 1, 2, 2), (0, 0, 1, 2), (0, 1, 2, 2)]
-    shares = [model(images[share], targets[share]) for share in (slice(3), slice(3, 5))]
-    logits, losses = (torch.cat(parts) for parts in zip(*shares, strict=True))
-    assert logits.shape == (5, 3) and losses.shape == (5,) and losses.requires_grad
-    if not token_label:
-        whole = model(images, targets)
-        torch.testing.assert_close((logits, losses), whole)
-        assert losses.mean().item() == pytest.approx(
-            torch.nn.functional.cross_entropy(net(images), targets).item(), rel=1e-5)
-    else:
-        expected = [models.token_label_loss(net(images[share]), targets[share]) for share in (slice(3), slice(3, 5))]
-        torch.testing.assert_close(losses, torch.cat(expected))
-
-
-def test_autocasts_dtype_holds_in_other_threads():
-    """DataParallel runs its replicas in threads, where the dtype of the caller's autocast is forgotten."""
-    model, dtypes = Autocast(torch.nn.Linear(4, 4), torch.float16), []
-    thread = threading.Thread(target=lambda: dtypes.append(model(torch.randn(2, 4)).dtype))
-    thread.start()
-    thread.join()
-    assert dtypes == [torch.float16]
-
-
-def test_the_forecast_comes_once_and_names_what_shortens_a_long_run(data, capsys):
-    cfg = prepare(epochs=3, img_size='64,32')
-    clock = Clock(updates=10, epochs=3, rest=5)
-    for updates, seconds in enumerate((30, 600, 600), 1):
-        clock.add(seconds)
-        clock.forecast(cfg, 0, updates)
-    out = capsys.readouterr().out
-    assert out.count('forecast') == 1 and '7 h' in out and 'IMG_SIZE = (32, 16)' in out and 'EPOCHS (now 3)' in out
 
 
 def test_the_default_model_is_the_tutorials():

@@ -1,5 +1,6 @@
 """common/training/clock.py, and how durations read."""
 import pytest
+from helpers import prepare
 
 from common.runtime.console import format_duration
 from common.training.clock import Clock
@@ -17,3 +18,13 @@ def test_clock():
 
 def test_format_duration():
     assert [format_duration(s) for s in (None, 9.6, 75, 3725)] == ['?', '10 s', '1 min 15 s', '1 h 02 min']
+
+
+def test_the_forecast_comes_once_and_names_what_shortens_a_long_run(data, capsys):
+    cfg = prepare(epochs=3, img_size='64,32')
+    clock = Clock(updates=10, epochs=3, rest=5)
+    for updates, seconds in enumerate((30, 600, 600), 1):
+        clock.add(seconds)
+        clock.forecast(cfg, 0, updates)
+    out = capsys.readouterr().out
+    assert out.count('forecast') == 1 and '7 h' in out and 'IMG_SIZE = (32, 16)' in out and 'EPOCHS (now 3)' in out

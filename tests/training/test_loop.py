@@ -214,3 +214,39 @@ def test_clipping_can_be_switched_off(data, monkeypatch):
     for clip in (0, 2.5):
         run(**{**CHANGES, 'epochs': 1, 'warmup_epochs': 0, 'clip_grad': clip})
     assert limits == [math.inf] * UPDATES + [2.5] * UPDATES
+
+
+def test_accumulated_batches_equal_a_large_one(data):
+    """A network without BatchNorm, nothing random: two batches of 8 make the step that one of 16 makes."""
+    common = {'model': 'test_vit', 'model_kwargs': {}, 'epochs': 1, 'mixup_prob': 0, 'flip': 0, 'blur': 0, 'jitter': 0,
+              'cutout': 0, 'rotation': 0, 'use_amp': 'false', 'lr': 1e-3}
+    run(**common, batch_size=16, output_dir='large')
+    run(**common, batch_size=8, accumulate_steps=2, output_dir='small')
+    run(**common, batch_size=8, output_dir='other')
+    large, small, other = (torch.load(f'{name}/last.pth', weights_only=True) for name in ('large', 'small', 'other'))
+    for name, tensor in large['state_dict'].items():
+        torch.testing.assert_close(small['state_dict'][name], tensor, rtol=0, atol=1e-4)
+    assert large['optimizer']['state'][0]['step'] == small['optimizer']['state'][0]['step'] == 1
+    assert other['optimizer']['state'][0]['step'] == 2
+    assert small['history'][0]['grad_norm'] == pytest.approx(large['history'][0]['grad_norm'], rel=1e-3)
+
+
+def test_the_last_group_of_an_epoch_may_be_smaller(data, monkeypatch):
+    """20 pictures are five batches of four: a group of three and one of two, of which each counts for a half."""
+    gradients, real = [], torch.nn.utils.clip_grad_norm_
+
+    def clip(parameters, limit):
+        parameters = list(parameters)
+        gradients.append(torch.cat([p.grad.flatten() for p in parameters]))
+        return real(parameters, limit)
+
+    monkeypatch.setattr(torch.nn.utils, 'clip_grad_norm_', clip)
+    common = {'model': 'test_vit', 'model_kwargs': {}, 'epochs': 1, 'mixup_prob': 0, 'flip': 0, 'blur': 0, 'jitter': 0,
+              'cutout': 0, 'rotation': 0, 'use_amp': 'false', 'lr': 1e-12, 'min_lr': 0, 'batch_size': 4}
+    run(**common, accumulate_steps=3)
+    grouped = list(gradients)
+    gradients.clear()
+    run(**common)
+    assert len(grouped) == 2 and len(gradients) == 5
+    torch.testing.assert_close(grouped[0], torch.stack(gradients[:3]).mean(0), rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(grouped[1], torch.stack(gradients[3:]).mean(0), rtol=1e-3, atol=1e-6)

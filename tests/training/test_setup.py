@@ -1,0 +1,82 @@
+"""common/training/setup.py and the optimizer: what is frozen, how fast each layer learns, networks other than VOLO."""
+import pytest
+import torch
+from helpers import TINY, build, result, run
+
+import models
+import train
+from common.runtime.errors import UserError
+
+
+@pytest.mark.parametrize('model, kwargs', [('volo_d1', TINY), ('test_resnet', {})])
+def test_a_frozen_network_learns_in_its_head_alone(data, monkeypatch, capsys, model, kwargs):
+    common = {'model': model, 'model_kwargs': kwargs, 'mixup_prob': 0}
+    run(epochs=1, output_dir='first', **common)
+    states, real = [], train.train_one_epoch
+
+    def epoch(cfg, state, *rest):
+        real(cfg, state, *rest)
+        states.append({name: tensor.clone() for name, tensor in state.net.state_dict().items()})
+
+    monkeypatch.setattr(train, 'train_one_epoch', epoch)
+    run(epochs=3, pretrained='first/best.pth', freeze_epochs=1, **common)
+    first = torch.load('first/best.pth', weights_only=True)['state_dict']
+    assert capsys.readouterr().out.count('forecast: ') == 2  # one for each run, none of the frozen epoch
+    changed = [{name for name in first if not torch.equal(before[name], after[name])}
+               for before, after in ((first, states[0]), (states[0], states[1]))]
+    head = 'head' if model == 'volo_d1' else 'fc'
+    assert changed[0] == {f'{head}.weight', f'{head}.bias'} and changed[1] == first.keys()
+
+
+def test_without_weights_nothing_is_frozen(data, monkeypatch, capsys):
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
+    monkeypatch.setattr('huggingface_hub.try_to_load_from_cache', lambda *args, **kwargs: None)
+    assert build(pretrained='auto', freeze_epochs=1)[2].frozen_epochs == 0
+    assert 'FREEZE_EPOCHS is ignored' in capsys.readouterr().out
+
+
+def test_lower_layers_learn_more_slowly(data):
+    *_, built = build(layer_decay=0.5, lr=1e-2, warmup_epochs=0)
+    built.scheduler.step_update(0)
+    rate = {id(p): group['lr'] for group in built.optimizer.param_groups for p in group['params']}
+    rates = {name: rate[id(p)] for name, p in built.net.named_parameters()}
+    assert rates['head.weight'] == pytest.approx(1e-2) and rates['post_network.1.mlp.fc1.bias'] == pytest.approx(5e-3)
+    assert rates['patch_embed.proj.weight'] == pytest.approx(1e-2 * 0.5 ** 8)
+    decayed = {group['weight_decay'] for group in built.optimizer.param_groups}
+    assert decayed == {0, 0.05}
+    run(layer_decay=0.5, epochs=1, min_lr=1e-3)
+    assert result()['last']['lr'] == pytest.approx(1e-3)  # the log has the head's
+    with pytest.raises(UserError, match='LAYER_DECAY = 0.5'):
+        run(layer_decay=0.7, epochs=2, min_lr=1e-3, resume='true')
+    run(layer_decay=0.5, epochs=2, min_lr=1e-3, resume='true')
+
+
+def test_no_decay_on_norms_biases_and_embeddings(data):
+    *_, built = build()
+    names = {id(p): name for name, p in built.net.named_parameters()}
+    free = [group for group in built.optimizer.param_groups if group['weight_decay'] == 0]
+    kept = {names[id(p)] for group in free for p in group['params']}
+    shapes = {name: p.ndim for name, p in built.net.named_parameters()}
+    assert kept == {name for name, ndim in shapes.items() if ndim == 1} | {'pos_embed', 'cls_token'}
+
+
+def test_other_networks_of_timm(folder, capsys):
+    run(model='test_resnet', model_kwargs={}, epochs=2, img_size='40,50')
+    assert 'test_resnet: 0.4 M parameters' in capsys.readouterr().out
+    run(model='test_resnet', model_kwargs={}, epochs=3, img_size='40,50', resume='true')
+    with pytest.raises(UserError, match='another network'):
+        run(model='test_vit', model_kwargs={}, pretrained='out/best.pth', output_dir='vit')
+
+
+def test_a_rate_of_zero_is_passed_on():
+    """Some of timm's networks have stochastic depth unless they are told otherwise."""
+    rates = [m.drop_prob for m in models.create_model('swin_tiny_patch4_window7_224', num_classes=2).modules()
+             if hasattr(m, 'drop_prob')]
+    assert not any(rates)
+    models.create_model('vgg11', num_classes=2)  # which has none
+
+
+def test_the_cost_is_said_at_the_start(folder, capsys):
+    run(epochs=1)
+    out = capsys.readouterr().out
+    assert 'M parameters, 0.00 G multiply-adds a picture; a batch of 8 pictures needs at least 0.0 GiB' in out
