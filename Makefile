@@ -3,6 +3,7 @@
 # make test-all: the slow tests too (all five variants at all published sizes)
 # make chaos: kill training and makedata.py at 120 random moments
 # make fuzz: 100,000 damaged pictures, checkpoints and other files
+# make mutants: change train.py and what it trains with in 2,200 places, one at a time, and see which changes the tests notice; hours
 # make bench: time the network beside timm's, whole epochs beside bare steps; memory of steps, losses beside timm's
 PYTHON ?= python3
 VENV   ?= .venv
@@ -13,7 +14,7 @@ BIN     = $(VENV)/bin
 DEMO = --pretrained false --img-size 64 --epochs 100 --batch-size 16 --lr 2e-4 --drop-path 0 \
        --rotation 180 --flip-vertical 0.5 --blur 0 --jitter 0.1 --cutout 0.1 --mixup-prob 0.05 --zoom 0.9,1.1 --ema-decay 0.99
 
-.PHONY: demo test test-all lint bench chaos fuzz setup clean
+.PHONY: demo test test-all lint bench chaos fuzz mutants setup clean
 
 demo: $(VENV)/.ready
 	$(BIN)/python mean_std.py
@@ -43,6 +44,12 @@ chaos: $(VENV)/.ready-dev
 fuzz: $(VENV)/.ready-dev
 	FUZZ=20000 $(BIN)/python -m pytest -q tests/robustness/test_fuzz.py
 
+# MUTANTS='common.training.clock*' takes those of one file; what has been tried is not tried again until it changes
+mutants: $(VENV)/.ready-dev
+	$(BIN)/python -m pip install -q mutmut
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run $(MUTANTS)
+	$(BIN)/mutmut results
+
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: requirements.txt
@@ -56,4 +63,4 @@ $(VENV)/.ready-dev: $(VENV)/.ready
 	touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache
+	rm -rf $(VENV) .pytest_cache .ruff_cache mutants

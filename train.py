@@ -37,7 +37,7 @@ from common.training.monitor import Monitor
 from common.training.provenance import Provenance, find_weights
 from common.training.resume import check_resume, find_saved, resumed_lr_scale
 from common.training.saver import Saver
-from common.training.setup import build_network, freeze, print_cost
+from common.training.setup import build_network, print_cost, set_train_mode
 from common.training.state import Progress, TrainState, Update
 from common.training.validate_settings import resolved, validate_settings
 
@@ -45,8 +45,8 @@ from common.training.validate_settings import resolved, validate_settings
 DATA_DIR = 'data'                 # what makedata.py made: train/ and val/, one sub-folder for each class
 IMG_SIZE: int | tuple = 224       # pixels, a multiple of 16, or (height, width); 112 takes a quarter of the time
 INTERPOLATION = 'bilinear'        # of the resizing; 'bicubic' is what the published weights were trained with
-CROP: float | str | None = None   # in val and test: None squeezes the whole picture into IMG_SIZE, 0.96 takes the
-                                  # middle 96 % in its proportions, 'published' the share that MODEL was tested with
+CROP: float | str | None = None   # in val and test: None resizes the whole picture to IMG_SIZE, whatever its shape;
+                                  # 0.96 takes the middle 96 % undistorted, 'published' the share MODEL was tested with
 NORMALISATION = 'auto'            # 'weights': as the loaded weights had it; 'data': mean_std.json; 'auto': the first
                                   # where weights are loaded, else the second
 MEAN: tuple | None = None         # of red, green, blue in [0, 1]: overrides NORMALISATION
@@ -55,10 +55,10 @@ NUM_WORKERS: int | str = 'auto'   # worker processes that read pictures; 'auto' 
 CACHE: str | None = 'auto'        # pictures at IMG_SIZE, decoded once: 'ram', 'disk' (in .cache/, for later runs too),
                                   # None, or 'auto': 'ram' if they take no more than a quarter of the free memory
 # Model
-MODEL = 'volo_d1'                 # volo_d1 (26 M parameters) … volo_d5 (294 M), or a network of timm, say 'resnet50'
+MODEL = 'volo_d1'                 # volo_d1 (27 M parameters) … volo_d5 (296 M), or a network of timm, say 'resnet50'
 MODEL_KWARGS = {}                 # more keyword arguments of the network, for example {'drop_rate': 0.1}
-PRETRAINED: bool | str = 'auto'   # ImageNet weights: 'auto' if to be had, True insists, False never, or a file's path
-FREEZE_EPOCHS = 0                 # for so many epochs all but the head is frozen; WARMUP_EPOCHS should be more
+PRETRAINED: bool | str = 'auto'   # ImageNet weights: 'auto' if available, True required, False none; or a file's path
+FREEZE_EPOCHS = 0                 # number of first epochs that train the head alone; WARMUP_EPOCHS should be more
 DROP_PATH = 0.1                   # stochastic depth: the last block is skipped this often
 TOKEN_LABEL = False               # VOLO only: MixToken and a loss on every token, the paper's training; MIXUP_PROB = 0
 GRAD_CHECKPOINTING = False        # compute blocks twice instead of storing them, which saves memory (docs/weights.md)
@@ -69,13 +69,13 @@ ACCUMULATE_STEPS = 1              # batches to each update of the weights: 4 wit
 LR: float | str = 'auto'          # peak learning rate; 'auto': the tutorial's 1e-4 on loaded weights, else 5e-4
 MIN_LR = 1e-6                     # learning rate at the end of the cosine
 WARMUP_EPOCHS = 2                 # the learning rate rises for so long; the tutorial has no warm-up
-LAYER_DECAY = 1.0                 # each layer learns so much slower than the one above it; 0.75 is usual with weights
+LAYER_DECAY = 1.0                 # learning rate of a layer / that of the one above; 0.75 is usual for fine-tuning
 WEIGHT_DECAY = 0.05               # not on norms, biases, pos_embed, cls_token
 CLIP_GRAD = 5.0                   # largest norm of the gradient; 0 does not clip
 USE_AMP = True                    # mixed precision, where the processor gains from it
-COMPILE = False                   # torch.compile: minutes to begin with; meant for GPUs, on a CPU steps became slower
+COMPILE = False                   # torch.compile: minutes to begin with; meant for GPUs, on a CPU updates became slower
 USE_EMA = True                    # also keep an average of the weights, and validate it
-EMA_DECAY = 0.9998                # of that average; it starts lower and rises with the number of steps
+EMA_DECAY = 0.9998                # of that average; it starts lower and rises with the number of updates
 USE_DP = True                     # DataParallel, when there are several GPUs; BATCH_SIZE is then shared among them
 # Augmentation
 ROTATION = 10                     # degrees either way; 180 for pictures without an up, such as plants from above
@@ -111,7 +111,7 @@ def main(cfg: Settings) -> None:
     with locked(out / '.lock', refusal), explain_failures(less_memory, f'--resume goes on from {out}/last.pth'):
         saved = find_saved(cfg, out)
         if saved and cfg.RESUME == 'auto' and len(saved['history']) >= cfg.EPOCHS:
-            print(f'{out}/last.pth has all its epochs behind it: nothing to do')
+            print(f'{out}/last.pth is of a run that completed all its epochs: nothing to do')
             return
         provenance, content = (Provenance(**saved['provenance']), None) if saved else find_weights(cfg)
         data = build_data(cfg, provenance.normalisation)
@@ -124,10 +124,10 @@ def main(cfg: Settings) -> None:
         write_json(out / 'class.json', data.classes)
         print(f'Ctrl-C saves and stops; RESUME = True (--resume) then goes on from {out}')
         del saved, content  # as large as the network, or four times
-        if diverges(cfg, state, data, out, history):
+        if not train_until_divergence(cfg, state, data, out, history):
             del state  # makes room for the next one
             saved = checkpoint.load_last(out)
-            saved['lr_scale'], saved['progress']['skipped_in_row'] = 0.1, 0
+            saved['lr_scale'], saved['settings']['LR'], saved['progress']['skipped_in_row'] = 0.1, cfg.LR, 0
             state, history = build_state(cfg, data, provenance, None, saved), saved['history']
             del saved
             train_epochs(cfg, state, data, out, history)
@@ -135,23 +135,26 @@ def main(cfg: Settings) -> None:
     print(f'\nbest: epoch {best["epoch"]}, {best["weights"]} weights, ACC1 {best["acc1"]:.2f} %; all of it is in {out}')
 
 
-def diverges(cfg: Settings, state: TrainState, data: Data, out: Path, history: list[dict]) -> bool:
-    """Train to the end; True where the run diverged and has not gone back to an earlier save before."""
+def train_until_divergence(cfg: Settings, state: TrainState, data: Data, out: Path, history: list[dict]) -> bool:
+    """Train; return whether all epochs were completed. Raises Diverged if the run went back to a save once already."""
     try:
         train_epochs(cfg, state, data, out, history)
     except Diverged as error:
         if state.lr_scale < 1:
             raise
         print(f'{error}: going back to the last save, with a tenth of the learning rate')
-        return True
-    return False
+        return False
+    return True
 
 
 # ---- network, optimizer, schedule ------------------------------------------------------------------------------------
 
 def build_state(cfg: Settings, data: Data, provenance: Provenance, content: dict | None,
                 saved: dict | None) -> TrainState:
-    """Everything that an update needs: new, with the initial weights of find_weights, or as it was saved."""
+    """Everything that an update needs: new, with the initial weights of find_weights, or as it was saved.
+
+    Raises UserError for a network that cannot be built, and for a save that does not fit.
+    """
     device = choose_device()
     amp_dtype = choose_amp_dtype(device) if cfg.USE_AMP else None
     print(describe_device(device, amp_dtype))
@@ -189,7 +192,10 @@ def build_state(cfg: Settings, data: Data, provenance: Provenance, content: dict
 # ---- the epochs ------------------------------------------------------------------------------------------------------
 
 def train_epochs(cfg: Settings, state: TrainState, data: Data, out: Path, history: list[dict]) -> None:
-    """Train and validate from where state.progress stands to the last epoch; a row for each goes into `history`."""
+    """Train and validate from where state.progress stands to the last epoch; a row for each goes into `history`.
+
+    Raises Diverged after too many skipped updates, and Stopped after a signal, when all is saved.
+    """
     with StopRequest() as stop:
         saver = Saver(cfg, state, data, out, history, stop)
         monitor = Monitor(cfg, state, data, saver)
@@ -209,20 +215,20 @@ def train_epochs(cfg: Settings, state: TrainState, data: Data, out: Path, histor
             state.progress = Progress()
             best = saver.save_best()
             write_epoch(cfg, state, data, out, history, results[best_of(history)['weights']] if best else None)
-            monitor.clock.rest_seconds = time.perf_counter() - trained
-            print_epoch(cfg, history[-1], monitor.clock.left(epoch + 1))
+            monitor.clock.validation_seconds = time.perf_counter() - trained
+            print_epoch(cfg, history[-1], monitor.clock.seconds_left(epoch + 1))
             saver.after_epoch()
 
 
 def evaluate(model: torch.nn.Module, state: TrainState, data: Data, label: str, between_batches: Callable) -> dict:
-    """The scores of a model on the validation set."""
+    """The scores (common/evaluation/metrics.py) of a model on the validation set."""
     return scores(*validate(model, data.val, state.device, label, between_batches), data.classes)
 
 
 def train_one_epoch(cfg: Settings, state: TrainState, data: Data, epoch: int,
                     after_update: Callable[[Update], None]) -> None:
     """What is left, by state.progress, of a pass over the training set. `after_update` is called after each update."""
-    freeze(state.net, frozen=epoch < state.frozen_epochs)
+    set_train_mode(state.net, heads_only=epoch < state.frozen_epochs)
     batches = TimedBatches(data.train, epoch, skip=state.progress.updates * cfg.ACCUMULATE_STEPS)
     for index in range(state.progress.updates, state.updates_per_epoch):
         start, waited = time.perf_counter(), batches.seconds
@@ -233,7 +239,7 @@ def train_one_epoch(cfg: Settings, state: TrainState, data: Data, epoch: int,
         for images, labels in itertools.islice(batches, count):
             images, labels = images.to(state.device, non_blocking=True), labels.to(state.device, non_blocking=True)
             images, targets = state.mix(images, labels)         # Mixup or CutMix now and then; smoothed targets
-            logits, losses = state.step_model(images, targets)  # forward, in mixed precision; the losses in fp32
+            logits, losses = state.loss_model(images, targets)  # forward, in mixed precision; the losses in fp32
             loss = losses.mean()
             state.scaler.scale(loss / count).backward()
             meter.add(loss, logits, labels, targets)

@@ -42,7 +42,7 @@ class LiveMemory(TorchDispatchMode):
         self.bytes -= size
 
 
-class Step(nn.Module):
+class ForwardBackward(nn.Module):
     """A forward pass and, on demand, the backward pass in the same call: gradient checkpointing needs both in one."""
 
     def __init__(self, net: nn.Module, dtype: torch.dtype | None) -> None:
@@ -66,15 +66,15 @@ def training_cost(net: nn.Module, img_size: tuple[int, int], batch_size: int, dt
     """
     net = copy.copy(net)  # the copy shares all parameters and buffers
     net.mix_token = False  # the box is drawn from random numbers, and fake tensors have no numbers
-    step, device = Step(net, dtype), next(net.parameters()).device
+    module, device = ForwardBackward(net, dtype), next(net.parameters()).device
     fake = FakeTensorMode()
-    tensors = [*step.named_parameters(remove_duplicate=False), *step.named_buffers(remove_duplicate=False)]
+    tensors = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
     state = {name: fake.from_tensor(tensor) for name, tensor in tensors}
     state_bytes = sum(tensor.untyped_storage().nbytes() for tensor in state.values())
     with fake:
         with FlopCounterMode(display=False) as counter:
-            functional_call(step, state, (torch.empty(2, 3, *img_size, device=device), False))
+            functional_call(module, state, (torch.empty(2, 3, *img_size, device=device), False))
         with LiveMemory() as memory:
-            functional_call(step, state, (torch.empty(batch_size, 3, *img_size, device=device), True))
+            functional_call(module, state, (torch.empty(batch_size, 3, *img_size, device=device), True))
     multiply_adds = counter.get_total_flops() / 2 / 2  # two images; a multiply-add counts as two operations
     return multiply_adds, memory.peak + state_bytes * (1 + copies)

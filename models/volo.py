@@ -37,7 +37,7 @@ VARIANTS = {  # paper, table 2: stage 1 consists of Outlookers, stages 2 to 4 of
                     stem_hidden_dim=128),
 }
 POOLING_SCALE = 2   # side of a later token in stage-1 tokens, and the grid step of MixToken's box
-STEP = PATCH_SIZE * POOLING_SCALE  # the sides of an image are multiples of it
+STRIDE = PATCH_SIZE * POOLING_SCALE  # the sides of an image are multiples of it
 
 
 class OutlookAttention(nn.Module):
@@ -166,7 +166,7 @@ class VOLO(nn.Module):
         shared = dict(mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, attn_drop=attn_drop_rate)
 
         self.patch_embed = PatchEmbed(in_chans, stem_hidden_dim, embed_dims[0])
-        self.pos_embed = nn.Parameter(torch.zeros(1, self.img_size[0] // STEP, self.img_size[1] // STEP, dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, self.img_size[0] // STRIDE, self.img_size[1] // STRIDE, dim))
         self.pos_drop = nn.Dropout(drop_rate)
         self.network = build_stages(layers, embed_dims, num_heads, drop_path_rate, shared)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
@@ -260,8 +260,8 @@ class VOLO(nn.Module):
 def check_sizes(layers: tuple[int, ...], embed_dims: tuple[int, int], num_heads: tuple[int, int],
                 img_size: tuple[int, int]) -> None:
     """Raise ValueError, one line, for sizes of which no VOLO can be built."""
-    if len(img_size) != 2 or any(side < STEP or side % STEP for side in img_size):
-        raise ValueError(f'img_size {img_size}: each side must be a multiple of {STEP} pixels')
+    if len(img_size) != 2 or any(side < STRIDE or side % STRIDE for side in img_size):
+        raise ValueError(f'img_size {img_size}: each side must be a multiple of {STRIDE} pixels')
     if not are_counts(layers, 0) or not layers:
         raise ValueError(f'layers {layers}: give a list with the number of blocks of each stage')
     if not are_counts(embed_dims, 1) or not are_counts(num_heads, 1) or not len(embed_dims) == len(num_heads) == 2 or (

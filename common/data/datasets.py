@@ -82,9 +82,9 @@ def open_split(data_dir: str) -> tuple['SeededImageFolder', ImageFolder]:
 
 def fingerprint(*sets: ImageFolder) -> str:
     """A text that changes with the names, classes and sizes in bytes of the files in data sets."""
-    files = [(Path(path).relative_to(dataset.root).as_posix(), target, stamp(path)[0]) for dataset in sets
+    entries = [(Path(path).relative_to(dataset.root).as_posix(), target, stamp(path)[0]) for dataset in sets
              for path, target in dataset.samples]
-    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
 
 
 def leave_out(train_set: ImageFolder, val_set: ImageFolder, bad: dict[str, str], listing: Path) -> None:

@@ -32,14 +32,14 @@ def list_files(folder: str | Path) -> list[Path]:
         raise UserError(f'{error.filename}: this folder cannot be read ({error.strerror})')
 
     found, entered = [], set()
-    for place, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+    for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
         status = os.stat(place)
         if (status.st_dev, status.st_ino) in entered:
             folders.clear()
             continue
         entered.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not is_hidden(name))
-        found += [Path(place, name) for name in files]
+        found += [Path(place, name) for name in names]
     return sorted(found)
 
 

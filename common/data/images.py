@@ -155,8 +155,8 @@ def _scale_grey(values, image, path):
         values = values.view(np.uint32)  # Pillow has no mode for them
     bits = BIT_DEPTH or _stated_bits(values, image)
     _warn_of_range(values.max(), 0 if bits else 2 ** 16 // 16, 2 ** (bits or 16) - 1, path)
-    steps = 2 ** min(bits or 16, 16)
-    table = (np.arange(steps) * 255 // (steps - 1)).astype(np.uint8)
+    levels = 2 ** min(bits or 16, 16)
+    table = (np.arange(levels) * 255 // (levels - 1)).astype(np.uint8)
     return table.take(values >> max((bits or 16) - 16, 0), mode='clip')  # below 0 is black, above white is white
 
 

@@ -55,7 +55,7 @@ class TimedBatches:
             self.seconds += time.perf_counter() - start
 
 
-def image_files(loader: DataLoader, first: int, count: int) -> list[str]:
+def image_paths(loader: DataLoader, first: int, count: int) -> list[str]:
     """The files of so many images of the epoch that the loader is in, from its image number `first`, counted from 0."""
     keys = loader.sampler.order()[first:first + count]
     return [loader.dataset.samples[index][0] for index, _ in keys]

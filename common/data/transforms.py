@@ -66,19 +66,19 @@ def train_transform(transform: Transform, *, rotation: float = 0, flip: float = 
     `zoom` a pair (least, most), `blur` and `cutout` are probabilities, `jitter` the range of brightness, contrast and
     saturation. All of them are off unless given.
     """
-    steps = []
+    transforms = []
     if rotation or shift or zoom:
-        steps.append(v2.RandomAffine(rotation, translate=(shift, shift) if shift else None, scale=zoom,
+        transforms.append(v2.RandomAffine(rotation, translate=(shift, shift) if shift else None, scale=zoom,
                                      interpolation=v2.InterpolationMode.BILINEAR,
                                      fill=[round(255 * value) for value in transform.mean]))
-    steps += [v2.RandomHorizontalFlip(flip), v2.RandomVerticalFlip(flip_vertical)]
+    transforms += [v2.RandomHorizontalFlip(flip), v2.RandomVerticalFlip(flip_vertical)]
     if blur:
-        steps.append(v2.RandomApply([v2.GaussianBlur(kernel_size=5, sigma=(0.1, 3.0))], blur))
+        transforms.append(v2.RandomApply([v2.GaussianBlur(kernel_size=5, sigma=(0.1, 3.0))], blur))
     if jitter:
-        steps.append(v2.ColorJitter(brightness=jitter, contrast=jitter, saturation=jitter))
+        transforms.append(v2.ColorJitter(brightness=jitter, contrast=jitter, saturation=jitter))
     if cutout:
-        steps.append(Cutout(cutout, *transform.img_size))
-    return v2.Compose(steps + _to_tensor(transform))
+        transforms.append(Cutout(cutout, *transform.img_size))
+    return v2.Compose(transforms + _to_tensor(transform))
 
 
 def eval_transform(transform: Transform) -> Callable[[Image.Image], torch.Tensor]:

@@ -15,8 +15,8 @@ from models import WeightsError
 from models.weights import read_file
 
 FORMAT = 2  # of the checkpoint's content; raised when an older test.py could no longer read it
-RESUMED = ('settings', 'classes', 'fingerprint', 'transform', 'history', 'provenance', 'progress', 'state_dict',
-           'state_dict_ema', 'lr_scale', 'optimizer', 'scaler', 'random')  # what last.pth holds besides
+LAST_KEYS = ('settings', 'classes', 'fingerprint', 'transform', 'history', 'provenance', 'progress', 'state_dict',
+             'state_dict_ema', 'lr_scale', 'optimizer', 'scaler', 'random')  # what last.pth must have
 
 
 def save(path: Path, content: dict) -> None:
@@ -74,7 +74,7 @@ def load_last(folder: Path) -> dict:
     if path == before:
         print(f'{last} is missing or damaged: going on from the save before it, {before}')
     content = load(path)
-    missing = [key for key in RESUMED if key not in content]
+    missing = [key for key in LAST_KEYS if key not in content]
     if missing:
         raise UserError(f'RESUME: {path} has no {", ".join(missing)}: it is no last.pth, or one of an older version of '
                         'this project')
@@ -92,12 +92,12 @@ def is_whole(path: Path) -> bool:
 def set_aside(folder: Path) -> None:
     """Rename the checkpoints of an earlier run to previous_*.pth, over those of the run before it.
 
-    Of a run without a single update nothing stays.
+    A run without any update leaves no checkpoint.
     """
     last, before = folder / 'last.pth', folder / 'last_before.pth'
     if before.exists() and not last.exists():  # it was killed between two moves
         move(before, last)
-    for path in (before, folder / 'last_new.pth', folder / '.last_new.pth.tmp'):  # the latter two of a killed run
+    for path in (before, folder / 'last_new.pth', folder / '.last_new.pth.tmp'):  # the last two: of a killed run
         path.unlink(missing_ok=True)
     if not (folder / 'best.pth').exists() and not has_updates(last):
         last.unlink(missing_ok=True)

@@ -8,13 +8,13 @@ LONG = 3600  # seconds; longer runs are told what would shorten them
 class Clock:
     """How long a whole training run takes: from the updates so far, and from what follows the updates of each epoch.
 
-    `updates` is per epoch. `rest` is a guess of what validation after an epoch takes, in updates, used until one was
-    measured.
+    `updates` is per epoch. `validation` is a guess of what follows them in an epoch, in updates, until the first of
+    those was measured (`validation_seconds`).
     """
 
-    def __init__(self, updates: int, epochs: int, rest: float):
-        self.updates, self.epochs, self.rest = updates, epochs, rest
-        self.rest_seconds: float | None = None  # measured
+    def __init__(self, updates: int, epochs: int, validation: float):
+        self.updates, self.epochs, self.validation = updates, epochs, validation
+        self.validation_seconds: float | None = None  # measured
         self.forecast_given = False
         self.restart()
 
@@ -33,20 +33,21 @@ class Clock:
         if self.count < 2:
             return None
         update = self.seconds / (self.count - 1)
-        return self.updates * update + (self.rest * update if self.rest_seconds is None else self.rest_seconds)
+        validation = self.validation * update if self.validation_seconds is None else self.validation_seconds
+        return self.updates * update + validation
 
-    def left(self, epoch: int, updates: int = 0) -> float | None:
+    def seconds_left(self, epoch: int, updates: int = 0) -> float | None:
         """Seconds left after so many updates of an epoch, counted from 0; None while nothing is known."""
         seconds = self.epoch_seconds()
-        return seconds and max(0., seconds * (self.epochs - epoch - updates / (self.updates + self.rest)))
+        return seconds and max(0., seconds * (self.epochs - epoch - updates / (self.updates + self.validation)))
 
     def forecast(self, cfg: Settings, epoch: int, updates: int) -> None:
         """Say once, after some updates, how long a run with these settings takes, and what shortens a long one."""
         if self.forecast_given or self.count < 2 or (self.seconds < 10 and updates < self.updates):
             return
         self.forecast_given = True
-        left = self.left(epoch, updates)
-        text = f'forecast: {format_duration(left)} for the whole run on this machine'
+        left = self.seconds_left(epoch, updates)
+        text = f'forecast: {format_duration(left)} until the end of the run, on this machine'
         if left > LONG:
             small = tuple(max(16, side // 32 * 16) for side in cfg.IMG_SIZE)
             text += (f'; shorter with fewer EPOCHS (now {cfg.EPOCHS}), with IMG_SIZE = {small} (about a quarter of '

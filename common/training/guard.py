@@ -3,7 +3,7 @@ import math
 
 from torch.utils.data import DataLoader
 
-from common.data.loaders import image_files
+from common.data.loaders import image_paths
 from common.runtime.console import Bar
 from common.runtime.errors import UserError
 from common.settings import Settings
@@ -37,7 +37,7 @@ def check_update(cfg: Settings, state: TrainState, loader: DataLoader, epoch: in
     whole_epoch = progress.updates == state.updates_per_epoch and not progress.norms.count
     if progress.skipped_in_row >= cfg.MAX_SKIPPED_UPDATES or whole_epoch:
         size = cfg.BATCH_SIZE * cfg.ACCUMULATE_STEPS
-        names = image_files(loader, first=(progress.updates - 1) * size, count=update.images)
+        names = image_paths(loader, first=(progress.updates - 1) * size, count=update.images)
         more = f' and {len(names) - NAMES} more' if len(names) > NAMES else ''
         raise Diverged(f'{what} in epoch {epoch + 1}, update {progress.updates}, and {progress.skipped_in_row} updates '
                        'in a row had to be skipped: lower LR, or look at the pictures of that update: '

@@ -33,8 +33,10 @@ def class_loss(outputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tens
 
 
 def token_loss(outputs: tuple, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """As class_loss, of a VOLO with token labels: the class token saw a mixture of two images, so that the logits for
-    the training accuracy are the mean over the tokens of the image itself.
+    """(logits (B, classes), loss of every image (B,)) in fp32, of a VOLO trained with token labels.
+
+    `outputs` are its class logits (B, classes), token logits (B, N, classes) and box. The logits returned are the mean
+    of an image's own tokens: its class token saw a mixture of two images, which accuracy cannot judge.
     """
     logits, token_logits, box = outputs
     outputs = logits.float(), token_logits.float(), box

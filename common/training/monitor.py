@@ -19,7 +19,7 @@ class Monitor:
     def __init__(self, cfg: Settings, state: TrainState, data: Data, saver: Saver):
         self.cfg, self.state, self.data, self.saver = cfg, state, data, saver
         validations = (1 + cfg.USE_EMA) * len(data.val) / cfg.ACCUMULATE_STEPS
-        self.clock = Clock(state.updates_per_epoch, cfg.EPOCHS, rest=FORWARD * validations)
+        self.clock = Clock(state.updates_per_epoch, cfg.EPOCHS, validation=FORWARD * validations)
 
     @contextmanager
     def epoch(self, epoch: int) -> Iterator[Callable[[Update], None]]:
@@ -31,6 +31,7 @@ class Monitor:
             yield lambda update: self.after_update(epoch, bar, update)
 
     def after_update(self, epoch: int, bar: Bar, update: Update) -> None:
+        """The hook itself. Raises Diverged (guard.py), and Stopped after a signal."""
         progress = self.state.progress
         progress.add(update)
         check_update(self.cfg, self.state, self.data.train, epoch, update)
@@ -40,6 +41,6 @@ class Monitor:
         bar.set_postfix_str(
             f'loss {progress.losses.avg:.3f}, lr {self.state.learning_rate:.1e}, '
             f'{progress.images / progress.seconds:.1f} img/s, waiting {progress.waited / progress.seconds:.0%}, '
-            f'whole run {format_duration(self.clock.left(epoch, progress.updates))} left', refresh=False)
+            f'whole run {format_duration(self.clock.seconds_left(epoch, progress.updates))} left', refresh=False)
         bar.update()
         self.saver.between_updates()

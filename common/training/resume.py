@@ -1,4 +1,4 @@
-"""Whether a run may go on from last.pth: the same run it must be, but for what may change."""
+"""Whether a run can be resumed from last.pth: which settings and data must be the same, and which may change."""
 from pathlib import Path
 
 from common.data.build import Data
@@ -53,7 +53,7 @@ def check_resume(cfg: Settings, data: Data, saved: dict, out: Path) -> None:
                          if value != now.get(key))
         raise UserError(f'{place} was trained with {were}: set it so, or choose another OUTPUT_DIR')
     if len(saved['history']) >= cfg.EPOCHS:
-        raise UserError(f'{place} has all its {len(saved["history"])} epochs behind it: raise EPOCHS to train on')
+        raise UserError(f'{place} has completed all its {len(saved["history"])} epochs: raise EPOCHS to train on')
     print_changes(cfg, saved, out)
 
 
@@ -81,5 +81,5 @@ def print_changes(cfg: Settings, saved: dict, out: Path) -> None:
 
 
 def resumed_lr_scale(cfg: Settings, saved: dict) -> float:
-    """What a divergence left of LR; all of it where LR has been changed since."""
+    """The factor on LR: 0.1 after a divergence, 1 again when LR was changed since."""
     return saved['lr_scale'] if saved['settings']['LR'] == cfg.LR else 1.

@@ -11,7 +11,7 @@ from common.training.state import TrainState
 
 
 class Saver:
-    """`history` is the log that the run appends to; `stop` notes the signals."""
+    """Decides when to write last.pth and best.pth. The run appends to `history`; `stop` notes the signals."""
 
     def __init__(self, cfg: Settings, state: TrainState, data: Data, out: Path, history: list[dict], stop: StopRequest):
         self.cfg, self.state, self.data, self.out, self.history, self.stop = cfg, state, data, out, history, stop
@@ -27,9 +27,9 @@ class Saver:
         best = best_of(self.history)
         if best['epoch'] < len(self.history):
             return False
-        weights = self.state.ema.module if best['weights'] == 'ema' else self.state.net
+        best_net = self.state.ema.module if best['weights'] == 'ema' else self.state.net
         checkpoint.save(self.out / 'best.pth', {**describe_run(self.cfg, self.state, self.data, self.history),
-                                                'history': self.history, 'state_dict': weights.state_dict()})
+                                                'history': self.history, 'state_dict': best_net.state_dict()})
         return True
 
     def between_updates(self) -> None:

@@ -1,4 +1,4 @@
-"""The network of a training run: built, given its initial weights, tried out, and what it costs said."""
+"""The network of a training run: built, given its initial weights, checked; what it costs; what is frozen."""
 import dataclasses
 import math
 
@@ -14,7 +14,10 @@ from models.cost import training_cost
 
 def build_network(cfg: Settings, classes: list[str], provenance: Provenance,
                   content: dict | None) -> tuple[nn.Module, dict, Provenance]:
-    """(network, its keyword arguments, the provenance with what was loaded). `content` is that of find_weights."""
+    """(network, its keyword arguments, the provenance with what was loaded). `content` is that of find_weights.
+
+    Raises UserError for settings that the network does not go with.
+    """
     kwargs = {'return_dense': True, 'mix_token': True} if cfg.TOKEN_LABEL else {}
     kwargs |= cfg.MODEL_KWARGS
     try:
@@ -30,7 +33,7 @@ def build_network(cfg: Settings, classes: list[str], provenance: Provenance,
     print_provenance(provenance)
     if content is not None and content.get('classes', classes) != classes and not provenance.dropped:
         print('weights: the head comes along, though it was trained on other classes: their number is the same')
-    try_out(cfg, net, classes)
+    check_forward(cfg, net, classes)
     if cfg.FREEZE_EPOCHS and not heads_of(net):
         raise UserError(f'FREEZE_EPOCHS: timm does not say which part of {cfg.MODEL} is the head, set it to 0')
     if cfg.GRAD_CHECKPOINTING:
@@ -51,7 +54,7 @@ def print_provenance(provenance: Provenance) -> None:
             print(f'weights: {name:7} {", ".join(getattr(provenance, name))}')
 
 
-def try_out(cfg: Settings, net: nn.Module, classes: list[str]) -> None:
+def check_forward(cfg: Settings, net: nn.Module, classes: list[str]) -> None:
     """Raise UserError unless the network makes a logit for each class out of an image."""
     try:
         with torch.no_grad():
@@ -78,12 +81,12 @@ def print_cost(cfg: Settings, net: nn.Module, device: torch.device, amp_dtype: t
     print(text)
 
 
-def freeze(net: nn.Module, frozen: bool) -> None:
-    """Ready the network for training; frozen, only its heads learn, and BatchNorm and dropout of the rest are off."""
+def set_train_mode(net: nn.Module, heads_only: bool) -> None:
+    """Set training mode. With `heads_only` all but the heads is frozen, with BatchNorm and dropout as in evaluation."""
     net.train()
     heads = tuple(f'{head}.' for head in heads_of(net))
     for name, parameter in net.named_parameters():
-        parameter.requires_grad_(not frozen or name.startswith(heads))
-    if frozen:
+        parameter.requires_grad_(not heads_only or name.startswith(heads))
+    if heads_only:
         for child in net.children():  # not the network itself: token labels need its training mode
             child.eval()

@@ -70,7 +70,7 @@ class TrainState:
     """Everything that an update reads or changes."""
     net: nn.Module                   # the network itself, on its device
     model: nn.Module                 # the network in autocast, with several GPUs in DataParallel
-    step_model: nn.Module            # `model`, or `model` compiled: (images, targets) -> (logits, losses)
+    loss_model: nn.Module            # `model`, or `model` compiled: (images, targets) -> (logits, losses)
     mix: Callable                    # (images, labels) -> (images, targets (B, classes))
     optimizer: torch.optim.Optimizer
     scheduler: Scheduler
@@ -88,6 +88,7 @@ class TrainState:
 
     @property
     def learning_rate(self) -> float:
+        """The head's: with LAYER_DECAY the largest."""
         return max(group['lr'] for group in self.optimizer.param_groups)
 
     def state_dict(self) -> dict:
@@ -107,9 +108,9 @@ class TrainState:
         if self.ema:
             self.ema.module.load_state_dict(saved['state_dict_ema'])
         groups = self.optimizer.param_groups
-        settings = [{name: group[name] for name in ('lr', 'initial_lr', 'weight_decay')} for group in groups]
+        current = [{name: group[name] for name in ('lr', 'initial_lr', 'weight_decay')} for group in groups]
         self.optimizer.load_state_dict(saved['optimizer'])
-        for group, values in zip(self.optimizer.param_groups, settings, strict=True):
+        for group, values in zip(self.optimizer.param_groups, current, strict=True):
             group.update(values)
         self.progress = Progress.from_dict(saved['progress'])
         self.scheduler.step_update(len(saved['history']) * self.updates_per_epoch + self.progress.updates)

@@ -8,7 +8,7 @@ import torch
 from helpers import build, read_json, run
 
 import train
-from common.data.loaders import image_files
+from common.data.loaders import image_paths
 from common.evaluation.metrics import BatchMeter
 from common.runtime.errors import UserError
 from common.runtime.parallel import Autocast
@@ -114,6 +114,15 @@ def test_many_in_a_row_go_back_once_with_a_lower_rate(monkeypatch, capsys):
     assert torch.load('out/last.pth', weights_only=True)['history'][3]['lr'] == pytest.approx(1.5e-3)
 
 
+def test_they_do_so_after_a_resume_with_another_rate_too(monkeypatch):
+    """Where the last save, which has the rate before, is the one that was resumed from."""
+    run(**{**CHANGES, 'epochs': 1}, lr=1e-3)
+    spoil(monkeypatch, {1, 2, 3})
+    run(**CHANGES, resume='true', max_skipped_updates=3, lr=2e-3)
+    saved = torch.load('out/last.pth', weights_only=True)
+    assert saved['lr_scale'] == 0.1 and saved['history'][1]['lr'] < 2e-4
+
+
 @pytest.mark.parametrize('accumulate', [1, 2])
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
 def test_gradients_that_stay_non_finite_are_noticed_too(monkeypatch, accumulate, dtype):
@@ -148,7 +157,7 @@ def test_the_named_pictures_are_those_of_the_update():
     for key in data.train.sampler:
         data.train.dataset[key]
     data.train.sampler.skip = 8  # as in an epoch that goes on in the middle
-    assert image_files(data.train, first=8, count=8) == read[8:16] and len(set(read)) == 20
+    assert image_paths(data.train, first=8, count=8) == read[8:16] and len(set(read)) == 20
 
 
 def test_a_picture_that_vanishes(data):

@@ -7,13 +7,14 @@ from common.training.clock import Clock
 
 
 def test_clock():
-    clock = Clock(updates=10, epochs=4, rest=5)
-    assert clock.left(0, 1) is None
-    for seconds in (9, 2, 2):  # the first step is not typical
+    clock = Clock(updates=10, epochs=4, validation=5)
+    assert clock.seconds_left(0, 1) is None
+    for seconds in (9, 2, 2):  # the first update is not typical
         clock.add(seconds)
-    assert clock.epoch_seconds() == 30 and clock.left(0, 0) == 120 and clock.left(3, 9) == pytest.approx(12)
-    clock.rest_seconds = 4
-    assert clock.left(2, 0) == 48 and clock.left(4, 0) == 0
+    assert clock.epoch_seconds() == 30
+    assert clock.seconds_left(0, 0) == 120 and clock.seconds_left(3, 9) == pytest.approx(12)
+    clock.validation_seconds = 4
+    assert clock.seconds_left(2, 0) == 48 and clock.seconds_left(4, 0) == 0
 
 
 def test_format_duration():
@@ -22,7 +23,7 @@ def test_format_duration():
 
 def test_the_forecast_comes_once_and_names_what_shortens_a_long_run(data, capsys):
     cfg = prepare(epochs=3, img_size='64,32')
-    clock = Clock(updates=10, epochs=3, rest=5)
+    clock = Clock(updates=10, epochs=3, validation=5)
     for updates, seconds in enumerate((30, 600, 600), 1):
         clock.add(seconds)
         clock.forecast(cfg, 0, updates)
