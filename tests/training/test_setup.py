@@ -1,11 +1,12 @@
 """common/training/setup.py and the optimizer: what is frozen, how fast each layer learns, networks other than VOLO."""
 import pytest
 import torch
-from helpers import TINY, build, result, run
+from helpers import TINY, build, prepare, result, run
 
 import models
 import train
 from common.runtime.errors import UserError
+from common.training import setup
 
 
 @pytest.mark.parametrize('model, kwargs', [('volo_d1', TINY), ('test_resnet', {})])
@@ -80,3 +81,35 @@ def test_the_cost_is_said_at_the_start(folder, capsys):
     run(epochs=1)
     out = capsys.readouterr().out
     assert 'M parameters, 0.00 G multiply-adds a picture; a batch of 8 pictures needs at least 0.0 GiB' in out
+
+
+@pytest.mark.parametrize('device, use_dp, batch, where', [
+    ('cuda', 'true', 3, ' on each GPU'), ('cuda', 'false', 5, ''), ('cpu', 'true', 5, '')])
+def test_the_cost_is_of_what_one_device_holds(monkeypatch, capsys, device, use_dp, batch, where):
+    """Five pictures on two GPUs are three on the first; the copies of the weights are Adam's two and the EMA."""
+    asked = []
+
+    def cost(net, *arguments, copies):
+        asked.append((*arguments, copies))
+        return 1.5e9, 3 * 2 ** 29
+
+    monkeypatch.setattr(setup, 'training_cost', cost)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    net = torch.nn.Linear(1000, 1999)
+    for use_ema in ('true', 'false'):
+        setup.print_cost(prepare(batch_size=5, mixup_prob=0, use_dp=use_dp, use_ema=use_ema), net, torch.device(device),
+                         torch.bfloat16)
+    assert asked == [((32, 32), batch, torch.bfloat16, 3), ((32, 32), batch, torch.bfloat16, 2)]
+    expected = (f'volo_d1: 2.0 M parameters, 1.50 G multiply-adds a picture; a batch of {batch} pictures needs '
+                f'at least 1.5 GiB of memory{where}\n')
+    assert capsys.readouterr().out == 2 * expected and net.training
+
+
+def test_a_cost_that_cannot_be_worked_out_costs_no_run(monkeypatch, capsys):
+    def fail(*arguments, **named):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(setup, 'training_cost', fail)
+    setup.print_cost(prepare(), torch.nn.Linear(1000, 1999), torch.device('cpu'), None)
+    assert capsys.readouterr().out == (
+        'volo_d1: 2.0 M parameters; its multiply-adds and memory could not be worked out (ZeroDivisionError)\n')
