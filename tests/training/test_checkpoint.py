@@ -70,3 +70,29 @@ def test_a_save_is_on_the_disk_before_it_takes_the_place_of_the_old(tmp_path, mo
     checkpoint.save_last(tmp_path, {'epoch': 1})
     checkpoint.save_last(tmp_path, {'epoch': 2})
     assert events[-6:] == ['file', 'move', 'folder', 'move', 'move', 'folder']
+
+
+def test_the_save_before_stands_in_for_a_damaged_one(tmp_path, capsys):
+    for epoch in (1, 2):
+        checkpoint.save_last(tmp_path, {**dict.fromkeys(checkpoint.LAST_KEYS), 'progress': epoch})
+    assert checkpoint.load_last(tmp_path)['progress'] == 2 and not capsys.readouterr().out
+    last = tmp_path / 'last.pth'
+    last.write_bytes(last.read_bytes()[:-100])
+    for _ in range(2):
+        assert checkpoint.load_last(tmp_path)['progress'] == 1
+        assert capsys.readouterr().out == (f'{last} is missing or damaged: going on from the save before it, '
+                                           f'{tmp_path / "last_before.pth"}\n')
+        last.unlink(missing_ok=True)
+    (tmp_path / 'last_before.pth').unlink()
+    with pytest.raises(UserError, match=r'last\.pth: no such file'):
+        checkpoint.load_last(tmp_path)
+
+
+def test_a_last_pth_has_all_that_a_resumed_run_needs(tmp_path):
+    content = dict.fromkeys(checkpoint.LAST_KEYS)
+    del content['optimizer'], content['random']
+    checkpoint.save_last(tmp_path, content)
+    with pytest.raises(UserError) as error:
+        checkpoint.load_last(tmp_path)
+    assert str(error.value) == (f'RESUME: {tmp_path}/last.pth has no optimizer, random: it is no last.pth, or one of an '
+                                'older version of this project')

@@ -178,7 +178,8 @@ def test_resume_refuses_another_run_and_lists_changes(data, capsys):
 def test_what_makes_it_another_run_is_refused(data, monkeypatch):
     stop_at(monkeypatch, 'add', 2)
     for changes in ({'batch_size': 2}, {'accumulate_steps': 1}, {'seed': 7}):
-        with pytest.raises(UserError, match='stopped within an epoch that has BATCH_SIZE = 4, ACCUMULATE_STEPS = 2'):
+        with pytest.raises(UserError, match='stopped within an epoch that has BATCH_SIZE = 4, ACCUMULATE_STEPS = 2, '
+                                            'SEED = 42: until that epoch is over'):
             run(**{**CHANGES, **changes}, resume='true')
     draw_folder(data / 'train', {'a/more': 1}, seed=8)
     with pytest.raises(UserError, match='other pictures than DATA_DIR has now'):

@@ -1,0 +1,81 @@
+"""common/training/history.py and monitor.py: what the log, result.json and the progress bar say of the updates."""
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers import build, read_json
+
+from common.training.history import best_of, print_epoch, training_columns, validation_columns, write_epoch
+from common.training.monitor import Monitor
+from common.training.state import Progress, Update
+
+UPDATES = [Update(number=5, loss=1., norm=3., finite=True, images=8, unmixed=4, correct=1, waited=1., seconds=2.),
+           Update(number=6, loss=4., norm=1., finite=True, images=4, unmixed=0, correct=0, waited=0., seconds=1.),
+           Update(number=7, loss=float('nan'), norm=1., finite=False, images=4, unmixed=4, correct=4, waited=.5,
+                  seconds=3.)]
+SCORES = {'loss': 2., 'acc1': 60., 'acc5': 90., 'balanced_accuracy': 50., 'confusion': None}
+
+
+def test_a_row_has_the_sums_and_means_of_an_epochs_updates():
+    """Skipped updates count in images and seconds, not in losses, norms and accuracy."""
+    progress = Progress(skipped=1)
+    for update in UPDATES:
+        progress.add(update)
+    assert progress.updates == 3
+    assert training_columns(SimpleNamespace(progress=progress, learning_rate=0.5)) == {
+        'lr': 0.5, 'train_loss': 2., 'train_acc1': 25., 'grad_norm': 2., 'skipped_updates': 1, 'waiting': 0.25,
+        'images_per_s': pytest.approx(16 / 6)}
+    progress = Progress()
+    progress.add(UPDATES[1])
+    assert training_columns(SimpleNamespace(progress=progress, learning_rate=0.5))['train_acc1'] is None
+
+
+def test_without_ema_its_columns_are_empty():
+    row = validation_columns({'raw': SCORES})
+    assert row == {'raw_loss': 2., 'raw_acc1': 60., 'raw_acc5': 90., 'raw_balanced_accuracy': 50.,
+                   'ema_loss': None, 'ema_acc1': None, 'ema_acc5': None, 'ema_balanced_accuracy': None}
+
+
+def test_the_best_is_the_first_of_equals():
+    rows = [{'epoch': 1, 'raw_acc1': 50., 'ema_acc1': None}, {'epoch': 2, 'raw_acc1': 60., 'ema_acc1': 70.},
+            {'epoch': 3, 'raw_acc1': 70., 'ema_acc1': 65.}]
+    assert best_of(rows) == {'epoch': 2, 'weights': 'ema', 'acc1': 70.}
+    assert best_of(rows[:1]) == {'epoch': 1, 'weights': 'raw', 'acc1': 50.} and best_of([]) is None
+
+
+def test_an_epochs_line(capsys):
+    row = {'epoch': 2, 'train_loss': 1.23456, 'raw_loss': 2.34567, 'raw_acc1': 50., 'ema_acc1': 60.126,
+           'images_per_s': 12.34, 'waiting': 0.126, 'seconds': 61.}
+    print_epoch(SimpleNamespace(USE_EMA=True, EPOCHS=9), row, 3600.)
+    print_epoch(SimpleNamespace(USE_EMA=False, EPOCHS=9), row, None)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == ('epoch 2/9: loss 1.235, val loss 2.346, ACC1 50.00 % (EMA 60.13 %), 12.3 img/s, waiting 13%, '
+                     '1 min 01 s, 1 h 00 min left')
+    assert second == first.replace(' (EMA 60.13 %)', '').replace('1 h 00 min left', '? left')
+
+
+def test_result_json_says_how_and_how_far(data, tmp_path):
+    cfg, sets, state = build(use_amp='false', epochs=2)
+    rows = [{'epoch': epoch, 'seconds': 3., **validation_columns({'raw': SCORES})} for epoch in (1, 2)]
+    for count in (1, 2):
+        write_epoch(cfg, state, sets, tmp_path, rows[:count], None)
+        found = read_json(tmp_path / 'result.json')
+        assert found['finished'] == (count == 2) and found['seconds'] == 3. * count and found['last'] == rows[count - 1]
+    assert found['torch'] == torch.__version__ and found['device'].endswith('single precision (fp32)')
+    assert found['parameters'] == sum(p.numel() for p in state.net.parameters())
+    assert found['settings'] == json.loads(json.dumps(vars(cfg))) and found['best']['acc1'] == 60.
+    assert (tmp_path / 'log.csv').read_text('utf-8-sig').count('\n') == 3
+
+
+def test_the_bar_says_how_fast_and_how_long(data):
+    cfg, sets, state = build(epochs=3, use_ema='false')
+    said, saves = [], []
+    bar = SimpleNamespace(set_postfix_str=lambda text, refresh: said.append(text), update=lambda: said.append('+1'))
+    monitor = Monitor(cfg, state, sets, SimpleNamespace(between_updates=lambda: saves.append(state.progress.updates)))
+    for update in UPDATES[:2]:
+        monitor.after_update(0, bar, update)
+    assert said[0].endswith(', 4.0 img/s, waiting 50%, whole run ? left') and said[1::2] == ['+1', '+1']
+    rate = f'{state.learning_rate:.1e}'
+    # an epoch is two updates of a second and a validation of a third of one: 3 epochs less what 2 updates are of one
+    assert said[2] == f'loss 2.000, lr {rate}, 4.0 img/s, waiting 33%, whole run 5 s left' and saves == [1, 2]
