@@ -160,7 +160,7 @@ def build_state(cfg: Settings, data: Data, provenance: Provenance, content: dict
     print(describe_device(device, amp_dtype))
     net, model_kwargs, provenance = build_network(cfg, data.classes, provenance, content)
     net.to(device)
-    print_cost(cfg, net, device, amp_dtype)
+    image_flop = print_cost(cfg, net, device, amp_dtype)
     if cfg.FREEZE_EPOCHS and provenance.from_scratch:
         print('FREEZE_EPOCHS is ignored: no weights were loaded')
     lr_scale = resumed_lr_scale(cfg, saved) if saved else 1.
@@ -179,7 +179,7 @@ def build_state(cfg: Settings, data: Data, provenance: Provenance, content: dict
         net, model, compiled(model.train(), cfg.IMG_SIZE, targets) if cfg.COMPILE else model,
         build_mix(cfg, len(data.classes)), optimizer, scheduler,
         torch.amp.GradScaler(device.type, enabled=amp_dtype is torch.float16),
-        ema, ema and parallel(ema.module, device, amp_dtype, cfg.USE_DP), device, amp_dtype, updates,
+        ema, ema and parallel(ema.module, device, amp_dtype, cfg.USE_DP), device, amp_dtype, image_flop, updates,
         0 if provenance.from_scratch else cfg.FREEZE_EPOCHS, lr_scale, model_kwargs, provenance)
     if saved:
         try:

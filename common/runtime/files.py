@@ -99,7 +99,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def write_csv(path: str | Path, rows: list[dict[str, Any]]) -> None:
-    """Rows are dicts with the same keys; the keys are the header. With a byte-order mark, for Excel's sake.
+    """Rows are dicts; the keys of the last are the header, what others lack is empty. Excel needs the byte-order mark.
 
     Texts are quoted and have escapes for invisible characters; one that a spreadsheet would take for a formula and run
     gets an apostrophe in front. Raises UserError if the file cannot be written.
@@ -110,6 +110,6 @@ def write_csv(path: str | Path, rows: list[dict[str, Any]]) -> None:
         return printable(f"'{value}" if value[:1] in _FORMULA else value)
 
     with replacing(path) as aside, open(aside, 'w', newline='', encoding='utf-8-sig') as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]), quoting=csv.QUOTE_NONNUMERIC)
+        writer = csv.DictWriter(file, fieldnames=list(rows[-1]), quoting=csv.QUOTE_NONNUMERIC)
         writer.writeheader()
         writer.writerows({key: cell(value) for key, value in row.items()} for row in rows)

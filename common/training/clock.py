@@ -41,13 +41,18 @@ class Clock:
         seconds = self.epoch_seconds()
         return seconds and max(0., seconds * (self.epochs - epoch - updates / (self.updates + self.validation)))
 
-    def forecast(self, cfg: Settings, epoch: int, updates: int) -> None:
-        """Say once, after some updates, how long a run with these settings takes, and what shortens a long one."""
+    def forecast(self, cfg: Settings, epoch: int, updates: int, pflop: float | None) -> None:
+        """Say once, after some updates, how long a run with these settings takes, and what shortens a long one.
+
+        `pflop` is the compute of the whole run, in 10^15 floating-point operations.
+        """
         if self.forecast_given or self.count < 2 or (self.seconds < 10 and updates < self.updates):
             return
         self.forecast_given = True
         left = self.seconds_left(epoch, updates)
         text = f'forecast: {format_duration(left)} until the end of the run, on this machine'
+        if pflop is not None:
+            text += f' ({pflop:.2g} PFLOP for the whole run)'
         if left > LONG:
             small = tuple(max(16, side // 32 * 16) for side in cfg.IMG_SIZE)
             text += (f'; shorter with fewer EPOCHS (now {cfg.EPOCHS}), with IMG_SIZE = {small} (about a quarter of '

@@ -22,7 +22,8 @@ def training_columns(state: TrainState) -> dict:
     return {'lr': state.learning_rate, 'train_loss': progress.losses.avg,
             'train_acc1': progress.acc1.avg if progress.acc1.count else None, 'grad_norm': progress.norms.avg,
             'skipped_updates': progress.skipped, 'images_per_s': progress.images / progress.seconds,
-            'waiting': progress.waited / progress.seconds}
+            'waiting': progress.waited / progress.seconds,
+            'pflop': state.image_flop and state.image_flop * progress.images / 1e15}
 
 
 def validation_columns(results: dict[str, dict]) -> dict:
@@ -59,6 +60,7 @@ def write_epoch(cfg: Settings, state: TrainState, data: Data, out: Path, history
             **describe_run(cfg, state, data, history), 'last': history[-1], 'finished': len(history) == cfg.EPOCHS,
             'parameters': sum(p.numel() for p in state.net.parameters()),
             'seconds': sum(row['seconds'] for row in history),
+            'pflop': state.image_flop and sum(row.get('pflop') or 0 for row in history),
             'device': describe_device(state.device, state.amp_dtype), 'torch': torch.__version__})
     with warn_instead():
         plot_training(out, history, best)

@@ -19,6 +19,8 @@ class Monitor:
     def __init__(self, cfg: Settings, state: TrainState, data: Data, saver: Saver):
         self.cfg, self.state, self.data, self.saver = cfg, state, data, saver
         validations = (1 + cfg.USE_EMA) * len(data.val) / cfg.ACCUMULATE_STEPS
+        images = cfg.EPOCHS * len(data.train) * cfg.BATCH_SIZE
+        self.pflop = state.image_flop and state.image_flop * images / 1e15  # of the whole run
         self.clock = Clock(state.updates_per_epoch, cfg.EPOCHS, validation=FORWARD * validations)
 
     @contextmanager
@@ -37,7 +39,7 @@ class Monitor:
         check_update(self.cfg, self.state, self.data.train, epoch, update)
         self.clock.add(update.seconds)
         if epoch >= self.state.frozen_epochs:
-            self.clock.forecast(self.cfg, epoch, progress.updates)
+            self.clock.forecast(self.cfg, epoch, progress.updates, self.pflop)
         bar.set_postfix_str(
             f'loss {progress.losses.avg:.3f}, lr {self.state.learning_rate:.1e}, '
             f'{progress.images / progress.seconds:.1f} img/s, waiting {progress.waited / progress.seconds:.0%}, '

@@ -65,11 +65,15 @@ def check_forward(cfg: Settings, net: nn.Module, classes: list[str]) -> None:
         raise UserError(f'MODEL: {cfg.MODEL} is no classifier, it gives {shape} instead of a logit for each class')
 
 
-def print_cost(cfg: Settings, net: nn.Module, device: torch.device, amp_dtype: torch.dtype | None) -> None:
-    """A line with the network's parameters, multiply-adds and memory."""
+def print_cost(cfg: Settings, net: nn.Module, device: torch.device, amp_dtype: torch.dtype | None) -> float | None:
+    """Print a line with the network's parameters, multiply-adds and memory.
+
+    Returns the floating-point operations that training on an image takes: the backward pass takes twice those of the
+    forward pass, and a multiply-add is two. None for a network whose operations cannot be counted.
+    """
     gpus = torch.cuda.device_count() if cfg.USE_DP and device.type == 'cuda' else 1
     batch = math.ceil(cfg.BATCH_SIZE / max(1, gpus))
-    text = f'{cfg.MODEL}: {sum(p.numel() for p in net.parameters()) / 1e6:.1f} M parameters'
+    multiply_adds, text = None, f'{cfg.MODEL}: {sum(p.numel() for p in net.parameters()) / 1e6:.1f} M parameters'
     try:
         multiply_adds, memory = training_cost(net.train(), cfg.IMG_SIZE, batch, amp_dtype, copies=2 + cfg.USE_EMA)
         text += (f', {multiply_adds / 1e9:.2f} G multiply-adds a picture; a batch of {batch} pictures needs at '
@@ -79,6 +83,7 @@ def print_cost(cfg: Settings, net: nn.Module, device: torch.device, amp_dtype: t
             raise UserError(f'BATCH_SIZE = {cfg.BATCH_SIZE}: too few for the BatchNorm of {cfg.MODEL}') from error
         text += f'; its multiply-adds and memory could not be worked out ({type(error).__name__})'
     print(text)
+    return multiply_adds and 3 * 2 * multiply_adds
 
 
 def set_train_mode(net: nn.Module, heads_only: bool) -> None:

@@ -79,6 +79,7 @@ class TrainState:
     ema_model: nn.Module | None      # as `model`, of the averaged weights
     device: torch.device
     amp_dtype: torch.dtype | None    # None: fp32
+    image_flop: float | None         # operations to train on an image, None where they are unknown
     updates_per_epoch: int
     frozen_epochs: int               # in which only the heads learn
     lr_scale: float                  # 0.1 after the run went back to an earlier save, else 1

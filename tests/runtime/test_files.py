@@ -109,3 +109,9 @@ def test_what_a_spreadsheet_would_run_is_text(tmp_path):
     write_csv(tmp_path / 'x.csv', [{'name': '=1+1', 'value': -1}, {'name': 'a\x1b[0m', 'value': 2}])
     rows = list(csv.reader((tmp_path / 'x.csv').read_text(encoding='utf-8-sig').splitlines()))
     assert rows == [['name', 'value'], ["'=1+1", '-1'], ['a\\x1b[0m', '2']]
+
+
+def test_a_table_has_the_columns_of_its_last_row(tmp_path):
+    """A resumed run may be older than a column."""
+    write_csv(tmp_path / 'x.csv', [{'epoch': 1}, {'epoch': 2, 'pflop': 0.5}])
+    assert (tmp_path / 'x.csv').read_text('utf-8-sig').splitlines() == ['"epoch","pflop"', '1,""', '2,0.5']

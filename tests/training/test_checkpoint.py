@@ -94,5 +94,5 @@ def test_a_last_pth_has_all_that_a_resumed_run_needs(tmp_path):
     checkpoint.save_last(tmp_path, content)
     with pytest.raises(UserError) as error:
         checkpoint.load_last(tmp_path)
-    assert str(error.value) == (f'RESUME: {tmp_path}/last.pth has no optimizer, random: it is no last.pth, or one of an '
-                                'older version of this project')
+    assert str(error.value) == (f'RESUME: {tmp_path}/last.pth has no optimizer, random: it is no last.pth, or one of '
+                                'an older version of this project')

@@ -26,6 +26,7 @@ def test_the_forecast_comes_once_and_names_what_shortens_a_long_run(data, capsys
     clock = Clock(updates=10, epochs=3, validation=5)
     for updates, seconds in enumerate((30, 600, 600), 1):
         clock.add(seconds)
-        clock.forecast(cfg, 0, updates)
+        clock.forecast(cfg, 0, updates, 0.4703)
     out = capsys.readouterr().out
+    assert '(0.47 PFLOP for the whole run)' in out
     assert out.count('forecast') == 1 and '7 h' in out and 'IMG_SIZE = (32, 16)' in out and 'EPOCHS (now 3)' in out

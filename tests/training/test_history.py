@@ -23,12 +23,13 @@ def test_a_row_has_the_sums_and_means_of_an_epochs_updates():
     for update in UPDATES:
         progress.add(update)
     assert progress.updates == 3
-    assert training_columns(SimpleNamespace(progress=progress, learning_rate=0.5)) == {
+    assert training_columns(SimpleNamespace(progress=progress, learning_rate=0.5, image_flop=2e13)) == {
         'lr': 0.5, 'train_loss': 2., 'train_acc1': 25., 'grad_norm': 2., 'skipped_updates': 1, 'waiting': 0.25,
-        'images_per_s': pytest.approx(16 / 6)}
+        'images_per_s': pytest.approx(16 / 6), 'pflop': pytest.approx(0.32)}
     progress = Progress()
     progress.add(UPDATES[1])
-    assert training_columns(SimpleNamespace(progress=progress, learning_rate=0.5))['train_acc1'] is None
+    row = training_columns(SimpleNamespace(progress=progress, learning_rate=0.5, image_flop=None))
+    assert row['train_acc1'] is None and row['pflop'] is None
 
 
 def test_without_ema_its_columns_are_empty():
@@ -57,11 +58,13 @@ def test_an_epochs_line(capsys):
 
 def test_result_json_says_how_and_how_far(data, tmp_path):
     cfg, sets, state = build(use_amp='false', epochs=2)
-    rows = [{'epoch': epoch, 'seconds': 3., **validation_columns({'raw': SCORES})} for epoch in (1, 2)]
+    state.image_flop = 1e12
+    rows = [{'epoch': epoch, 'seconds': 3., 'pflop': 0.25, **validation_columns({'raw': SCORES})} for epoch in (1, 2)]
     for count in (1, 2):
         write_epoch(cfg, state, sets, tmp_path, rows[:count], None)
         found = read_json(tmp_path / 'result.json')
         assert found['finished'] == (count == 2) and found['seconds'] == 3. * count and found['last'] == rows[count - 1]
+    assert found['pflop'] == 0.5
     assert found['torch'] == torch.__version__ and found['device'].endswith('single precision (fp32)')
     assert found['parameters'] == sum(p.numel() for p in state.net.parameters())
     assert found['settings'] == json.loads(json.dumps(vars(cfg))) and found['best']['acc1'] == 60.

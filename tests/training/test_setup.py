@@ -97,8 +97,8 @@ def test_the_cost_is_of_what_one_device_holds(monkeypatch, capsys, device, use_d
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
     net = torch.nn.Linear(1000, 1999)
     for use_ema in ('true', 'false'):
-        setup.print_cost(prepare(batch_size=5, mixup_prob=0, use_dp=use_dp, use_ema=use_ema), net, torch.device(device),
-                         torch.bfloat16)
+        cfg = prepare(batch_size=5, mixup_prob=0, use_dp=use_dp, use_ema=use_ema)
+        assert setup.print_cost(cfg, net, torch.device(device), torch.bfloat16) == 6 * 1.5e9
     assert asked == [((32, 32), batch, torch.bfloat16, 3), ((32, 32), batch, torch.bfloat16, 2)]
     expected = (f'volo_d1: 2.0 M parameters, 1.50 G multiply-adds a picture; a batch of {batch} pictures needs '
                 f'at least 1.5 GiB of memory{where}\n')
@@ -110,6 +110,6 @@ def test_a_cost_that_cannot_be_worked_out_costs_no_run(monkeypatch, capsys):
         raise ZeroDivisionError
 
     monkeypatch.setattr(setup, 'training_cost', fail)
-    setup.print_cost(prepare(), torch.nn.Linear(1000, 1999), torch.device('cpu'), None)
+    assert setup.print_cost(prepare(), torch.nn.Linear(1000, 1999), torch.device('cpu'), None) is None
     assert capsys.readouterr().out == (
         'volo_d1: 2.0 M parameters; its multiply-adds and memory could not be worked out (ZeroDivisionError)\n')
