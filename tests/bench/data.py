@@ -19,7 +19,8 @@ import train
 from common import settings
 from common.data.cache import ImageCache
 from common.runtime.machine import retain_freed_memory
-from common.training.clock import Clock
+from common.training.history import training_columns
+from common.training.setup import set_train_mode
 from common.training.state import Progress
 
 DATA_DIR = 'data'                 # what makedata.py made
@@ -28,7 +29,8 @@ IMG_SIZE = 224                    # pixels
 BATCH_SIZE = 32                   # pictures a step
 CACHE: str | None = 'auto'         # as in train.py
 NUM_WORKERS: int | str = 'auto'   # as in train.py
-EPOCHS = 3                        # to time; each has as many bare steps before it as take 20 s
+EPOCHS = 3                        # to time
+SECONDS = 20                      # of bare steps before each epoch
 PICTURES = 200                    # for the stages, one thread
 
 
@@ -37,20 +39,21 @@ def main(cfg):
     for name in ('DATA_DIR', 'MODEL', 'IMG_SIZE', 'BATCH_SIZE', 'CACHE', 'NUM_WORKERS'):
         argv += ['--' + name.lower().replace('_', '-'), str(getattr(cfg, name))]
     training = settings.read(train, argv)
-    train.check(training)
+    train.validate_settings(training)
+    training = train.resolved(training)
     retain_freed_memory()
-    weights = {'source': 'scratch'}
-    data = train.build_data(training, weights)
+    provenance, content = train.find_weights(training)
+    data = train.build_data(training, provenance.normalisation)
     print_stages(data.train.dataset, cfg.PICTURES)
-    run = train.build_training(training, data, weights, None, None)
+    state = train.build_state(training, data, provenance, content, None)
     shares = []
     for epoch in range(cfg.EPOCHS):
         images = torch.randn(cfg.BATCH_SIZE, 3, *training.IMG_SIZE)
-        bare = cfg.BATCH_SIZE / bare_step(training, run, images, len(data.classes))
-        clock = Clock(len(data.train), cfg.EPOCHS, rest=0)
-        row = train.train_one_epoch(training, run, data, epoch, clock)
-        run.progress = Progress()
-        train.evaluate(run.model, data, run, 'validating', lambda: None)
+        bare = cfg.BATCH_SIZE / bare_step(training, state, images, len(data.classes), cfg.SECONDS)
+        train.train_one_epoch(training, state, data, epoch, state.progress.add)
+        row = training_columns(state)
+        state.progress = Progress()
+        train.evaluate(state.model, state, data, 'validating', lambda: None)
         shares.append(row['images_per_s'] / bare)
         print(f'epoch {epoch + 1}: {row["images_per_s"]:.1f} pictures/s, bare steps {bare:.1f}: {shares[-1]:.0%}; '
               f'waited {row["waiting"]:.1%} of the time', flush=True)
@@ -65,8 +68,8 @@ def print_stages(dataset, count):
     read = ImageCache(dataset.loader.fit, dataset.loader.size, dataset.loader.least)  # without a cache
     for path, _ in dataset.samples[:count]:
         value = timed(seconds, 'read', read, path)
-        for step in dataset.transform.transforms:
-            value = timed(seconds, type(step).__name__, step, value)
+        for transform in dataset.transform.transforms:
+            value = timed(seconds, type(transform).__name__, transform, value)
     torch.set_num_threads(threads)
     number = min(count, len(dataset.samples))
     print('ms for each picture: ' + ', '.join(f'{name} {1e3 * total / number:.2f}' for name, total in seconds.items())
@@ -80,21 +83,21 @@ def timed(seconds, name, function, value):
     return value
 
 
-def bare_step(cfg, run, images, classes, wanted=20):
+def bare_step(cfg, state, images, classes, wanted):
     """Mean seconds of a step, over `wanted` seconds of them."""
-    targets = torch.full((len(images), classes), 1 / classes, device=run.device)
-    images, seconds = images.to(run.device), []
-    train.set_mode(run.net, frozen=False)
+    targets = torch.full((len(images), classes), 1 / classes, device=state.device)
+    images, seconds = images.to(state.device), []
+    set_train_mode(state.net, heads_only=False)
     while sum(seconds) < wanted or len(seconds) < 5:
         start = time.perf_counter()
-        _, losses = run.model(images, targets)
-        run.scaler.scale(losses.mean()).backward()
-        run.scaler.unscale_(run.optimizer)
-        torch.nn.utils.clip_grad_norm_(run.net.parameters(), cfg.CLIP_GRAD)
-        run.scaler.step(run.optimizer)
-        run.scaler.update()
-        run.optimizer.zero_grad()
-        if run.device.type == 'cuda':
+        _, losses = state.loss_model(images, targets)
+        state.scaler.scale(losses.mean()).backward()
+        state.scaler.unscale_(state.optimizer)
+        torch.nn.utils.clip_grad_norm_(state.net.parameters(), cfg.CLIP_GRAD)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        state.optimizer.zero_grad()
+        if state.device.type == 'cuda':
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
     return statistics.mean(seconds[2:])  # the first ones choose kernels

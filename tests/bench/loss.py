@@ -37,8 +37,8 @@ def main(cfg):
         argv = [f'--data-dir={cfg.DATA_DIR}', f'--img-size={cfg.IMG_SIZE}', f'--batch-size={cfg.BATCH_SIZE}',
                 f'--seed={seed}', '--pretrained=false']
         training = settings.read(train, argv)
-        train.check(training)
-        data = train.build_data(training, {'source': 'scratch'})
+        train.validate_settings(training)
+        data = train.build_data(train.resolved(training), None)
         torch.manual_seed(seed)
         theirs = timm.create_model('volo_d1_224', img_size=cfg.IMG_SIZE, num_classes=len(data.classes),
                                    use_aux_head=False)

@@ -1,7 +1,7 @@
 """How fast the network is, beside timm's port of it, the plain formula and the processor's peak in matrix products.
 
     python tests/bench/model.py                 volo_d1 at 224 pixels, batches of 16 and of 1
-    python tests/bench/model.py --model volo_d3 --img-size 112 --batch-sizes 32
+    python tests/bench/model.py --model volo_d3 --img-size 112 --batch-sizes 32,
 
 The three take turns in one process, with the same weights; printed are medians and their ratios. `plain` is timm's with
 attention written out, as in the official code. Machines that are shared are noisy: trust the ratios.
