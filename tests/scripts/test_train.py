@@ -2,6 +2,7 @@
 import csv
 import json
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +19,16 @@ from common.runtime.errors import UserError
 
 
 def test_everything_is_written(folder, tmp_path):
+    start = time.perf_counter()
     run()
+    elapsed = time.perf_counter() - start
     names = {path.name for path in (tmp_path / 'out').iterdir()}
     assert names - {'.lock'} == {
         'best.pth', 'last.pth', 'last_before.pth', 'loss.png', 'acc.png', 'lr.png', 'confusion.png', 'report.txt',
         'report.json', 'result.json', 'log.csv', 'class.json'}
     rows = list(csv.DictReader(Path('out/log.csv').read_text(encoding='utf-8-sig').splitlines()))
     assert [row['epoch'] for row in rows] == ['1', '2'] and float(rows[1]['lr']) < float(rows[0]['lr'])
+    assert all(float(row['seconds']) > 0 for row in rows) and sum(float(row['seconds']) for row in rows) < elapsed
     last, best = (torch.load(f'out/{name}.pth', weights_only=True) for name in ('last', 'best'))
     assert {'state_dict', 'state_dict_ema', 'optimizer', 'scheduler', 'scaler', 'random', 'classes', 'transform',
             'settings', 'history'} <= last.keys()

@@ -29,4 +29,6 @@ def test_the_forecast_comes_once_and_names_what_shortens_a_long_run(data, capsys
         clock.forecast(cfg, 0, updates, 0.4703)
     out = capsys.readouterr().out
     assert '(0.47 PFLOP for the whole run)' in out
-    assert out.count('forecast') == 1 and '7 h' in out and 'IMG_SIZE = (32, 16)' in out and 'EPOCHS (now 3)' in out
+    assert out.count('forecast') == 1 and '7 h' in out
+    assert out.endswith('; shorter with fewer EPOCHS (now 3), with IMG_SIZE = (32, 16) (about a quarter of it), or on '
+                        'a machine with a GPU\n')

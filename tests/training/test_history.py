@@ -1,5 +1,6 @@
 """common/training/history.py and monitor.py: what the log, result.json and the progress bar say of the updates."""
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,7 @@ from common.training.monitor import Monitor
 from common.training.state import Progress, Update
 
 UPDATES = [Update(number=5, loss=1., norm=3., finite=True, images=8, unmixed=4, correct=1, waited=1., seconds=2.),
-           Update(number=6, loss=4., norm=1., finite=True, images=4, unmixed=0, correct=0, waited=0., seconds=1.),
+           Update(number=6, loss=4., norm=1., finite=True, images=4, unmixed=1, correct=1, waited=0., seconds=1.),
            Update(number=7, loss=float('nan'), norm=1., finite=False, images=4, unmixed=4, correct=4, waited=.5,
                   seconds=3.)]
 SCORES = {'loss': 2., 'acc1': 60., 'acc5': 90., 'balanced_accuracy': 50., 'confusion': None}
@@ -24,10 +25,10 @@ def test_a_row_has_the_sums_and_means_of_an_epochs_updates():
         progress.add(update)
     assert progress.updates == 3
     assert training_columns(SimpleNamespace(progress=progress, learning_rate=0.5, image_flop=2e13)) == {
-        'lr': 0.5, 'train_loss': 2., 'train_acc1': 25., 'grad_norm': 2., 'skipped_updates': 1, 'waiting': 0.25,
+        'lr': 0.5, 'train_loss': 2., 'train_acc1': 40., 'grad_norm': 2., 'skipped_updates': 1, 'waiting': 0.25,
         'images_per_s': pytest.approx(16 / 6), 'pflop': pytest.approx(0.32)}
     progress = Progress()
-    progress.add(UPDATES[1])
+    progress.add(replace(UPDATES[0], unmixed=0))
     row = training_columns(SimpleNamespace(progress=progress, learning_rate=0.5, image_flop=None))
     assert row['train_acc1'] is None and row['pflop'] is None
 
