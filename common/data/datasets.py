@@ -83,7 +83,7 @@ def open_split(data_dir: str) -> tuple['SeededImageFolder', ImageFolder]:
 def fingerprint(*sets: ImageFolder) -> str:
     """A text that changes with the names, classes and sizes in bytes of the files in data sets."""
     entries = [(Path(path).relative_to(dataset.root).as_posix(), target, stamp(path)[0]) for dataset in sets
-             for path, target in dataset.samples]
+               for path, target in dataset.samples]
     return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
 
 

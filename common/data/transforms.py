@@ -69,8 +69,8 @@ def train_transform(transform: Transform, *, rotation: float = 0, flip: float = 
     transforms = []
     if rotation or shift or zoom:
         transforms.append(v2.RandomAffine(rotation, translate=(shift, shift) if shift else None, scale=zoom,
-                                     interpolation=v2.InterpolationMode.BILINEAR,
-                                     fill=[round(255 * value) for value in transform.mean]))
+                                          interpolation=v2.InterpolationMode.BILINEAR,
+                                          fill=[round(255 * value) for value in transform.mean]))
     transforms += [v2.RandomHorizontalFlip(flip), v2.RandomVerticalFlip(flip_vertical)]
     if blur:
         transforms.append(v2.RandomApply([v2.GaussianBlur(kernel_size=5, sigma=(0.1, 3.0))], blur))
