@@ -68,14 +68,14 @@ def evaluate(out, half):
     if saved['state_dict_ema']:
         saved['state_dict'] = saved['state_dict_ema']
     paths = [path for path in list_images(Path('data/val')) if half_of(path) == half]
-    predictions = [prediction for prediction in predict(saved, 'last.pth', paths, 32, worker_count('auto'), 'auto', True)
-                   if not prediction.error]
+    predictions = predict(saved, 'last.pth', paths, 32, worker_count('auto'), 'auto', True)
+    predictions = [prediction for prediction in predictions if not prediction.error]
     targets = [saved['classes'].index(prediction.path.parts[2]) for prediction in predictions]
     found = scores(torch.stack([p.logits for p in predictions]), torch.tensor(targets), saved['classes'])
     history = saved['history']
     return {'epochs': len(history), 'pflop': float(f'{sum(row["pflop"] for row in history):.3g}'),
-            'minutes': round(sum(row['seconds'] for row in history) / 60, 1), 'half': half, 'pictures': len(predictions),
-            'acc1': round(found['acc1'], 2), 'balanced': round(found['balanced_accuracy'], 2),
+            'minutes': round(sum(row['seconds'] for row in history) / 60, 1), 'half': half,
+            'pictures': len(predictions), 'acc1': round(found['acc1'], 2), 'balanced': round(found['balanced_accuracy'], 2),
             'macro_f1': round(100 * found['report']['macro avg']['f1-score'], 2)}
 
 
