@@ -75,7 +75,8 @@ def evaluate(out, half):
     history = saved['history']
     return {'epochs': len(history), 'pflop': float(f'{sum(row["pflop"] for row in history):.3g}'),
             'minutes': round(sum(row['seconds'] for row in history) / 60, 1), 'half': half,
-            'pictures': len(predictions), 'acc1': round(found['acc1'], 2), 'balanced': round(found['balanced_accuracy'], 2),
+            'pictures': len(predictions), 'acc1': round(found['acc1'], 2),
+            'balanced': round(found['balanced_accuracy'], 2),
             'macro_f1': round(100 * found['report']['macro avg']['f1-score'], 2)}
 
 
