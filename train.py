@@ -16,6 +16,7 @@ import torch
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3, random_seed
+from torchvision.transforms.v2.functional import resize
 
 from common import settings
 from common.data.build import Data, build_data
@@ -30,12 +31,15 @@ from common.runtime.parallel import compiled, parallel
 from common.runtime.signals import StopRequest
 from common.settings import Settings
 from common.training import checkpoint
+from common.training.auto import choose_settings
+from common.training.budget import build_plan
+from common.training.clock import Clock
 from common.training.guard import Diverged
 from common.training.history import best_of, print_epoch, training_columns, validation_columns, write_epoch
-from common.training.losses import build_mix, class_loss, token_loss
+from common.training.losses import build_mix, choose_loss
 from common.training.monitor import Monitor
 from common.training.provenance import Provenance, find_weights
-from common.training.resume import check_resume, find_saved, resumed_lr_scale
+from common.training.resume import check_resume, find_saved, is_complete, resumed_lr_scale
 from common.training.saver import Saver
 from common.training.setup import build_network, print_cost, set_train_mode
 from common.training.state import Progress, TrainState, Update
@@ -58,24 +62,30 @@ CACHE: str | None = 'auto'        # pictures at IMG_SIZE, decoded once: 'ram', '
 MODEL = 'volo_d1'                 # volo_d1 (27 M parameters) … volo_d5 (296 M), or a network of timm, say 'resnet50'
 MODEL_KWARGS = {}                 # more keyword arguments of the network, for example {'drop_rate': 0.1}
 PRETRAINED: bool | str = 'auto'   # ImageNet weights: 'auto' if available, True required, False none; or a file's path
-FREEZE_EPOCHS = 0                 # number of first epochs that train the head alone; WARMUP_EPOCHS should be more
+FREEZE_EPOCHS = 0                 # number of first epochs that train the head alone; WARMUP should take longer
 DROP_PATH = 0.1                   # stochastic depth: the last block is skipped this often
+AUX_HEAD = True                   # VOLO only: tokens vote too, class logits + half the largest of their logits
 TOKEN_LABEL = False               # VOLO only: MixToken and a loss on every token, the paper's training; MIXUP_PROB = 0
 GRAD_CHECKPOINTING = False        # compute blocks twice instead of storing them, which saves memory (docs/weights.md)
 # Optimisation
+TIME_BUDGET: float | None = None  # minutes for the whole of train.py, in place of EPOCHS: the number of updates follows
+                                  # from the speed of the machine
 EPOCHS = 100                      # passes over the training set; the tutorial's 300 can pay from scratch
+START_SIZE: float | str = 'auto'  # training begins with images of this share of IMG_SIZE, for a third of the compute;
+                                  # 'auto': 0.5 from scratch, else 1
 BATCH_SIZE = 32                   # pictures at a time, even (Mixup pairs them); halve it if memory runs out
 ACCUMULATE_STEPS = 1              # batches to each update of the weights: 4 with BATCH_SIZE = 8 learn like 32
-LR: float | str = 'auto'          # peak learning rate; 'auto': the tutorial's 1e-4 on loaded weights, else 5e-4
+LR: float | str = 'auto'          # peak learning rate; 'auto': the tutorial's 1e-4 on loaded weights, else 2e-4
 MIN_LR = 1e-6                     # learning rate at the end of the cosine
-WARMUP_EPOCHS = 2                 # the learning rate rises for so long; the tutorial has no warm-up
+WARMUP = 0.1                      # share of the run in which the learning rate rises; the tutorial has no warm-up
 LAYER_DECAY = 1.0                 # learning rate of a layer / that of the one above; 0.75 is usual for fine-tuning
 WEIGHT_DECAY = 0.05               # not on norms, biases, pos_embed, cls_token
 CLIP_GRAD = 5.0                   # largest norm of the gradient; 0 does not clip
 USE_AMP = True                    # mixed precision, where the processor gains from it
 COMPILE = False                   # torch.compile: minutes to begin with; meant for GPUs, on a CPU updates became slower
 USE_EMA = True                    # also keep an average of the weights, and validate it
-EMA_DECAY = 0.9998                # of that average; it starts lower and rises with the number of updates
+EMA_SHARE = 0.05                  # it is one over about this share of the updates so far,
+EMA_DECAY = 0.9998                # with no more decay than this
 USE_DP = True                     # DataParallel, when there are several GPUs; BATCH_SIZE is then shared among them
 # Augmentation
 ROTATION = 10                     # degrees either way; 180 for pictures without an up, such as plants from above
@@ -94,6 +104,7 @@ SMOOTHING = 0.1                   # label smoothing
 # Run
 OUTPUT_DIR = 'checkpoints/volo_d1'
 RESUME: bool | str = False        # True goes on from OUTPUT_DIR/last.pth, 'auto' does so if it is there
+VALIDATE_EVERY: int | str = 'auto'  # epochs; 'auto': so that it takes no more than a fifth of the time of training
 SAVE_EVERY_MINUTES = 10.0         # last.pth is written this often, on Ctrl-C and at the end; 0: after every update
 MAX_SKIPPED_UPDATES = 10          # updates without a finite loss and gradient are skipped; after so many in a row the
                                   # run goes back to the last save with a tenth of the learning rate, once
@@ -110,14 +121,16 @@ def main(cfg: Settings) -> None:
     less_memory = 'halve BATCH_SIZE and double ACCUMULATE_STEPS, or set GRAD_CHECKPOINTING = True'
     with locked(out / '.lock', refusal), explain_failures(less_memory, f'--resume goes on from {out}/last.pth'):
         saved = find_saved(cfg, out)
-        if saved and cfg.RESUME == 'auto' and len(saved['history']) >= cfg.EPOCHS:
+        clock = Clock(saved['elapsed'] if saved else 0.)
+        if saved and cfg.RESUME == 'auto' and is_complete(cfg, saved):
             print(f'{out}/last.pth is of a run that completed all its epochs: nothing to do')
             return
         provenance, content = (Provenance(**saved['provenance']), None) if saved else find_weights(cfg)
+        cfg = choose_settings(cfg, provenance)
         data = build_data(cfg, provenance.normalisation)
         if saved:
             check_resume(cfg, data, saved, out)
-        state = build_state(cfg, data, provenance, content, saved)
+        state = build_state(cfg, data, provenance, content, saved, clock)
         history = saved['history'] if saved else []
         if not saved:
             checkpoint.set_aside(out)
@@ -128,7 +141,7 @@ def main(cfg: Settings) -> None:
             del state  # makes room for the next one
             saved = checkpoint.load_last(out)
             saved['lr_scale'], saved['settings']['LR'], saved['progress']['skipped_in_row'] = 0.1, cfg.LR, 0
-            state, history = build_state(cfg, data, provenance, None, saved), saved['history']
+            state, history = build_state(cfg, data, provenance, None, saved, clock), saved['history']
             del saved
             train_epochs(cfg, state, data, out, history)
     best = best_of(history)
@@ -149,8 +162,8 @@ def train_until_divergence(cfg: Settings, state: TrainState, data: Data, out: Pa
 
 # ---- network, optimizer, schedule ------------------------------------------------------------------------------------
 
-def build_state(cfg: Settings, data: Data, provenance: Provenance, content: dict | None,
-                saved: dict | None) -> TrainState:
+def build_state(cfg: Settings, data: Data, provenance: Provenance, content: dict | None, saved: dict | None,
+                clock: Clock) -> TrainState:
     """Everything that an update needs: new, with the initial weights of find_weights, or as it was saved.
 
     Raises UserError for a network that cannot be built, and for a save that does not fit.
@@ -164,22 +177,17 @@ def build_state(cfg: Settings, data: Data, provenance: Provenance, content: dict
     if cfg.FREEZE_EPOCHS and provenance.from_scratch:
         print('FREEZE_EPOCHS is ignored: no weights were loaded')
     lr_scale = resumed_lr_scale(cfg, saved) if saved else 1.
-    lr = lr_scale * (cfg.LR if cfg.LR != 'auto' else 5e-4 if provenance.from_scratch else 1e-4)
-    optimizer = create_optimizer_v2(net, 'adamw', lr=lr, weight_decay=cfg.WEIGHT_DECAY,
-                                    layer_decay=cfg.LAYER_DECAY if cfg.LAYER_DECAY < 1 else None,
-                                    fused=device.type in ('cpu', 'cuda'))
-    updates = math.ceil(len(data.train) / cfg.ACCUMULATE_STEPS)  # in an epoch
-    warmup, lowest = cfg.WARMUP_EPOCHS * updates, min(cfg.MIN_LR, lr)
-    scheduler = CosineLRScheduler(optimizer, t_initial=cfg.EPOCHS * updates - warmup, lr_min=lowest, t_in_epochs=False,
-                                  warmup_t=warmup, warmup_lr_init=lowest, warmup_prefix=True)
-    ema = ModelEmaV3(net, decay=cfg.EMA_DECAY, use_warmup=True) if cfg.USE_EMA else None
-    model = parallel(net, device, amp_dtype, cfg.USE_DP, token_loss if cfg.TOKEN_LABEL else class_loss)
+    optimizer, scheduler = build_optimizer(cfg, net, lr_scale * cfg.LR)
+    ema = ModelEmaV3(net, decay=cfg.EMA_DECAY, use_warmup=True, warmup_gamma=1 / cfg.EMA_SHARE,
+                     warmup_power=1) if cfg.USE_EMA else None
+    model = parallel(net, device, amp_dtype, cfg.USE_DP, choose_loss(cfg, model_kwargs))
     targets = torch.zeros(cfg.BATCH_SIZE, len(data.classes), device=device)
+    loss_model = compiled(model.train(), cfg.IMG_SIZE, targets) if cfg.COMPILE else model
+    plan = build_plan(cfg, data, clock, loss_model, targets, saved)
     state = TrainState(
-        net, model, compiled(model.train(), cfg.IMG_SIZE, targets) if cfg.COMPILE else model,
-        build_mix(cfg, len(data.classes)), optimizer, scheduler,
+        net, model, loss_model, build_mix(cfg, len(data.classes)), optimizer, scheduler,
         torch.amp.GradScaler(device.type, enabled=amp_dtype is torch.float16),
-        ema, ema and parallel(ema.module, device, amp_dtype, cfg.USE_DP), device, amp_dtype, image_flop, updates,
+        ema, ema and parallel(ema.module, device, amp_dtype, cfg.USE_DP), device, amp_dtype, image_flop, plan, clock,
         0 if provenance.from_scratch else cfg.FREEZE_EPOCHS, lr_scale, model_kwargs, provenance)
     if saved:
         try:
@@ -187,6 +195,17 @@ def build_state(cfg: Settings, data: Data, provenance: Provenance, content: dict
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
             raise UserError(f'RESUME: last.pth is not of this run ({error}): choose another OUTPUT_DIR') from error
     return state
+
+
+def build_optimizer(cfg: Settings, net: torch.nn.Module, lr: float) -> tuple[torch.optim.Optimizer, CosineLRScheduler]:
+    """(AdamW, its schedule in percent of the run: a linear warm-up, then half a cosine)."""
+    optimizer = create_optimizer_v2(net, 'adamw', lr=lr, weight_decay=cfg.WEIGHT_DECAY,
+                                    layer_decay=cfg.LAYER_DECAY if cfg.LAYER_DECAY < 1 else None,
+                                    fused=next(net.parameters()).device.type in ('cpu', 'cuda'))
+    warmup, lowest = 100 * cfg.WARMUP, min(cfg.MIN_LR, lr)
+    scheduler = CosineLRScheduler(optimizer, t_initial=100 - warmup, warmup_t=warmup, warmup_prefix=True,
+                                  lr_min=lowest, warmup_lr_init=lowest, t_in_epochs=False)
+    return optimizer, scheduler
 
 
 # ---- the epochs ------------------------------------------------------------------------------------------------------
@@ -201,28 +220,29 @@ def train_epochs(cfg: Settings, state: TrainState, data: Data, out: Path, histor
         monitor = Monitor(cfg, state, data, saver)
         if not history and not state.progress.updates:
             saver.save_last()  # there is a save to go back to from the first update on
-        for epoch in range(len(history), cfg.EPOCHS):
+        while (epoch := len(history)) < state.plan.epochs:
             start = time.perf_counter()
             with monitor.epoch(epoch) as after_update:
                 train_one_epoch(cfg, state, data, epoch, after_update)
-            trained = time.perf_counter()
-            results = {'raw': evaluate(state.model, state, data, 'validating', saver.between_updates)}
-            if state.ema:
-                results['ema'] = evaluate(state.ema_model, state, data, 'validating the EMA weights',
-                                          saver.between_updates)
+            trained, validates = time.perf_counter(), state.plan.validates(epoch)
+            number = epoch * state.plan.updates_per_epoch + state.progress.updates
+            results = evaluate(state, data, saver.between_updates) if validates else {}
             history.append({'epoch': epoch + 1, **training_columns(state), **validation_columns(results),
                             'seconds': time.perf_counter() - start})
             state.progress = Progress()
-            best = saver.save_best()
-            write_epoch(cfg, state, data, out, history, results[best_of(history)['weights']] if best else None)
-            monitor.clock.validation_seconds = time.perf_counter() - trained
-            print_epoch(cfg, history[-1], monitor.clock.seconds_left(epoch + 1))
+            if validates:
+                best = saver.save_best()
+                write_epoch(cfg, state, data, out, history, results[best_of(history)['weights']] if best else None)
+                state.clock.validation_seconds = time.perf_counter() - trained
+            print_epoch(history[-1], state.plan.epochs, state.clock.seconds_left(state.plan, number))
             saver.after_epoch()
 
 
-def evaluate(model: torch.nn.Module, state: TrainState, data: Data, label: str, between_batches: Callable) -> dict:
-    """The scores (common/evaluation/metrics.py) of a model on the validation set."""
-    return scores(*validate(model, data.val, state.device, label, between_batches), data.classes)
+def evaluate(state: TrainState, data: Data, between_batches: Callable) -> dict[str, dict]:
+    """The scores (common/evaluation/metrics.py) of the 'raw' weights and of the 'ema' ones on the validation set."""
+    models = {'raw': state.model, 'ema': state.ema_model} if state.ema else {'raw': state.model}
+    return {name: scores(*validate(model, data.val, state.device, f'validating, {name} weights', between_batches),
+                         data.classes) for name, model in models.items()}
 
 
 def train_one_epoch(cfg: Settings, state: TrainState, data: Data, epoch: int,
@@ -230,14 +250,16 @@ def train_one_epoch(cfg: Settings, state: TrainState, data: Data, epoch: int,
     """What is left, by state.progress, of a pass over the training set. `after_update` is called after each update."""
     set_train_mode(state.net, heads_only=epoch < state.frozen_epochs)
     batches = TimedBatches(data.train, epoch, skip=state.progress.updates * cfg.ACCUMULATE_STEPS)
-    for index in range(state.progress.updates, state.updates_per_epoch):
+    while (index := state.progress.updates) < state.plan.updates_in(epoch):
         start, waited = time.perf_counter(), batches.seconds
-        number = epoch * state.updates_per_epoch + index + 1  # of the update, in the whole run
+        number = epoch * state.plan.updates_per_epoch + index + 1  # of the update, in the whole run
+        size = state.plan.image_size(number)
         count = min(cfg.ACCUMULATE_STEPS, len(data.train) - index * cfg.ACCUMULATE_STEPS)
         buffers = [buffer.clone() for buffer in state.net.buffers()]
         meter = BatchMeter(cfg.SMOOTHING)
         for images, labels in itertools.islice(batches, count):
             images, labels = images.to(state.device, non_blocking=True), labels.to(state.device, non_blocking=True)
+            images = resize(images, size)                       # smaller at first
             images, targets = state.mix(images, labels)         # Mixup or CutMix now and then; smoothed targets
             logits, losses = state.loss_model(images, targets)  # forward, in mixed precision; the losses in fp32
             loss = losses.mean()
@@ -257,8 +279,8 @@ def train_one_epoch(cfg: Settings, state: TrainState, data: Data, epoch: int,
                 buffer.copy_(before)
         state.scaler.update()
         state.optimizer.zero_grad()
-        state.scheduler.step_update(number)
-        after_update(Update(number, loss, norm, finite, meter.images, unmixed, correct, batches.seconds - waited,
+        state.scheduler.step_update(100 * state.plan.share(number))
+        after_update(Update(number, size, loss, norm, finite, meter.images, unmixed, correct, batches.seconds - waited,
                             time.perf_counter() - start))
 
 

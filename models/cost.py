@@ -56,25 +56,35 @@ class ForwardBackward(nn.Module):
             sum(part.float().sum() for part in (outputs[:2] if isinstance(outputs, tuple) else (outputs,))).backward()
 
 
-def training_cost(net: nn.Module, img_size: tuple[int, int], batch_size: int, dtype: torch.dtype | None = None,
-                  copies: int = 3) -> tuple[float, int]:
-    """(multiply-adds to classify an image, bytes of a training step with `batch_size` images).
+def multiply_adds(net: nn.Module, img_size: tuple[int, int]) -> float:
+    """Of a forward pass, for an image of (height, width) pixels. The network is not changed."""
+    counter = FlopCounterMode(display=False)
+    run_on_fakes(net, (2, 3, *img_size), None, False, counter)
+    return counter.get_total_flops() / 2 / 2  # two images; a multiply-add counts as two operations
 
-    `img_size` is (height, width) in pixels. `dtype` is that of autocast, None without autocast. `copies` is how many
-    more copies of the parameters are kept: two by Adam, one by EMA. The memory that the optimizer's update, the
-    libraries and the allocator need besides is not included. The network is not changed.
+
+def training_memory(net: nn.Module, img_size: tuple[int, int], batch_size: int, dtype: torch.dtype | None = None,
+                    copies: int = 3) -> int:
+    """Bytes of a training step with `batch_size` images of (height, width) pixels.
+
+    `dtype` is that of autocast, None without autocast. `copies` is how many more copies of the parameters are kept: two
+    by Adam, one by EMA. The memory that the optimizer's update, the libraries and the allocator need besides is not
+    included. The network is not changed.
     """
+    memory = LiveMemory()
+    state_bytes = run_on_fakes(net, (batch_size, 3, *img_size), dtype, True, memory)
+    return memory.peak + state_bytes * (1 + copies)
+
+
+def run_on_fakes(net: nn.Module, shape: tuple[int, ...], dtype: torch.dtype | None, backward: bool,
+                 observer: TorchDispatchMode) -> int:
+    """Run a copy of the network, made of fake tensors, on a batch of that shape. Returns the bytes of its state."""
     net = copy.copy(net)  # the copy shares all parameters and buffers
     net.mix_token = False  # the box is drawn from random numbers, and fake tensors have no numbers
     module, device = ForwardBackward(net, dtype), next(net.parameters()).device
     fake = FakeTensorMode()
     tensors = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
     state = {name: fake.from_tensor(tensor) for name, tensor in tensors}
-    state_bytes = sum(tensor.untyped_storage().nbytes() for tensor in state.values())
-    with fake:
-        with FlopCounterMode(display=False) as counter:
-            functional_call(module, state, (torch.empty(2, 3, *img_size, device=device), False))
-        with LiveMemory() as memory:
-            functional_call(module, state, (torch.empty(batch_size, 3, *img_size, device=device), True))
-    multiply_adds = counter.get_total_flops() / 2 / 2  # two images; a multiply-add counts as two operations
-    return multiply_adds, memory.peak + state_bytes * (1 + copies)
+    with fake, observer:
+        functional_call(module, state, (torch.empty(*shape, device=device), backward))
+    return sum(tensor.untyped_storage().nbytes() for tensor in state.values())

@@ -31,6 +31,11 @@ def swap_box(x: torch.Tensor, box: Box) -> torch.Tensor:
     return mixed
 
 
+def combine_logits(logits: torch.Tensor, token_logits: torch.Tensor) -> torch.Tensor:
+    """Class logits (B, classes) plus half the maximum of the token logits (B, N, classes), as published networks do."""
+    return logits + 0.5 * token_logits.amax(1)
+
+
 def token_label_loss(outputs: tuple[torch.Tensor, torch.Tensor, Box], targets: torch.Tensor,
                      dense_weight: float = 0.5) -> torch.Tensor:
     """The loss of each image, (B,), from what a VOLO with return_dense=True returns in training mode.

@@ -26,7 +26,7 @@ from models.attention import Attention, ClassAttention
 from models.mlp import Mlp
 from models.outlook import mix_windows
 from models.stem import PATCH_SIZE, PatchEmbed
-from models.token_label import Box, random_box, swap_box
+from models.token_label import Box, combine_logits, random_box, swap_box
 
 VARIANTS = {  # paper, table 2: stage 1 consists of Outlookers, stages 2 to 4 of Transformers
     'volo_d1': dict(layers=(4, 4, 8, 2), embed_dims=(192, 384), num_heads=(6, 12)),
@@ -133,18 +133,18 @@ class VOLO(nn.Module):
     """The network. It takes a float batch of images (B, in_chans, H, W); `return_dense` decides what it returns:
 
     - False: class logits (B, num_classes), both in training and in evaluation.
-    - True, in evaluation: class logits plus half the maximum of the token logits over all tokens, as published.
+    - True, in evaluation: class logits plus half the maximum of the token logits over all tokens (combine_logits).
     - True, in training: (class logits, token logits (B, N, num_classes), box), with N = H/16 · W/16. With
       `mix_token=True` the tokens of each image and of its partner in the reversed batch are swapped inside the box
       before the first block, and the token logits are swapped back; otherwise the box is empty, (0, 0, 0, 0). The box
       is (top, left, bottom, right) on the grid of the N later tokens.
 
     `layers` is the number of blocks of each stage; `embed_dims` and `num_heads` are pairs, for stage 1 and for the
-    later stages. `img_size` is in pixels, a number or (height, width), each a multiple of 16; every batch must have
-    that size, because pos_embed has. `return_mean=True` classifies the mean of all tokens instead of the class token.
+    later stages. `img_size` is in pixels, a number or (height, width), each a multiple of 16; for a batch of
+    another size pos_embed is resized. `return_mean=True` classifies the mean of all tokens instead of the class token.
     `num_classes=0` returns features. `drop_path_rate` is that of the last Transformer: the rate rises linearly over all
     layers, but only Transformers apply it, as published.
-    Raises ValueError for settings that contradict each other and for a batch of another size.
+    Raises ValueError for settings that contradict each other and for images whose sides are no multiples of 16.
     """
 
     def __init__(self, layers: tuple[int, ...], embed_dims: tuple[int, int], num_heads: tuple[int, int],
@@ -223,15 +223,19 @@ class VOLO(nn.Module):
 
         Without return_dense and return_mean only the class token is needed, and returned: (B, 1, dim).
         """
-        if x.shape[-2:] != self.img_size:
-            raise ValueError(f'the images are {tuple(x.shape[-2:])}, the network was built for {self.img_size}')
+        if any(side % STRIDE for side in x.shape[-2:]):
+            raise ValueError(f'the images are {tuple(x.shape[-2:])}: each side must be a multiple of {STRIDE} pixels')
         x = self.patch_embed(x).permute(0, 2, 3, 1)  # (B, H/8, W/8, C)
         box = (0, 0, 0, 0)
         if self.mix_token and self.training:
             box = random_box(x.shape[1] // POOLING_SCALE, x.shape[2] // POOLING_SCALE)
             x = swap_box(x, [POOLING_SCALE * side for side in box])
         outlookers, downsample, *transformers = self.network
-        x = self.pos_drop(downsample(self.run_blocks(outlookers, x)) + self.pos_embed)
+        x = downsample(self.run_blocks(outlookers, x))  # (B, H/16, W/16, dim)
+        pos_embed = self.pos_embed
+        if pos_embed.shape[1:3] != x.shape[1:3]:
+            pos_embed = weights.resize_pos_embed(pos_embed, x.shape[1:3])
+        x = self.pos_drop(x + pos_embed)
         for stage in transformers:
             x = self.run_blocks(stage, x)
         x = x.flatten(1, 2)  # (B, H/16 · W/16, dim)
@@ -241,6 +245,7 @@ class VOLO(nn.Module):
         return self.norm(torch.cat([cls, x], dim=1)), box
 
     def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, Box]:
+        height, width = (side // STRIDE for side in x.shape[-2:])
         x, box = self.forward_features(x)
         if self.return_mean:
             return self.head(x.mean(1))
@@ -249,9 +254,8 @@ class VOLO(nn.Module):
             return logits
         token_logits = self.aux_head(x[:, 1:])
         if not self.training:
-            return logits + 0.5 * token_logits.amax(1)
+            return combine_logits(logits, token_logits)
         if self.mix_token:
-            height, width = self.pos_embed.shape[1:3]
             token_logits = token_logits.unflatten(1, (height, width))     # (B, H/16, W/16, num_classes)
             token_logits = swap_box(token_logits, box).flatten(1, 2)      # (B, H/16 · W/16, num_classes)
         return logits, token_logits, box

@@ -21,7 +21,7 @@ def seedlings():
 @pytest.fixture
 def quick(monkeypatch):
     """Runs in the tests' own process draw no pictures and do not work out what a step costs: most of their time."""
-    monkeypatch.setattr('train.print_cost', lambda *arguments: None)
+    monkeypatch.setattr('train.print_cost', lambda *arguments: {})
     for name in ('plot_training', 'plot_confusion'):
         monkeypatch.setattr(f'common.training.history.{name}', lambda *arguments: None)
 

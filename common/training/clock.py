@@ -1,60 +1,69 @@
-"""The time that is left of a whole training run."""
-from common.runtime.console import Bar, format_duration
-from common.settings import Settings
+"""What updates and validations take on this machine, and so what is left of a run."""
+import math
+import time
 
-LONG = 3600  # seconds; longer runs are told what would shorten them
+from common.training.plan import Plan, Size
+
+MEMORY = 0.98  # weight of all earlier updates beside the newest: other programs may come and go
 
 
 class Clock:
-    """How long a whole training run takes: from the updates so far, and from what follows the updates of each epoch.
+    """Measures; `elapsed` is the time of the run so far in seconds, before an interruption too."""
 
-    `updates` is per epoch. `validation` is a guess of what follows them in an epoch, in updates, until the first of
-    those was measured (`validation_seconds`).
-    """
+    def __init__(self, elapsed: float = 0.):
+        self.started = time.perf_counter() - elapsed
+        self.measured: dict[Size, tuple[float, float, int]] = {}  # weighted seconds, weights, number of updates
+        self.validation_seconds: float | None = None
 
-    def __init__(self, updates: int, epochs: int, validation: float):
-        self.updates, self.epochs, self.validation = updates, epochs, validation
-        self.validation_seconds: float | None = None  # measured
-        self.forecast_given = False
-        self.restart()
+    @property
+    def elapsed(self) -> float:
+        return time.perf_counter() - self.started
 
     def restart(self) -> None:
         """Forget the updates so far: those of the head alone do not tell how long the others take."""
-        self.seconds, self.count = 0., 0
+        self.measured.clear()
 
-    def add(self, seconds: float) -> None:
-        """Note what an update took."""
-        self.count += 1
-        if self.count > 1:  # the first one starts workers and chooses kernels
-            self.seconds += seconds
+    def add(self, size: Size, seconds: float) -> None:
+        """Note what an update with images of that size took."""
+        total, weight, count = self.measured.get(size, (0., 0., 0))
+        if count:  # the first one starts workers and chooses kernels
+            total, weight = MEMORY * total + seconds, MEMORY * weight + 1
+        self.measured[size] = total, weight, count + 1
 
-    def epoch_seconds(self) -> float | None:
-        """Seconds that an epoch takes, or None before the second update."""
-        if self.count < 2:
-            return None
-        update = self.seconds / (self.count - 1)
-        validation = self.validation * update if self.validation_seconds is None else self.validation_seconds
-        return self.updates * update + validation
+    def count(self, size: Size) -> int:
+        """The number of updates with images of that size so far."""
+        return self.measured[size][2] if size in self.measured else 0
 
-    def seconds_left(self, epoch: int, updates: int = 0) -> float | None:
-        """Seconds left after so many updates of an epoch, counted from 0; None while nothing is known."""
-        seconds = self.epoch_seconds()
-        return seconds and max(0., seconds * (self.epochs - epoch - updates / (self.updates + self.validation)))
-
-    def forecast(self, cfg: Settings, epoch: int, updates: int, pflop: float | None) -> None:
-        """Say once, after some updates, how long a run with these settings takes, and what shortens a long one.
-
-        `pflop` is the compute of the whole run, in 10^15 floating-point operations.
+    def update_seconds(self, size: Size) -> float:
+        """What an update takes with images of that size. Some size must have been measured: the nearest one counts,
+        in proportion to the pixels.
         """
-        if self.forecast_given or self.count < 2 or (self.seconds < 10 and updates < self.updates):
-            return
-        self.forecast_given = True
-        left = self.seconds_left(epoch, updates)
-        text = f'forecast: {format_duration(left)} until the end of the run, on this machine'
-        if pflop is not None:
-            text += f' ({pflop:.2g} PFLOP for the whole run)'
-        if left > LONG:
-            small = tuple(max(16, side // 32 * 16) for side in cfg.IMG_SIZE)
-            text += (f'; shorter with fewer EPOCHS (now {cfg.EPOCHS}), with IMG_SIZE = {small} (about a quarter of '
-                     'it), or on a machine with a GPU')
-        Bar.write(text)
+        known = {other: total / weight for other, (total, weight, _) in self.measured.items() if weight}
+        nearest = min(known, key=lambda other: abs(math.log(math.prod(other) / math.prod(size))))
+        return known[nearest] * math.prod(size) / math.prod(nearest)
+
+    def pace(self, plan: Plan, number: int) -> tuple[float, float]:
+        """(seconds of an update on average after update `number`, with its share of the validations; of a validation).
+
+        Some update must have been measured.
+        """
+        validation = self.validation_seconds
+        if validation is None:
+            validation = plan.validation * self.update_seconds(plan.stages[-1][1])
+        update = sum(share * self.update_seconds(size) for size, share in plan.to_come(number))
+        return update + validation / (plan.validate_every * plan.updates_per_epoch), validation
+
+    def seconds_left(self, plan: Plan, number: int) -> float | None:
+        """Until the end of a run, after update `number`; None while nothing is known."""
+        if number >= plan.updates:
+            return 0.
+        if not any(weight for _, weight, _ in self.measured.values()):
+            return None
+        update, validation = self.pace(plan, number)
+        last = plan.updates % (plan.validate_every * plan.updates_per_epoch) > 0  # one more, at the end
+        return update * (plan.updates - number) + last * validation
+
+    def updates_in(self, seconds: float, plan: Plan, number: int) -> int:
+        """The number of updates after update `number` that the seconds are enough for, with a validation at the end."""
+        update, validation = self.pace(plan, number)
+        return math.floor((seconds - validation) / update)

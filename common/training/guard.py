@@ -34,7 +34,7 @@ def check_update(cfg: Settings, state: TrainState, loader: DataLoader, epoch: in
     what = f'the norm of the gradient became {update.norm}' if finite_loss else f'the loss became {update.loss}'
     if progress.skipped_in_row == 1:
         Bar.write(f'epoch {epoch + 1}, update {progress.updates}: {what}, so the update is skipped')
-    whole_epoch = progress.updates == state.updates_per_epoch and not progress.norms.count
+    whole_epoch = progress.updates == state.plan.updates_per_epoch and not progress.norms.count
     if progress.skipped_in_row >= cfg.MAX_SKIPPED_UPDATES or whole_epoch:
         size = cfg.BATCH_SIZE * cfg.ACCUMULATE_STEPS
         names = image_paths(loader, first=(progress.updates - 1) * size, count=update.images)

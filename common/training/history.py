@@ -23,7 +23,7 @@ def training_columns(state: TrainState) -> dict:
             'train_acc1': progress.acc1.avg if progress.acc1.count else None, 'grad_norm': progress.norms.avg,
             'skipped_updates': progress.skipped, 'images_per_s': progress.images / progress.seconds,
             'waiting': progress.waited / progress.seconds,
-            'pflop': state.image_flop and state.image_flop * progress.images / 1e15}
+            'pflop': progress.flop / 1e15 if state.image_flop else None}
 
 
 def validation_columns(results: dict[str, dict]) -> dict:
@@ -57,10 +57,11 @@ def write_epoch(cfg: Settings, state: TrainState, data: Data, out: Path, history
         write_csv(out / 'log.csv', history)
     with warn_instead():
         write_json(out / 'result.json', {
-            **describe_run(cfg, state, data, history), 'last': history[-1], 'finished': len(history) == cfg.EPOCHS,
+            **describe_run(cfg, state, data, history), 'last': history[-1],
+            'finished': len(history) >= state.plan.epochs,
             'parameters': sum(p.numel() for p in state.net.parameters()),
             'seconds': sum(row['seconds'] for row in history),
-            'pflop': state.image_flop and sum(row.get('pflop') or 0 for row in history),
+            'pflop': sum(row.get('pflop') or 0 for row in history) if state.image_flop else None,
             'device': describe_device(state.device, state.amp_dtype), 'torch': torch.__version__})
     with warn_instead():
         plot_training(out, history, best)
@@ -71,8 +72,10 @@ def write_epoch(cfg: Settings, state: TrainState, data: Data, out: Path, history
             plot_confusion(out / 'confusion.png', best_scores, data.classes)
 
 
-def print_epoch(cfg: Settings, row: dict, seconds_left: float | None) -> None:
-    ema = f' (EMA {row["ema_acc1"]:.2f} %)' if cfg.USE_EMA else ''
-    print(f'epoch {row["epoch"]}/{cfg.EPOCHS}: loss {row["train_loss"]:.3f}, val loss {row["raw_loss"]:.3f}, '
-          f'ACC1 {row["raw_acc1"]:.2f} %{ema}, {row["images_per_s"]:.1f} img/s, waiting {row["waiting"]:.0%}, '
-          f'{format_duration(row["seconds"])}, {format_duration(seconds_left)} left', flush=True)
+def print_epoch(row: dict, epochs: int, seconds_left: float | None) -> None:
+    text = f'epoch {row["epoch"]}/{epochs}: loss {row["train_loss"]:.3f}'
+    if row['raw_acc1'] is not None:
+        ema = '' if row['ema_acc1'] is None else f' (EMA {row["ema_acc1"]:.2f} %)'
+        text += f', val loss {row["raw_loss"]:.3f}, ACC1 {row["raw_acc1"]:.2f} %{ema}'
+    print(f'{text}, {row["images_per_s"]:.1f} img/s, waiting {row["waiting"]:.0%}, {format_duration(row["seconds"])}, '
+          f'{format_duration(seconds_left)} left', flush=True)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from timm.data.mixup import Mixup, mixup_target
 
 from common.settings import Settings
-from models import token_label_loss
+from models import combine_logits, token_label_loss
 
 
 def build_mix(cfg: Settings, num_classes: int) -> Callable:
@@ -26,10 +26,26 @@ def smooth(images: torch.Tensor, labels: torch.Tensor, num_classes: int, smoothi
     return images, mixup_target(labels, num_classes, lam=1., smoothing=smoothing)
 
 
+def choose_loss(cfg: Settings, model_kwargs: dict) -> Callable:
+    """The loss that goes with what the network returns in training."""
+    if cfg.TOKEN_LABEL:
+        return token_loss
+    return aux_loss if model_kwargs.get('return_dense') else class_loss
+
+
 def class_loss(outputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(logits (B, classes), cross-entropy of every image (B,)) in fp32."""
     logits = outputs.float()
     return logits, F.cross_entropy(logits, targets, reduction='none')
+
+
+def aux_loss(outputs: tuple, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """class_loss of a VOLO with an auxiliary head on the logits that it predicts with in evaluation.
+
+    `outputs` are its class logits (B, classes), token logits (B, N, classes) and an empty box.
+    """
+    logits, token_logits, _ = outputs
+    return class_loss(combine_logits(logits.float(), token_logits.float()), targets)
 
 
 def token_loss(outputs: tuple, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -5,44 +5,65 @@ from contextlib import contextmanager
 from common.data.build import Data
 from common.runtime.console import Bar, format_duration
 from common.settings import Settings
-from common.training.clock import Clock
+from common.training.budget import revise
 from common.training.guard import check_update
 from common.training.saver import Saver
 from common.training.state import TrainState, Update
 
-FORWARD = 1 / 3  # of the time that a training step takes
+REVISIONS = 50  # of the plan, in a run with TIME_BUDGET
+LONG = 3600     # seconds; longer runs are told what would shorten them
 
 
 class Monitor:
-    """Offers the one hook after every update of an epoch; `clock` knows how long the run still takes."""
+    """Offers the one hook after every update of an epoch."""
 
     def __init__(self, cfg: Settings, state: TrainState, data: Data, saver: Saver):
         self.cfg, self.state, self.data, self.saver = cfg, state, data, saver
-        validations = (1 + cfg.USE_EMA) * len(data.val) / cfg.ACCUMULATE_STEPS
-        images = cfg.EPOCHS * len(data.train) * cfg.BATCH_SIZE
-        self.pflop = state.image_flop and state.image_flop * images / 1e15  # of the whole run
-        self.clock = Clock(state.updates_per_epoch, cfg.EPOCHS, validation=FORWARD * validations)
+        self.revised = state.clock.elapsed
+        self.forecast_given = False
 
     @contextmanager
     def epoch(self, epoch: int) -> Iterator[Callable[[Update], None]]:
         """Yields the hook for an epoch, counted from 0, which may have begun before the run was resumed."""
-        if epoch == self.state.frozen_epochs:
-            self.clock.restart()
-        with Bar(initial=self.state.progress.updates, total=self.state.updates_per_epoch,
-                 desc=f'epoch {epoch + 1}/{self.cfg.EPOCHS}', unit='update') as bar:
+        plan = self.state.plan
+        if epoch and epoch == self.state.frozen_epochs:
+            self.state.clock.restart()
+        with Bar(initial=self.state.progress.updates, total=plan.updates_in(epoch),
+                 desc=f'epoch {epoch + 1}/{plan.epochs}', unit='update') as bar:
             yield lambda update: self.after_update(epoch, bar, update)
 
     def after_update(self, epoch: int, bar: Bar, update: Update) -> None:
         """The hook itself. Raises Diverged (guard.py), and Stopped after a signal."""
-        progress = self.state.progress
-        progress.add(update)
+        progress, clock, plan = self.state.progress, self.state.clock, self.state.plan
+        progress.add(update, self.state.image_flop.get(update.size, 0.))
         check_update(self.cfg, self.state, self.data.train, epoch, update)
-        self.clock.add(update.seconds)
-        if epoch >= self.state.frozen_epochs:
-            self.clock.forecast(self.cfg, epoch, progress.updates, self.pflop)
+        clock.add(update.size, update.seconds)
+        if self.cfg.TIME_BUDGET and clock.elapsed - self.revised > 60 * self.cfg.TIME_BUDGET / REVISIONS:
+            self.revised = clock.elapsed
+            revise(self.cfg, plan, clock, update.number)
+            bar.total = plan.updates_in(epoch)
+        seconds_left = clock.seconds_left(plan, update.number)
+        if not self.forecast_given and seconds_left is not None and epoch >= self.state.frozen_epochs and (
+                progress.seconds > 10 or progress.updates == plan.updates_in(epoch)):
+            self.forecast_given = True
+            Bar.write(forecast(self.cfg, self.state, update.number, seconds_left))
         bar.set_postfix_str(
             f'loss {progress.losses.avg:.3f}, lr {self.state.learning_rate:.1e}, '
             f'{progress.images / progress.seconds:.1f} img/s, waiting {progress.waited / progress.seconds:.0%}, '
-            f'whole run {format_duration(self.clock.seconds_left(epoch, progress.updates))} left', refresh=False)
+            f'whole run {format_duration(seconds_left)} left', refresh=False)
         bar.update()
         self.saver.between_updates()
+
+
+def forecast(cfg: Settings, state: TrainState, number: int, seconds_left: float) -> str:
+    """How long a run with these settings takes after update `number`, and what shortens a long one."""
+    text = f'forecast: {format_duration(seconds_left)} until the end of the run, on this machine'
+    if state.image_flop:
+        flop = sum(share * state.image_flop[size] for size, share in state.plan.to_come(0))
+        images = state.plan.updates * cfg.ACCUMULATE_STEPS * cfg.BATCH_SIZE
+        text += f' ({flop * images / 1e15:.2g} PFLOP for the whole run)'
+    if seconds_left > LONG and not cfg.TIME_BUDGET:
+        small = tuple(max(16, side // 32 * 16) for side in cfg.IMG_SIZE)
+        text += (f'; shorter with a TIME_BUDGET in minutes, with fewer EPOCHS (now {cfg.EPOCHS}), with IMG_SIZE = '
+                 f'{small} (about a quarter of it), or on a machine with a GPU')
+    return text

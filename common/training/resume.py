@@ -5,11 +5,12 @@ from common.data.build import Data
 from common.runtime.errors import UserError
 from common.settings import Settings
 from common.training import checkpoint
+from common.training.plan import Plan
 from common.training.provenance import Provenance
 from common.training.state import Progress
 
 OF_AN_EPOCH = ('BATCH_SIZE', 'ACCUMULATE_STEPS', 'SEED')  # settings of an epoch that was stopped in the middle
-FIXED = ('MODEL', 'MODEL_KWARGS', 'IMG_SIZE', 'USE_EMA', 'TOKEN_LABEL', 'LAYER_DECAY')  # settings of the whole run
+FIXED = ('MODEL', 'MODEL_KWARGS', 'IMG_SIZE', 'USE_EMA', 'AUX_HEAD', 'TOKEN_LABEL', 'LAYER_DECAY')  # of the whole run
 
 
 def find_saved(cfg: Settings, out: Path) -> dict | None:
@@ -21,7 +22,8 @@ def find_saved(cfg: Settings, out: Path) -> dict | None:
     try:
         Progress.from_dict(saved['progress'])
         Provenance(**saved['provenance'])
-        missing = [name for name in (*FIXED, *OF_AN_EPOCH, 'LR') if name not in saved['settings']]
+        Plan(**saved['plan'])
+        missing = [name for name in (*FIXED, *OF_AN_EPOCH, 'LR', 'TIME_BUDGET') if name not in saved['settings']]
         whole = isinstance(saved['history'], list) and isinstance(saved['transform'], dict)
     except (TypeError, ValueError, AttributeError):
         whole = False
@@ -31,6 +33,13 @@ def find_saved(cfg: Settings, out: Path) -> dict | None:
         raise UserError(f'RESUME: {out}/last.pth is of a version of this project without {", ".join(missing)}: choose '
                         'another OUTPUT_DIR')
     return saved
+
+
+def is_complete(cfg: Settings, saved: dict) -> bool:
+    """Whether a run has nothing left to do with these settings."""
+    if cfg.TIME_BUDGET and saved['settings']['TIME_BUDGET'] == cfg.TIME_BUDGET:
+        return len(saved['history']) >= Plan(**saved['plan']).epochs
+    return not cfg.TIME_BUDGET and len(saved['history']) >= cfg.EPOCHS
 
 
 def check_resume(cfg: Settings, data: Data, saved: dict, out: Path) -> None:
@@ -52,8 +61,9 @@ def check_resume(cfg: Settings, data: Data, saved: dict, out: Path) -> None:
         were = ', '.join(f'{key.upper()} = {value}' for key, value in saved['transform'].items()
                          if value != now.get(key))
         raise UserError(f'{place} was trained with {were}: set it so, or choose another OUTPUT_DIR')
-    if len(saved['history']) >= cfg.EPOCHS:
-        raise UserError(f'{place} has completed all its {len(saved["history"])} epochs: raise EPOCHS to train on')
+    if is_complete(cfg, saved):
+        longer = 'TIME_BUDGET' if cfg.TIME_BUDGET else 'EPOCHS'
+        raise UserError(f'{place} has completed all its {len(saved["history"])} epochs: raise {longer} to train on')
     print_changes(cfg, saved, out)
 
 

@@ -25,7 +25,7 @@ class Saver:
     def save_best(self) -> bool:
         """Write best.pth if the epoch that has just ended is the best so far. Returns whether it is."""
         best = best_of(self.history)
-        if best['epoch'] < len(self.history):
+        if not best or best['epoch'] < len(self.history):
             return False
         best_net = self.state.ema.module if best['weights'] == 'ema' else self.state.net
         checkpoint.save(self.out / 'best.pth', {**describe_run(self.cfg, self.state, self.data, self.history),
@@ -41,7 +41,7 @@ class Saver:
 
     def after_epoch(self) -> None:
         """As between updates, and at the end of the run save in any case."""
-        if len(self.history) < self.cfg.EPOCHS:
+        if len(self.history) < self.state.plan.epochs:
             self.between_updates()
         else:
             self.save_last()

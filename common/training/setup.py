@@ -7,9 +7,10 @@ from torch import nn
 
 from common.runtime.errors import UserError
 from common.settings import Settings
+from common.training.plan import Size, make_stages
 from common.training.provenance import Provenance
-from models import WeightsError, create_model, heads_of, load_weights
-from models.cost import training_cost
+from models import VARIANTS, WeightsError, create_model, heads_of, load_weights
+from models.cost import multiply_adds, training_memory
 
 
 def build_network(cfg: Settings, classes: list[str], provenance: Provenance,
@@ -18,8 +19,9 @@ def build_network(cfg: Settings, classes: list[str], provenance: Provenance,
 
     Raises UserError for settings that the network does not go with.
     """
-    kwargs = {'return_dense': True, 'mix_token': True} if cfg.TOKEN_LABEL else {}
-    kwargs |= cfg.MODEL_KWARGS
+    kwargs = dict(cfg.MODEL_KWARGS)
+    if cfg.MODEL in VARIANTS and (cfg.AUX_HEAD or cfg.TOKEN_LABEL):
+        kwargs |= {'return_dense': True, 'mix_token': cfg.TOKEN_LABEL}
     try:
         net = create_model(cfg.MODEL, num_classes=len(classes), img_size=cfg.IMG_SIZE, drop_path_rate=cfg.DROP_PATH,
                            **kwargs)
@@ -65,25 +67,27 @@ def check_forward(cfg: Settings, net: nn.Module, classes: list[str]) -> None:
         raise UserError(f'MODEL: {cfg.MODEL} is no classifier, it gives {shape} instead of a logit for each class')
 
 
-def print_cost(cfg: Settings, net: nn.Module, device: torch.device, amp_dtype: torch.dtype | None) -> float | None:
+def print_cost(cfg: Settings, net: nn.Module, device: torch.device,
+               amp_dtype: torch.dtype | None) -> dict[Size, float]:
     """Print a line with the network's parameters, multiply-adds and memory.
 
-    Returns the floating-point operations that training on an image takes: the backward pass takes twice those of the
-    forward pass, and a multiply-add is two. None for a network whose operations cannot be counted.
+    Returns the floating-point operations that training on an image takes, by its size: the backward pass takes
+    twice those of the forward pass, and a multiply-add is two. Empty for a network whose operations cannot be counted.
     """
     gpus = torch.cuda.device_count() if cfg.USE_DP and device.type == 'cuda' else 1
     batch = math.ceil(cfg.BATCH_SIZE / max(1, gpus))
-    multiply_adds, text = None, f'{cfg.MODEL}: {sum(p.numel() for p in net.parameters()) / 1e6:.1f} M parameters'
+    macs, text = {}, f'{cfg.MODEL}: {sum(p.numel() for p in net.parameters()) / 1e6:.1f} M parameters'
     try:
-        multiply_adds, memory = training_cost(net.train(), cfg.IMG_SIZE, batch, amp_dtype, copies=2 + cfg.USE_EMA)
-        text += (f', {multiply_adds / 1e9:.2f} G multiply-adds a picture; a batch of {batch} pictures needs at '
+        memory = training_memory(net.train(), cfg.IMG_SIZE, batch, amp_dtype, copies=2 + cfg.USE_EMA)
+        macs = {size: multiply_adds(net, size) for _, size in make_stages(cfg.IMG_SIZE, cfg.START_SIZE)}
+        text += (f', {macs[cfg.IMG_SIZE] / 1e9:.2f} G multiply-adds a picture; a batch of {batch} pictures needs at '
                  f'least {memory / 2 ** 30:.1f} GiB of memory{" on each GPU" if gpus > 1 else ""}')
     except Exception as error:  # a network of timm that looks into its numbers: they are fake there
         if 'more than 1 value per channel' in str(error):
             raise UserError(f'BATCH_SIZE = {cfg.BATCH_SIZE}: too few for the BatchNorm of {cfg.MODEL}') from error
         text += f'; its multiply-adds and memory could not be worked out ({type(error).__name__})'
     print(text)
-    return multiply_adds and 3 * 2 * multiply_adds
+    return {size: 3 * 2 * count for size, count in macs.items()}
 
 
 def set_train_mode(net: nn.Module, heads_only: bool) -> None:

@@ -9,6 +9,8 @@ from timm.scheduler.scheduler import Scheduler
 from timm.utils import AverageMeter, ModelEmaV3
 from torch import nn
 
+from common.training.clock import Clock
+from common.training.plan import Plan, Size
 from common.training.provenance import Provenance
 
 
@@ -16,6 +18,7 @@ from common.training.provenance import Provenance
 class Update:
     """One step of the optimizer: what it was made of and what became of it."""
     number: int              # counted from 1 in the whole run
+    size: Size               # (height, width) of its images
     loss: float              # the mean over its images
     norm: float              # of the gradient, before clipping
     finite: bool             # whether loss and norm are; otherwise it was skipped
@@ -35,13 +38,15 @@ class Progress:
     skipped_in_row: int = 0
     waited: float = 0.       # seconds for the data loader
     seconds: float = 0.
+    flop: float = 0.         # floating-point operations, as far as they are known
     losses: AverageMeter = field(default_factory=AverageMeter)
     acc1: AverageMeter = field(default_factory=AverageMeter)
     norms: AverageMeter = field(default_factory=AverageMeter)
 
-    def add(self, update: Update) -> None:
+    def add(self, update: Update, image_flop: float) -> None:
         self.updates += 1
         self.images += update.images
+        self.flop += update.images * image_flop
         self.waited += update.waited
         self.seconds += update.seconds
         if update.finite:
@@ -79,8 +84,9 @@ class TrainState:
     ema_model: nn.Module | None      # as `model`, of the averaged weights
     device: torch.device
     amp_dtype: torch.dtype | None    # None: fp32
-    image_flop: float | None         # operations to train on an image, None where they are unknown
-    updates_per_epoch: int
+    image_flop: dict[Size, float]    # operations to train on an image of each size, as far as they are known
+    plan: Plan
+    clock: Clock
     frozen_epochs: int               # in which only the heads learn
     lr_scale: float                  # 0.1 after the run went back to an earlier save, else 1
     model_kwargs: dict
@@ -97,7 +103,7 @@ class TrainState:
         return {'state_dict': self.net.state_dict(), 'state_dict_ema': self.ema and self.ema.module.state_dict(),
                 'optimizer': self.optimizer.state_dict(), 'scheduler': self.scheduler.state_dict(),
                 'scaler': self.scaler.state_dict(), 'lr_scale': self.lr_scale, 'progress': self.progress.as_dict(),
-                'random': random_states()}
+                'plan': vars(self.plan), 'elapsed': self.clock.elapsed, 'random': random_states()}
 
     def load_state_dict(self, saved: dict) -> None:
         """Go back to where state_dict() was called, after len(saved['history']) epochs and what saved['progress'] says.
@@ -114,7 +120,8 @@ class TrainState:
         for group, values in zip(self.optimizer.param_groups, current, strict=True):
             group.update(values)
         self.progress = Progress.from_dict(saved['progress'])
-        self.scheduler.step_update(len(saved['history']) * self.updates_per_epoch + self.progress.updates)
+        done = len(saved['history']) * self.plan.updates_per_epoch + self.progress.updates
+        self.scheduler.step_update(100 * self.plan.share(done))
         if saved['scaler']:  # empty where the run had no float16 so far
             self.scaler.load_state_dict(saved['scaler'])
         restore_random_states(saved['random'])

@@ -1,5 +1,6 @@
 """The settings of train.py that cannot work, refused before anything long begins."""
 import math
+from collections.abc import Callable
 
 from common.data.normalisation import are_mean_and_std
 from common.runtime.errors import UserError
@@ -9,10 +10,10 @@ from models import VARIANTS, default_cfg
 _RANGES = {  # least and most that make sense
     **dict.fromkeys(('EPOCHS', 'BATCH_SIZE', 'ACCUMULATE_STEPS', 'MAX_SKIPPED_UPDATES'), (1, math.inf)),
     'SEED': (0, 2 ** 32 - 1), 'SAVE_EVERY_MINUTES': (0, math.inf),
-    'SMOOTHING': (0, 0.99), 'LAYER_DECAY': (0.01, 1),
+    'SMOOTHING': (0, 0.99), 'LAYER_DECAY': (0.01, 1), 'WARMUP': (0, 0.99), 'EMA_SHARE': (0.001, 1),
     **dict.fromkeys(('MIN_LR', 'DROP_PATH', 'EMA_DECAY', 'MIXUP_PROB', 'MIXUP_SWITCH_PROB'), (0, 1)),
     **dict.fromkeys(('FLIP', 'FLIP_VERTICAL', 'SHIFT', 'BLUR', 'CUTOUT'), (0, 1)),
-    **dict.fromkeys(('WARMUP_EPOCHS', 'FREEZE_EPOCHS', 'WEIGHT_DECAY', 'CLIP_GRAD'), (0, math.inf)),
+    **dict.fromkeys(('FREEZE_EPOCHS', 'WEIGHT_DECAY', 'CLIP_GRAD'), (0, math.inf)),
     **dict.fromkeys(('ROTATION', 'JITTER', 'MIXUP_ALPHA', 'CUTMIX_ALPHA'), (0, math.inf))}
 _CHOICES = {'INTERPOLATION': ('bilinear', 'bicubic'), 'RESUME': (True, False, 'auto'),
             'CACHE': ('ram', 'disk', 'auto', None), 'NORMALISATION': ('auto', 'weights', 'data')}
@@ -40,6 +41,8 @@ def _validate_model(cfg: Settings) -> None:
         raise UserError(f'MODEL: {error}') from error
     if cfg.TOKEN_LABEL and cfg.MODEL not in VARIANTS:
         raise UserError(f'TOKEN_LABEL: {cfg.MODEL} gives no logits for tokens, only {", ".join(VARIANTS)} do')
+    if cfg.AUX_HEAD and cfg.MODEL in VARIANTS and cfg.MODEL_KWARGS.get('return_mean'):
+        raise UserError('AUX_HEAD classifies by the class token and return_mean without it: set AUX_HEAD = False')
     if cfg.FREEZE_EPOCHS and cfg.PRETRAINED is False:
         raise UserError('FREEZE_EPOCHS needs weights to freeze: set it to 0, or PRETRAINED to something')
 
@@ -52,10 +55,15 @@ def _validate_optimisation(cfg: Settings) -> None:
         raise UserError('MIXUP_PROB needs MIXUP_ALPHA or CUTMIX_ALPHA above 0: set it to 0 to switch mixing off')
     if cfg.TOKEN_LABEL and mixing:
         raise UserError('TOKEN_LABEL mixes tokens itself and does not go with Mixup and CutMix: set MIXUP_PROB = 0')
-    if 0 < cfg.WARMUP_EPOCHS >= cfg.EPOCHS:
-        raise UserError(f'WARMUP_EPOCHS = {cfg.WARMUP_EPOCHS} must be less than EPOCHS = {cfg.EPOCHS}; 0: none')
-    if cfg.LR != 'auto' and not (isinstance(cfg.LR, (int, float)) and cfg.LR > 0):
-        raise UserError(f"LR = {cfg.LR!r}: give a positive number or 'auto'")
+    if cfg.TIME_BUDGET is not None and not 0 < cfg.TIME_BUDGET < math.inf:
+        raise UserError(f'TIME_BUDGET = {cfg.TIME_BUDGET}: give minutes, or None to train for EPOCHS')
+    _validate_number_or_auto('LR', cfg.LR, lambda value: 0 < value < math.inf, 'a positive number')
+    _validate_number_or_auto('VALIDATE_EVERY', cfg.VALIDATE_EVERY, lambda value: value >= 1, 'a number of epochs')
+
+
+def _validate_number_or_auto(name: str, value: float | str, allowed: Callable[[float], bool], what: str) -> None:
+    if value != 'auto' and (isinstance(value, str) or not allowed(value)):
+        raise UserError(f"{name} = {value!r}: give {what} or 'auto'")
 
 
 def _validate_data(cfg: Settings) -> None:
@@ -64,6 +72,7 @@ def _validate_data(cfg: Settings) -> None:
     if len(sides) != 2 or any(type(side) is not int or side < 16 or side % unit for side in sides):
         raise UserError(f'IMG_SIZE = {cfg.IMG_SIZE}: each side must be '
                         + ('a multiple of 16 pixels' if unit == 16 else '16 pixels or more'))
+    _validate_number_or_auto('START_SIZE', cfg.START_SIZE, lambda value: 0 < value <= 1, 'a share of IMG_SIZE')
     if cfg.CROP not in (None, 'published') and not (isinstance(cfg.CROP, (int, float)) and 0.1 <= cfg.CROP <= 2):
         raise UserError(f"CROP = {cfg.CROP!r}: give a ratio such as 0.96, 'published' or None")
     if cfg.ZOOM is not None and not (len(cfg.ZOOM) == 2 and 0 < cfg.ZOOM[0] <= cfg.ZOOM[1]):

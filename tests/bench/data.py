@@ -35,7 +35,7 @@ PICTURES = 200                    # for the stages, one thread
 
 
 def main(cfg):
-    argv = ['--pretrained', 'false', '--epochs', '100']
+    argv = ['--pretrained', 'false', '--epochs', '100', '--start-size', '1']
     for name in ('DATA_DIR', 'MODEL', 'IMG_SIZE', 'BATCH_SIZE', 'CACHE', 'NUM_WORKERS'):
         argv += ['--' + name.lower().replace('_', '-'), str(getattr(cfg, name))]
     training = settings.read(train, argv)
@@ -43,17 +43,18 @@ def main(cfg):
     training = train.resolved(training)
     retain_freed_memory()
     provenance, content = train.find_weights(training)
+    training = train.choose_settings(training, provenance)
     data = train.build_data(training, provenance.normalisation)
     print_stages(data.train.dataset, cfg.PICTURES)
-    state = train.build_state(training, data, provenance, content, None)
+    state = train.build_state(training, data, provenance, content, None, train.Clock())
     shares = []
     for epoch in range(cfg.EPOCHS):
         images = torch.randn(cfg.BATCH_SIZE, 3, *training.IMG_SIZE)
         bare = cfg.BATCH_SIZE / bare_step(training, state, images, len(data.classes), cfg.SECONDS)
-        train.train_one_epoch(training, state, data, epoch, state.progress.add)
+        train.train_one_epoch(training, state, data, epoch, lambda update: state.progress.add(update, 0.))
         row = training_columns(state)
         state.progress = Progress()
-        train.evaluate(state.model, state, data, 'validating', lambda: None)
+        train.evaluate(state, data, lambda: None)
         shares.append(row['images_per_s'] / bare)
         print(f'epoch {epoch + 1}: {row["images_per_s"]:.1f} pictures/s, bare steps {bare:.1f}: {shares[-1]:.0%}; '
               f'waited {row["waiting"]:.1%} of the time', flush=True)

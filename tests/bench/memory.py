@@ -20,7 +20,7 @@ import torch.nn.functional as F  # noqa: E402
 from common.runtime.device import choose_amp_dtype
 from common.runtime.machine import retain_freed_memory
 from models import create_model  # noqa: E402
-from models.cost import training_cost  # noqa: E402
+from models.cost import training_memory  # noqa: E402
 
 ROWS = [('volo_d1', 224, 16), ('volo_d1', 384, 4), ('volo_d3', 224, 16), ('volo_d3', 448, 4), ('volo_d5', 224, 8),
         ('volo_d5', 512, 1)]
@@ -35,7 +35,7 @@ def step(name, size, batch, kind):
     else:
         net = create_model(name, img_size=size, num_classes=1000).train()
         net.set_grad_checkpointing(kind == 'checkpointing')
-    estimate = training_cost(net, (size, size), batch, dtype, copies=2)[1]
+    estimate = training_memory(net, (size, size), batch, dtype, copies=2)
     optimizer = torch.optim.AdamW(net.parameters(), fused=True)
     for _ in range(2):
         start = time.perf_counter()

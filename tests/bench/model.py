@@ -22,7 +22,7 @@ import models
 from common import settings
 from common.runtime.device import choose_amp_dtype, choose_device, describe_device
 from common.runtime.machine import retain_freed_memory
-from models.cost import training_cost
+from models.cost import multiply_adds
 
 MODEL = 'volo_d1'
 IMG_SIZE = 224           # pixels
@@ -37,7 +37,7 @@ def main(cfg):
     print(f'{describe_device(device, None)}; medians of {cfg.REPEATS} repeats, pictures/s\n')
     print(f'{cfg.MODEL}, {cfg.IMG_SIZE} pixels              plain    timm    ours  ours/plain  ours/timm  of the limit')
     for dtype in filter(None, (torch.float32, choose_amp_dtype(device))):
-        limit = peak(device, dtype) / 2 / training_cost(nets['ours'], (cfg.IMG_SIZE, cfg.IMG_SIZE), 1)[0]
+        limit = peak(device, dtype) / 2 / multiply_adds(nets['ours'], (cfg.IMG_SIZE, cfg.IMG_SIZE))
         for what, run, times in (('training step', train_step, 3), ('forward, eval', forward, 1)):
             for batch in cfg.BATCH_SIZES:
                 images = torch.randn(batch, 3, cfg.IMG_SIZE, cfg.IMG_SIZE, device=device)

@@ -15,7 +15,7 @@ def test_a_benchmark_runs(folder, tmp_path, script, options, words):
 
 
 def test_a_recipes_accuracy_is_that_of_half_the_validation_set(folder, tmp_path):
-    options = '--model test_vit --img-size 32 --batch-size 8 --epochs 2 --warmup-epochs 0 --drop-path 0'
+    options = '--model test_vit --img-size 32 --batch-size 8 --epochs 2 --warmup 0 --drop-path 0'
     for half in ('choose', 'claim'):
         done = run_script('tests/bench/accuracy.py', '--photos', folder / 'train', '--options', options, '--half', half,
                           '--table', 'table.csv', cwd=tmp_path)

@@ -243,7 +243,7 @@ def test_training_is_the_same_with_and_without(tmp_path):
     for where in ('none', 'ram', 'disk'):
         done = run_script(
             'train.py', '--cache', where, '--img-size', 32, '--crop', 0.9, '--batch-size', 8, '--epochs', 2,
-            '--warmup-epochs', 0, '--pretrained', 'false', '--num-workers', 1, '--normalisation', 'weights',
+            '--warmup', 0, '--pretrained', 'false', '--num-workers', 1, '--normalisation', 'weights',
             '--mean', '0.5,0.5,0.5', '--std', '0.2,0.2,0.2', '--model-kwargs',
             "{'layers': (1, 1, 1, 1), 'embed_dims': (24, 48), 'num_heads': (2, 4), 'stem_hidden_dim': 16}",
             cwd=tmp_path)

@@ -219,5 +219,20 @@ def test_wrong_settings_are_refused(kwargs, word):
 def test_unknown_names_and_sizes_are_refused():
     with pytest.raises(ValueError, match='volo_d1'):
         models.create_model('volo_d9')
-    with pytest.raises(ValueError, match='80'):
-        tiny_volo()(torch.randn(1, 3, 80, 64))
+    with pytest.raises(ValueError, match='72, 64.*multiple of 16'):
+        tiny_volo()(torch.randn(1, 3, 72, 64))
+
+
+@pytest.mark.parametrize('size', [(32, 32), (48, 96), (128, 128)])
+def test_another_image_size_is_that_of_a_network_whose_pos_embed_was_resized(size):
+    model, other = tiny_volo(return_dense=True).eval(), tiny_volo(return_dense=True, img_size=size).eval()
+    models.load_weights(other, model.state_dict())
+    images = torch.randn(2, 3, *size)
+    torch.testing.assert_close(model(images), other(images), rtol=0, atol=1e-6)
+    model.train()(images)[0].sum().backward()
+    assert model.pos_embed.grad.any(), 'the gradient reaches pos_embed through the resizing'
+
+
+def test_token_labels_at_another_image_size():
+    model = tiny_volo(return_dense=True, mix_token=True)
+    assert model(torch.randn(2, 3, 32, 48))[1].shape == (2, 6, 5)

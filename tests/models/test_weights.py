@@ -333,7 +333,7 @@ def test_files_that_hold_something_else_than_weights(tmp_path, monkeypatch, mode
     torch.save(model.state_dict(), 'other.pth')
     torch.save(content, 'w.pth')
     cfg = SimpleNamespace(PRETRAINED='w.pth', MODEL='volo_d1', IMG_SIZE=(64, 64), DROP_PATH=0., MODEL_KWARGS=TINY,
-                          TOKEN_LABEL=False, FREEZE_EPOCHS=0, GRAD_CHECKPOINTING=False)
+                          AUX_HEAD=True, TOKEN_LABEL=False, FREEZE_EPOCHS=0, GRAD_CHECKPOINTING=False)
     with pytest.raises(UserError, match='no state dict|not a readable file'):
         build_network(cfg, list('abcde'), *find_weights(cfg))
 

@@ -14,7 +14,7 @@ from common.data.images import BadImage, open_image
 from common.runtime.console import printable
 
 pytestmark = pytest.mark.skipif(sys.platform != 'linux', reason='other systems refuse some of the names')
-FAST = ('--img-size', 32, '--batch-size', 8, '--epochs', 1, '--warmup-epochs', 0, '--pretrained', 'false',
+FAST = ('--img-size', 32, '--batch-size', 8, '--epochs', 1, '--warmup', 0, '--pretrained', 'false',
         '--num-workers', 1, '--model-kwargs', TINY)
 
 

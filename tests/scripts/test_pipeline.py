@@ -7,7 +7,7 @@ import pytest
 from helpers import TINY, draw_folder, run_script
 from PIL import Image
 
-FAST = ('--img-size', 32, '--batch-size', 8, '--epochs', 2, '--warmup-epochs', 1, '--model-kwargs', TINY, '--lr', 1e-3,
+FAST = ('--img-size', 32, '--batch-size', 8, '--epochs', 2, '--warmup', 0.5, '--model-kwargs', TINY, '--lr', 1e-3,
         '--pretrained', 'false', '--num-workers', 1)
 
 
@@ -92,7 +92,7 @@ def test_overrides_hold_in_spawned_workers(project, tmp_path):
         '    sys.argv = sys.argv[1:]\n'
         '    runpy.run_path(sys.argv[0], run_name="__main__")\n')
     from helpers import ROOT
-    done = run_script(launcher, ROOT / 'train.py', *FAST, '--img-size', 48, '--epochs', 1, '--warmup-epochs', 0,
+    done = run_script(launcher, ROOT / 'train.py', *FAST, '--img-size', 48, '--epochs', 1, '--warmup', 0,
                       '--output-dir', 'spawned', cwd=project, env={'PYTHONPATH': str(ROOT)})
     assert done.returncode == 0, done.stderr
     result = json.loads((project / 'spawned' / 'result.json').read_text())

@@ -1,34 +1,65 @@
 """common/training/clock.py, and how durations read."""
+import time
+
 import pytest
-from helpers import prepare
 
 from common.runtime.console import format_duration
 from common.training.clock import Clock
+from common.training.plan import Plan
+
+SMALL, LARGE = (32, 32), (64, 64)
 
 
-def test_clock():
-    clock = Clock(updates=10, epochs=4, validation=5)
-    assert clock.seconds_left(0, 1) is None
-    for seconds in (9, 2, 2):  # the first update is not typical
-        clock.add(seconds)
-    assert clock.epoch_seconds() == 30
-    assert clock.seconds_left(0, 0) == 120 and clock.seconds_left(3, 9) == pytest.approx(12)
-    clock.validation_seconds = 4
-    assert clock.seconds_left(2, 0) == 48 and clock.seconds_left(4, 0) == 0
+@pytest.fixture
+def plan():
+    return Plan(100, [(0.5, SMALL), (1., LARGE)], updates_per_epoch=10, validate_every=2, validation=3.)
+
+
+def test_the_first_update_of_a_size_is_not_typical(plan):
+    clock = Clock()
+    clock.add(SMALL, 9.)
+    assert clock.seconds_left(plan, 1) is None
+    for seconds in (2., 2.):
+        clock.add(SMALL, seconds)
+    assert clock.update_seconds(SMALL) == 2 and clock.count(SMALL) == 3 and clock.count(LARGE) == 0
+
+
+def test_a_size_that_was_not_measured_follows_the_nearest_by_its_pixels():
+    clock = Clock()
+    for size, seconds in ((SMALL, 1.), (SMALL, 1.), (LARGE, 6.), (LARGE, 6.)):
+        clock.add(size, seconds)
+    assert clock.update_seconds((128, 64)) == 12 and clock.update_seconds((16, 32)) == 0.5
+
+
+def test_recent_updates_count_more():
+    clock = Clock()
+    for seconds in [1.] * 100 + [3.] * 100:
+        clock.add(SMALL, seconds)
+    assert 2.6 < clock.update_seconds(SMALL) < 3
+    clock.restart()
+    assert clock.count(SMALL) == 0
+
+
+def test_what_is_left(plan):
+    """50 small updates of 1 s, 50 large ones of 4, five validations of 12 or 7 s; the run ends with one."""
+    clock = Clock()
+    clock.add(SMALL, 1.)
+    clock.add(SMALL, 1.)
+    assert clock.seconds_left(plan, 0) == pytest.approx(250 + 5 * 12)
+    clock.validation_seconds = 7.
+    assert clock.seconds_left(plan, 0) == pytest.approx(250 + 5 * 7)
+    assert clock.seconds_left(plan, 50) == pytest.approx(200 + 2.5 * 7)
+    assert clock.seconds_left(plan, 100) == 0
+    plan.updates = 104
+    assert clock.seconds_left(plan, 104 - 40) == pytest.approx(40 * 4 + 2 * 7 + 7)
+    assert clock.updates_in(40 * 4 + 2 * 7 + 7, plan, 60) == 40
+
+
+def test_the_time_before_an_interruption_counts():
+    clock = Clock(elapsed=100.)
+    time.sleep(0.01)
+    assert 100 < clock.elapsed < 130
 
 
 def test_format_duration():
     assert [format_duration(s) for s in (None, 9.6, 75, 3725)] == ['?', '10 s', '1 min 15 s', '1 h 02 min']
-
-
-def test_the_forecast_comes_once_and_names_what_shortens_a_long_run(data, capsys):
-    cfg = prepare(epochs=3, img_size='64,32')
-    clock = Clock(updates=10, epochs=3, validation=5)
-    for updates, seconds in enumerate((30, 600, 600), 1):
-        clock.add(seconds)
-        clock.forecast(cfg, 0, updates, 0.4703)
-    out = capsys.readouterr().out
-    assert '(0.47 PFLOP for the whole run)' in out
-    assert out.count('forecast') == 1 and '7 h' in out
-    assert out.endswith('; shorter with fewer EPOCHS (now 3), with IMG_SIZE = (32, 16) (about a quarter of it), or on '
-                        'a machine with a GPU\n')

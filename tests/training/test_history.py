@@ -11,9 +11,10 @@ from common.training.history import best_of, print_epoch, training_columns, vali
 from common.training.monitor import Monitor
 from common.training.state import Progress, Update
 
-UPDATES = [Update(number=5, loss=1., norm=3., finite=True, images=8, unmixed=4, correct=1, waited=1., seconds=2.),
-           Update(number=6, loss=4., norm=1., finite=True, images=4, unmixed=1, correct=1, waited=0., seconds=1.),
-           Update(number=7, loss=float('nan'), norm=1., finite=False, images=4, unmixed=4, correct=4, waited=.5,
+SIZE = (32, 32)
+UPDATES = [Update(1, SIZE, loss=1., norm=3., finite=True, images=8, unmixed=4, correct=1, waited=1., seconds=2.),
+           Update(2, SIZE, loss=4., norm=1., finite=True, images=4, unmixed=1, correct=1, waited=0., seconds=1.),
+           Update(3, SIZE, loss=float('nan'), norm=1., finite=False, images=4, unmixed=4, correct=4, waited=.5,
                   seconds=3.)]
 SCORES = {'loss': 2., 'acc1': 60., 'acc5': 90., 'balanced_accuracy': 50., 'confusion': None}
 
@@ -22,14 +23,14 @@ def test_a_row_has_the_sums_and_means_of_an_epochs_updates():
     """Skipped updates count in images and seconds, not in losses, norms and accuracy."""
     progress = Progress(skipped=1)
     for update in UPDATES:
-        progress.add(update)
+        progress.add(update, image_flop=2e13)
     assert progress.updates == 3
-    assert training_columns(SimpleNamespace(progress=progress, learning_rate=0.5, image_flop=2e13)) == {
+    assert training_columns(SimpleNamespace(progress=progress, learning_rate=0.5, image_flop={SIZE: 2e13})) == {
         'lr': 0.5, 'train_loss': 2., 'train_acc1': 40., 'grad_norm': 2., 'skipped_updates': 1, 'waiting': 0.25,
         'images_per_s': pytest.approx(16 / 6), 'pflop': pytest.approx(0.32)}
     progress = Progress()
-    progress.add(replace(UPDATES[0], unmixed=0))
-    row = training_columns(SimpleNamespace(progress=progress, learning_rate=0.5, image_flop=None))
+    progress.add(replace(UPDATES[0], unmixed=0), image_flop=0.)
+    row = training_columns(SimpleNamespace(progress=progress, learning_rate=0.5, image_flop={}))
     assert row['train_acc1'] is None and row['pflop'] is None
 
 
@@ -49,17 +50,18 @@ def test_the_best_is_the_first_of_equals():
 def test_an_epochs_line(capsys):
     row = {'epoch': 2, 'train_loss': 1.23456, 'raw_loss': 2.34567, 'raw_acc1': 50., 'ema_acc1': 60.126,
            'images_per_s': 12.34, 'waiting': 0.126, 'seconds': 61.}
-    print_epoch(SimpleNamespace(USE_EMA=True, EPOCHS=9), row, 3600.)
-    print_epoch(SimpleNamespace(USE_EMA=False, EPOCHS=9), row, None)
-    first, second = capsys.readouterr().out.splitlines()
+    for changes, seconds_left in (({}, 3600.), ({'ema_acc1': None}, None), ({'raw_acc1': None}, 3600.)):
+        print_epoch({**row, **changes}, 9, seconds_left)
+    first, second, third = capsys.readouterr().out.splitlines()
     assert first == ('epoch 2/9: loss 1.235, val loss 2.346, ACC1 50.00 % (EMA 60.13 %), 12.3 img/s, waiting 13%, '
                      '1 min 01 s, 1 h 00 min left')
     assert second == first.replace(' (EMA 60.13 %)', '').replace('1 h 00 min left', '? left')
+    assert third == 'epoch 2/9: loss 1.235, 12.3 img/s, waiting 13%, 1 min 01 s, 1 h 00 min left', 'not validated'
 
 
 def test_result_json_says_how_and_how_far(data, tmp_path):
     cfg, sets, state = build(use_amp='false', epochs=2)
-    state.image_flop = 1e12
+    state.image_flop = {(32, 32): 1e12}
     rows = [{'epoch': epoch, 'seconds': 3., 'pflop': 0.25, **validation_columns({'raw': SCORES})} for epoch in (1, 2)]
     for count in (1, 2):
         write_epoch(cfg, state, sets, tmp_path, rows[:count], None)
@@ -72,6 +74,20 @@ def test_result_json_says_how_and_how_far(data, tmp_path):
     assert (tmp_path / 'log.csv').read_text('utf-8-sig').count('\n') == 3
 
 
+def test_the_forecast_comes_once_and_names_what_shortens_a_long_run(data, capsys):
+    cfg, sets, state = build(epochs=3, img_size='64,32', start_size=0.5, use_ema='false')
+    state.image_flop = {(32, 16): 1e14, (48, 32): 3e14, (64, 32): 4e14}
+    bar = SimpleNamespace(set_postfix_str=lambda text, refresh: None, update=lambda: None)
+    monitor = Monitor(cfg, state, sets, SimpleNamespace(between_updates=lambda: None))
+    for number in range(1, 4):
+        monitor.after_update(0, bar, replace(UPDATES[0], number=number, size=(64, 32), seconds=9000.))
+    out = capsys.readouterr().out
+    flop = sum(share * state.image_flop[size] for size, share in state.plan.to_come(0))
+    assert f'({flop * 6 * 8 / 1e15:.2g} PFLOP for the whole run)' in out and out.count('forecast') == 1
+    assert out.endswith('; shorter with a TIME_BUDGET in minutes, with fewer EPOCHS (now 3), with IMG_SIZE = (32, 16) '
+                        '(about a quarter of it), or on a machine with a GPU\n')
+
+
 def test_the_bar_says_how_fast_and_how_long(data):
     cfg, sets, state = build(epochs=3, use_ema='false')
     said, saves = [], []
@@ -81,5 +97,5 @@ def test_the_bar_says_how_fast_and_how_long(data):
         monitor.after_update(0, bar, update)
     assert said[0].endswith(', 4.0 img/s, waiting 50%, whole run ? left') and said[1::2] == ['+1', '+1']
     rate = f'{state.learning_rate:.1e}'
-    # an epoch is two updates of a second and a validation of a third of one: 3 epochs less what 2 updates are of one
+    # two epochs are left, each of two updates of a second and a validation of a third of one
     assert said[2] == f'loss 2.000, lr {rate}, 4.0 img/s, waiting 33%, whole run 5 s left' and saves == [1, 2]

@@ -13,11 +13,12 @@ from timm.layers import DropPath
 import models
 import train
 from common.training import losses, state
+from common.training.plan import make_plan
 
 PLAIN = {'rotation': 0, 'flip': 0, 'blur': 0, 'jitter': 0, 'cutout': 0}  # no augmentation
-CHANGES = {**PLAIN, 'epochs': 2, 'batch_size': 4, 'warmup_epochs': 1, 'lr': 2e-2, 'min_lr': 1e-3, 'use_amp': 'false',
-           'weight_decay': 0.5, 'clip_grad': 0.1, 'ema_decay': 0.6, 'mixup_prob': 0.6, 'smoothing': 0.2,
-           'accumulate_steps': 2}
+CHANGES = {**PLAIN, 'epochs': 2, 'batch_size': 4, 'warmup': 0.5, 'lr': 2e-2, 'min_lr': 1e-3, 'use_amp': 'false',
+           'weight_decay': 0.5, 'clip_grad': 0.1, 'ema_share': 0.5, 'ema_decay': 0.6, 'mixup_prob': 0.6,
+           'smoothing': 0.2, 'accumulate_steps': 2}
 UPDATES = 3  # in an epoch of five batches of four pictures, two batches to an update
 
 
@@ -52,7 +53,7 @@ def learning_rate(update):
 
 def train_plainly(start, batches, kwargs):
     """(weights, their average, gradient norms of each epoch) after two epochs as a textbook has them."""
-    net = models.create_model('volo_d1', num_classes=2, img_size=32, **{**TINY, **kwargs}).train()
+    net = models.create_model('volo_d1', num_classes=2, img_size=32, return_dense=True, **{**TINY, **kwargs}).train()
     net.load_state_dict(start['state_dict'])
     average = {name: value.clone() for name, value in net.state_dict().items()}
     mixup = Mixup(0.8, 1., prob=0.6, switch_prob=0.5, label_smoothing=0.2, num_classes=2)
@@ -66,7 +67,9 @@ def train_plainly(start, batches, kwargs):
         for group in (found[:2], found[2:4], found[4:]):
             for images, labels in group:
                 images, targets = mixup(images, labels)
-                loss = -(targets * net(images).log_softmax(1)).sum(1).mean()
+                class_logits, token_logits, _ = net(images)
+                logits = class_logits + 0.5 * token_logits.max(dim=1).values
+                loss = -(targets * logits.log_softmax(1)).sum(1).mean()
                 (loss / len(group)).backward()
             norm = torch.stack([p.grad.pow(2).sum() for p in net.parameters()]).sum().sqrt()
             norms[epoch].append(norm.item())
@@ -77,7 +80,7 @@ def train_plainly(start, batches, kwargs):
             optimizer.step()
             optimizer.zero_grad()
             update += 1
-            decay = min(0.6, 1 - update ** (-2 / 3)) if update > 1 else 0
+            decay = min(0.6, 1 - 1 / (1 + 0.5 * (update - 1)))
             for name, value in net.state_dict().items():
                 average[name] = decay * average[name] + (1 - decay) * value if value.is_floating_point() else value
     return net.state_dict(), average, norms
@@ -162,12 +165,12 @@ def test_the_network_gets_the_mixed_pictures_and_their_targets(data, monkeypatch
             return out
 
     monkeypatch.setattr(losses, 'Mixup', Recorder)
-    monkeypatch.setattr(train, 'class_loss', lambda outputs, targets: handed.append(targets) or (
-        outputs, torch.nn.functional.cross_entropy(outputs, targets, reduction='none')))
+    monkeypatch.setattr(train, 'choose_loss', lambda *arguments: lambda outputs, targets: handed.append(targets) or (
+        losses.aux_loss(outputs, targets)))
     seen = []
     real = models.VOLO.forward
     monkeypatch.setattr(models.VOLO, 'forward', lambda net, x: seen.append(x) or real(net, x))
-    run(**{**CHANGES, 'epochs': 1, 'warmup_epochs': 0, 'mixup_prob': mixup_prob, 'smoothing': 0.1})
+    run(**{**CHANGES, 'epochs': 1, 'warmup': 0, 'mixup_prob': mixup_prob, 'smoothing': 0.1})
     batches = [x for x in seen if type(x) is torch.Tensor and len(x) == 4][:5]  # the cost is of fake tensors
     if mixup_prob:
         assert len(mixed) == 5
@@ -194,12 +197,41 @@ def test_training_accuracy_leaves_out_mixtures(data, monkeypatch):
     def loss(outputs, targets):
         logits = torch.nn.functional.one_hot(Half.labels, 2).float()
         logits[:2] = logits[:2].flip(1)
-        return logits + 0 * outputs, outputs.square().mean(1)
+        return logits + 0 * outputs[0], outputs[0].square().mean(1)
 
     monkeypatch.setattr(losses, 'Mixup', Half)
-    monkeypatch.setattr(train, 'class_loss', loss)
-    run(**{**CHANGES, 'epochs': 1, 'warmup_epochs': 0})
+    monkeypatch.setattr(train, 'choose_loss', lambda *arguments: loss)
+    run(**{**CHANGES, 'epochs': 1, 'warmup': 0})
     assert read_json('out/result.json')['last']['train_acc1'] == 100
+
+
+def test_images_are_small_at_first(data, monkeypatch):
+    """12 updates: at half the size, at three quarters, then whole; validation and the accumulated batches too."""
+    trained, validated, real = [], [], models.VOLO.forward
+
+    def forward(net, images):
+        if type(images) is torch.Tensor and len(images) > 1:  # the cost is of fake tensors, check_forward has one image
+            (trained if net.training else validated).append(images.shape[-2:])
+        return real(net, images)
+
+    monkeypatch.setattr(models.VOLO, 'forward', forward)
+    changes = {'img_size': 64, 'epochs': 4, 'batch_size': 4, 'accumulate_steps': 2}
+    run(**changes, start_size=0.5)
+    plan = make_plan(prepare(**changes, start_size=0.5), 5, 1)
+    batches = [2, 2, 1] * 4  # of each update
+    assert trained == [plan.image_size(number + 1) for number in range(12) for _ in range(batches[number])]
+    assert len(set(trained)) == 3 and set(validated) == {(64, 64)}
+    trained.clear()
+    run(**changes)
+    assert set(trained) == {(64, 64)}
+
+
+def test_the_tokens_vote_where_aux_head_says_so(data):
+    for changes, loss, dense in (({}, losses.aux_loss, True), ({'aux_head': 'false'}, losses.class_loss, None),
+                                 ({'token_label': 'true', 'mixup_prob': 0}, losses.token_loss, True),
+                                 ({'model': 'test_vit', 'model_kwargs': {}}, losses.class_loss, None)):
+        *_, built = build(**changes)
+        assert built.model.loss is loss and built.model_kwargs.get('return_dense') is dense
 
 
 def test_stochastic_depth_has_its_constant(data):
@@ -212,7 +244,7 @@ def test_clipping_can_be_switched_off(data, monkeypatch):
     monkeypatch.setattr(torch.nn.utils, 'clip_grad_norm_',
                         lambda parameters, limit: limits.append(limit) or real(parameters, limit))
     for clip in (0, 2.5):
-        run(**{**CHANGES, 'epochs': 1, 'warmup_epochs': 0, 'clip_grad': clip})
+        run(**{**CHANGES, 'epochs': 1, 'warmup': 0, 'clip_grad': clip})
     assert limits == [math.inf] * UPDATES + [2.5] * UPDATES
 
 

@@ -40,7 +40,7 @@ def assert_same_run(one, other):
 
 def stop_at(monkeypatch, name, count, signum=signal.SIGTERM):
     """Send a signal in the middle of the `count`th batch, validation or end of an epoch, then run until it stops."""
-    owner = {'add': BatchMeter, 'evaluate': train, 'write_epoch': train}[name]
+    owner = {'add': BatchMeter, 'validate': train, 'write_epoch': train}[name]
     real, calls = getattr(owner, name), []
 
     def function(*arguments, **named):
@@ -58,8 +58,8 @@ def stop_at(monkeypatch, name, count, signum=signal.SIGTERM):
 
 @pytest.mark.parametrize('stops', [
     [('add', 1)], [('add', 2)], [('add', 3)], [('add', BATCHES)], [('add', BATCHES + 2)],
-    [('evaluate', 1)], [('evaluate', 2)], [('evaluate', 4)], [('write_epoch', 1)],
-    [('add', 2), ('add', 1), ('evaluate', 1), ('add', 4)]])
+    [('validate', 1)], [('validate', 2)], [('validate', 4)], [('write_epoch', 1)],
+    [('add', 2), ('add', 1), ('validate', 1), ('add', 4)]])
 def test_stopped_anywhere_and_resumed_is_the_same_run(data, monkeypatch, stops):
     """In the first update, in the middle of one, at an epoch's end, in validation, several times."""
     run(**CHANGES)
@@ -73,7 +73,8 @@ def test_stopped_anywhere_and_resumed_is_the_same_run(data, monkeypatch, stops):
 
 
 @pytest.mark.parametrize('changes', [
-    {'num_workers': 1}, {'accumulate_steps': 1, 'layer_decay': 0.7},
+    {'num_workers': 1, 'img_size': 64, 'start_size': 0.5}, {'accumulate_steps': 1, 'layer_decay': 0.7},
+    {'validate_every': 2},
     {'token_label': 'true', 'mixup_prob': 0, 'grad_checkpointing': 'true'},
     {'freeze_epochs': 1, 'pretrained': 'first/best.pth'}])
 def test_with_other_settings_too(data, monkeypatch, changes):
@@ -222,11 +223,11 @@ def test_a_save_that_was_killed_between_its_moves_is_not_thrown_away(data):
 def test_a_file_that_is_no_last_pth_is_refused(data):
     run(**CHANGES)
     shutil.copy('out/best.pth', 'out/last.pth')
-    with pytest.raises(UserError, match='has no progress, state_dict_ema, lr_scale, .*it is no last.pth'):
+    with pytest.raises(UserError, match='has no progress, plan, elapsed, state_dict_ema, .*it is no last.pth'):
         run(**{**CHANGES, 'epochs': 3}, resume='true')
     saved = torch.load('out/last_before.pth', weights_only=True)
     for key, value in (('optimizer', {'state': {}, 'param_groups': []}), ('random', {}), ('progress', {'losses': 3}),
-                       ('provenance', {'from': 1}), ('history', 7)):
+                       ('provenance', {'from': 1}), ('plan', {'updates': 3}), ('history', 7)):
         torch.save({**saved, key: value}, 'out/last.pth')
         with pytest.raises(UserError, match='is not of this run'):
             run(**{**CHANGES, 'epochs': 3}, resume='true')

@@ -25,8 +25,9 @@ def test_a_frozen_network_learns_in_its_head_alone(data, monkeypatch, capsys, mo
     assert capsys.readouterr().out.count('forecast: ') == 2  # one for each run, none of the frozen epoch
     changed = [{name for name in first if not torch.equal(before[name], after[name])}
                for before, after in ((first, states[0]), (states[0], states[1]))]
-    head = 'head' if model == 'volo_d1' else 'fc'
-    assert changed[0] == {f'{head}.weight', f'{head}.bias'} and changed[1] == first.keys()
+    heads = ('head', 'aux_head') if model == 'volo_d1' else ('fc',)
+    assert changed[0] == {f'{head}.{part}' for head in heads for part in ('weight', 'bias')}
+    assert changed[1] == first.keys()
 
 
 def test_without_weights_nothing_is_frozen(data, monkeypatch, capsys):
@@ -37,7 +38,7 @@ def test_without_weights_nothing_is_frozen(data, monkeypatch, capsys):
 
 
 def test_lower_layers_learn_more_slowly(data):
-    *_, built = build(layer_decay=0.5, lr=1e-2, warmup_epochs=0)
+    *_, built = build(layer_decay=0.5, lr=1e-2, warmup=0)
     built.scheduler.step_update(0)
     rate = {id(p): group['lr'] for group in built.optimizer.param_groups for p in group['params']}
     rates = {name: rate[id(p)] for name, p in built.net.named_parameters()}
@@ -89,16 +90,18 @@ def test_the_cost_is_of_what_one_device_holds(monkeypatch, capsys, device, use_d
     """Five pictures on two GPUs are three on the first; the copies of the weights are Adam's two and the EMA."""
     asked = []
 
-    def cost(net, *arguments, copies):
+    def memory(net, *arguments, copies):
         asked.append((*arguments, copies))
-        return 1.5e9, 3 * 2 ** 29
+        return 3 * 2 ** 29
 
-    monkeypatch.setattr(setup, 'training_cost', cost)
+    monkeypatch.setattr(setup, 'training_memory', memory)
+    monkeypatch.setattr(setup, 'multiply_adds', lambda net, size: 1.5e9 * size[0] / 32)
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
     net = torch.nn.Linear(1000, 1999)
     for use_ema in ('true', 'false'):
-        cfg = prepare(batch_size=5, mixup_prob=0, use_dp=use_dp, use_ema=use_ema)
-        assert setup.print_cost(cfg, net, torch.device(device), torch.bfloat16) == 6 * 1.5e9
+        cfg = prepare(batch_size=5, mixup_prob=0, use_dp=use_dp, use_ema=use_ema, start_size=0.5)
+        costs = setup.print_cost(cfg, net, torch.device(device), torch.bfloat16)
+        assert costs == {(16, 16): 3 * 1.5e9, (32, 32): 6 * 1.5e9}
     assert asked == [((32, 32), batch, torch.bfloat16, 3), ((32, 32), batch, torch.bfloat16, 2)]
     expected = (f'volo_d1: 2.0 M parameters, 1.50 G multiply-adds a picture; a batch of {batch} pictures needs '
                 f'at least 1.5 GiB of memory{where}\n')
@@ -109,7 +112,7 @@ def test_a_cost_that_cannot_be_worked_out_costs_no_run(monkeypatch, capsys):
     def fail(*arguments, **named):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(setup, 'training_cost', fail)
-    assert setup.print_cost(prepare(), torch.nn.Linear(1000, 1999), torch.device('cpu'), None) is None
+    monkeypatch.setattr(setup, 'training_memory', fail)
+    assert setup.print_cost(prepare(), torch.nn.Linear(1000, 1999), torch.device('cpu'), None) == {}
     assert capsys.readouterr().out == (
         'volo_d1: 2.0 M parameters; its multiply-adds and memory could not be worked out (ZeroDivisionError)\n')

@@ -1,0 +1,63 @@
+"""TIME_BUDGET: as many updates as its minutes are enough for on this machine, counted again on the way."""
+import dataclasses
+import time
+
+import torch
+from torch import nn
+
+from common.data.build import Data
+from common.runtime.console import format_duration
+from common.settings import Settings
+from common.training.clock import Clock
+from common.training.plan import Plan, make_plan
+
+SECONDS = 4      # to try each image size for
+
+
+def build_plan(cfg: Settings, data: Data, clock: Clock, model: nn.Module, targets: torch.Tensor,
+               saved: dict | None) -> Plan:
+    """The plan of a run, as it was saved or new. With TIME_BUDGET the clock first learns what an update takes.
+
+    `model` is one of common.runtime.parallel with a loss, `targets` are of the shape that a batch has, (B, classes).
+    """
+    plan = make_plan(cfg, len(data.train), len(data.val))
+    if not cfg.TIME_BUDGET:
+        return plan
+    number = 0
+    if saved:
+        old = Plan(**saved['plan'])
+        number = len(saved['history']) * plan.updates_per_epoch + saved['progress']['updates']
+        if saved['settings']['TIME_BUDGET'] == cfg.TIME_BUDGET and old.updates_per_epoch == plan.updates_per_epoch:
+            return dataclasses.replace(old, stages=plan.stages, validate_every=plan.validate_every)
+        plan.revised_at, plan.revised_share = number, min(1., clock.elapsed / (60 * cfg.TIME_BUDGET))
+    rehearse(cfg, clock, model, targets, plan)
+    plan.revise(number, clock.updates_in(60 * cfg.TIME_BUDGET - clock.elapsed, plan, number))
+    print(f'TIME_BUDGET: {format_duration(60 * cfg.TIME_BUDGET - clock.elapsed)} are left, an update takes about '
+          f'{clock.pace(plan, number)[0]:.2g} s: {(plan.updates - number) / plan.updates_per_epoch:.3g} epochs, to be '
+          'adjusted on the way')
+    return plan
+
+
+def revise(cfg: Settings, plan: Plan, clock: Clock, number: int) -> None:
+    """Let the run end when TIME_BUDGET does, by what updates took lately; `number` updates are over."""
+    if number < plan.updates:
+        plan.revise(number, clock.updates_in(60 * cfg.TIME_BUDGET - clock.elapsed, plan, number))
+
+
+def rehearse(cfg: Settings, clock: Clock, model: nn.Module, targets: torch.Tensor, plan: Plan) -> None:
+    """Tell the clock what updates take, from blank images. It leaves no trace in the network."""
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    with torch.random.fork_rng():
+        for size, _ in plan.to_come(plan.revised_at):
+            model.train()
+            images, end = torch.zeros(len(targets), 3, *size, device=targets.device), time.perf_counter() + SECONDS
+            while time.perf_counter() < end or clock.count(size) < 3:
+                start = time.perf_counter()
+                for _ in range(cfg.ACCUMULATE_STEPS):
+                    model(images, targets)[1].mean().backward()
+                if images.device.type != 'cpu':
+                    torch.accelerator.synchronize()
+                clock.add(size, time.perf_counter() - start)
+            model.zero_grad()
+    for buffer, before in zip(model.buffers(), buffers, strict=True):
+        buffer.copy_(before)
