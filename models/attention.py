@@ -24,7 +24,7 @@ class Attention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, qkv_bias: bool = False, attn_drop: float = 0.) -> None:
         super().__init__()
-        self.num_heads, self.attn_drop = num_heads, attn_drop
+        self.num_heads, self.head_dim, self.attn_drop = num_heads, dim // num_heads, attn_drop
         self.qkv = nn.Linear(dim, dim * 3, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 

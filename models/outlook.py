@@ -1,14 +1,44 @@
-"""The core of outlook attention: every window of a map mixes its values by a softmax; overlapping windows add up.
+"""Outlook attention: every window of a map mixes its values by a softmax; overlapping windows add up.
 
-Two equivalent formulations: mix_windows_plain with Unfold and Fold, as in algorithm 1 of the paper (arXiv:2106.13112),
-and MixWindows, which is faster and needs less memory. `window` is (kernel_size, padding, stride), as in
-torch.nn.Unfold. Shapes: H x W tokens in the map, h x w windows, k2 = kernel_size² tokens in a window.
+Its core has two equivalent formulations: mix_windows_plain with Unfold and Fold, as in algorithm 1 of the paper
+(arXiv:2106.13112), and MixWindows, which is faster and needs less memory. `window` is (kernel_size, padding, stride),
+as in torch.nn.Unfold. Shapes: H x W tokens in the map, h x w windows, k2 = kernel_size² tokens in a window.
 """
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from torch import nn
 
 Window = tuple[int, int, int]
+
+
+class OutlookAttention(nn.Module):
+    """The tokens of every window of kernel_size² tokens are mixed by an attention that its centre predicts.
+
+    (B, H, W, dim) -> (B, H, W, dim). The centres lie `stride` tokens apart; where windows overlap, their results add
+    up. There are no queries and keys: one linear layer predicts the attention (paper, section 3.1).
+    """
+
+    def __init__(self, dim: int, num_heads: int, kernel_size: int = 3, padding: int = 1, stride: int = 2,
+                 qkv_bias: bool = False, attn_drop: float = 0.) -> None:
+        super().__init__()
+        self.num_heads, self.window, self.attn_drop = num_heads, (kernel_size, padding, stride), attn_drop
+        self.scale = (dim // num_heads) ** -0.5
+        self.v = nn.Linear(dim, dim, bias=qkv_bias)
+        self.attn = nn.Linear(dim, kernel_size ** 4 * num_heads)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        stride, k2 = self.window[2], self.window[0] ** 2
+        values = self.v(x).unflatten(-1, (self.num_heads, -1))                    # (B, H, W, heads, d)
+        centre = F.avg_pool2d(x.permute(0, 3, 1, 2), stride, stride, ceil_mode=True).permute(0, 2, 3, 1)  # (B, h, w, C)
+        order = {'pattern': '(h i j) ... -> (j h i) ...', 'h': self.num_heads, 'i': k2}  # to keys, heads, queries
+        weight, bias = (rearrange(p * self.scale, **order) for p in (self.attn.weight, self.attn.bias))
+        logits = F.linear(centre, weight, bias)                                   # (B, h, w, keys*heads*queries)
+        logits = logits.unflatten(-1, (k2, self.num_heads, k2))                   # (B, h, w, keys, heads, queries)
+        x = mix_windows(values, logits, self.window, self.attn_drop if self.training else 0.)
+        # Without contiguous() the CPU's matrix product would copy the weight matrix in every call in evaluation.
+        return self.proj(x.flatten(3).contiguous())                               # (B, H, W, dim)
 
 
 def mix_windows(values: torch.Tensor, logits: torch.Tensor, window: Window, dropout: float = 0.) -> torch.Tensor:

@@ -13,18 +13,17 @@ Activations are channels-last, (B, H, W, C), from the first Outlooker to the las
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import DropPath, to_2tuple, trunc_normal_
+from timm.layers import DropPath, to_2tuple
 from timm.models import register_model
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from models import weights
 from models.attention import Attention, ClassAttention
+from models.init import init_weights
 from models.mlp import Mlp
-from models.outlook import mix_windows
+from models.outlook import OutlookAttention
 from models.stem import PATCH_SIZE, PatchEmbed
 from models.token_label import Box, combine_logits, random_box, swap_box
 
@@ -38,35 +37,6 @@ VARIANTS = {  # paper, table 2: stage 1 consists of Outlookers, stages 2 to 4 of
 }
 POOLING_SCALE = 2   # side of a later token in stage-1 tokens, and the grid step of MixToken's box
 STRIDE = PATCH_SIZE * POOLING_SCALE  # the sides of an image are multiples of it
-
-
-class OutlookAttention(nn.Module):
-    """The tokens of every window of kernel_size² tokens are mixed by an attention that its centre predicts.
-
-    (B, H, W, dim) -> (B, H, W, dim). The centres lie `stride` tokens apart; where windows overlap, their results add
-    up. There are no queries and keys: one linear layer predicts the attention (paper, section 3.1).
-    """
-
-    def __init__(self, dim: int, num_heads: int, kernel_size: int = 3, padding: int = 1, stride: int = 2,
-                 qkv_bias: bool = False, attn_drop: float = 0.) -> None:
-        super().__init__()
-        self.num_heads, self.window, self.attn_drop = num_heads, (kernel_size, padding, stride), attn_drop
-        self.scale = (dim // num_heads) ** -0.5
-        self.v = nn.Linear(dim, dim, bias=qkv_bias)
-        self.attn = nn.Linear(dim, kernel_size ** 4 * num_heads)
-        self.proj = nn.Linear(dim, dim)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        stride, k2 = self.window[2], self.window[0] ** 2
-        values = self.v(x).unflatten(-1, (self.num_heads, -1))                    # (B, H, W, heads, d)
-        centre = F.avg_pool2d(x.permute(0, 3, 1, 2), stride, stride, ceil_mode=True).permute(0, 2, 3, 1)  # (B, h, w, C)
-        order = {'pattern': '(h i j) ... -> (j h i) ...', 'h': self.num_heads, 'i': k2}  # to keys, heads, queries
-        weight, bias = (rearrange(p * self.scale, **order) for p in (self.attn.weight, self.attn.bias))
-        logits = F.linear(centre, weight, bias)                                   # (B, h, w, keys*heads*queries)
-        logits = logits.unflatten(-1, (k2, self.num_heads, k2))                   # (B, h, w, keys, heads, queries)
-        x = mix_windows(values, logits, self.window, self.attn_drop if self.training else 0.)
-        # Without contiguous() the CPU's matrix product would copy the weight matrix in every call in evaluation.
-        return self.proj(x.flatten(3).contiguous())                               # (B, H, W, dim)
 
 
 class Outlooker(nn.Module):
@@ -175,17 +145,7 @@ class VOLO(nn.Module):
         self.head = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
         if return_dense:
             self.aux_head = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
-        self.init_weights()
-
-    def init_weights(self) -> None:
-        """Linear layers, pos_embed and cls_token from a normal distribution of standard deviation 0.02, biases zero."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        trunc_normal_(self.pos_embed, std=0.02)
-        trunc_normal_(self.cls_token, std=0.02)
+        init_weights(self)
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters without weight decay, besides those of norms and biases."""
