@@ -46,6 +46,11 @@ def default_cfg(name: str) -> dict[str, Any]:
                          'names') from error
 
 
+def has_fixed_size(name: str) -> bool:
+    """Whether a network takes images of the size alone that it was built for."""
+    return name not in VARIANTS and bool(default_cfg(name).get('fixed_input_size'))
+
+
 def similar_names(name: str) -> list[str]:
     """At most three names of networks like `name`, the most similar first."""
     wanted = name.lower().replace('-', '_')
@@ -61,7 +66,7 @@ def create_model(name: str, /, img_size: int | tuple[int, int] = 224, drop_path_
     """
     if kwargs.keys() & _TIMMS_OWN:
         raise ValueError(f'{", ".join(sorted(kwargs.keys() & _TIMMS_OWN))} is no setting of a network')
-    if name in VARIANTS or default_cfg(name).get('fixed_input_size'):
+    if name in VARIANTS or has_fixed_size(name):
         kwargs['img_size'] = img_size
     kwargs['drop_path_rate'] = drop_path_rate
     while True:

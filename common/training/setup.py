@@ -57,14 +57,16 @@ def print_provenance(provenance: Provenance) -> None:
 
 
 def check_forward(cfg: Settings, net: nn.Module, classes: list[str]) -> None:
-    """Raise UserError unless the network makes a logit for each class out of an image."""
-    try:
-        with torch.no_grad():
-            shape = getattr(net.eval()(torch.zeros(1, 3, *cfg.IMG_SIZE)), 'shape', None)
-    except Exception as error:  # each of timm's networks has words of its own for it
-        raise UserError(f'{cfg.MODEL} takes no pictures of IMG_SIZE = {cfg.IMG_SIZE}: {error}') from error
-    if shape != (1, len(classes)):
-        raise UserError(f'MODEL: {cfg.MODEL} is no classifier, it gives {shape} instead of a logit for each class')
+    """Raise UserError unless the network makes a logit for each class out of an image, of whichever size."""
+    for _, size in make_stages(cfg.IMG_SIZE, cfg.START_SIZE):
+        advice = '' if size == cfg.IMG_SIZE else f': set START_SIZE, now {cfg.START_SIZE}, to 1'
+        try:
+            with torch.no_grad():
+                shape = getattr(net.eval()(torch.zeros(1, 3, *size)), 'shape', None)
+        except Exception as error:  # each of timm's networks has words of its own for it
+            raise UserError(f'{cfg.MODEL} takes no pictures of {size} pixels (IMG_SIZE): {error}{advice}') from error
+        if shape != (1, len(classes)):
+            raise UserError(f'MODEL: {cfg.MODEL} is no classifier, it gives {shape} instead of a logit for each class')
 
 
 def print_cost(cfg: Settings, net: nn.Module, device: torch.device,

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from common.data.normalisation import are_mean_and_std
 from common.runtime.errors import UserError
 from common.settings import Settings, check_ranges
-from models import VARIANTS, default_cfg
+from models import VARIANTS, default_cfg, has_fixed_size
 
 _RANGES = {  # least and most that make sense
     **dict.fromkeys(('EPOCHS', 'BATCH_SIZE', 'ACCUMULATE_STEPS', 'MAX_SKIPPED_UPDATES'), (1, math.inf)),
@@ -73,6 +73,8 @@ def _validate_data(cfg: Settings) -> None:
         raise UserError(f'IMG_SIZE = {cfg.IMG_SIZE}: each side must be '
                         + ('a multiple of 16 pixels' if unit == 16 else '16 pixels or more'))
     _validate_number_or_auto('START_SIZE', cfg.START_SIZE, lambda value: 0 < value <= 1, 'a share of IMG_SIZE')
+    if cfg.START_SIZE not in ('auto', 1) and has_fixed_size(cfg.MODEL):
+        raise UserError(f'START_SIZE = {cfg.START_SIZE}: {cfg.MODEL} takes images of one size: set it to 1')
     if cfg.CROP not in (None, 'published') and not (isinstance(cfg.CROP, (int, float)) and 0.1 <= cfg.CROP <= 2):
         raise UserError(f"CROP = {cfg.CROP!r}: give a ratio such as 0.96, 'published' or None")
     if cfg.ZOOM is not None and not (len(cfg.ZOOM) == 2 and 0 < cfg.ZOOM[0] <= cfg.ZOOM[1]):

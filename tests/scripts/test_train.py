@@ -120,7 +120,11 @@ def test_an_earlier_runs_checkpoints_are_kept_once(data, tmp_path, capsys):
     ({'model': 'vit_tiny_patch16_224', 'model_kwargs': {'global_pool': ''}}, 'is no classifier, it gives'),
     ({'model_kwargs': {'num_heads': (5, 4)}}, 'num_heads'), ({'model_kwargs': {'embed_dims': (48,)}}, 'embed_dims'),
     ({'model': 'levit_128s', 'model_kwargs': {}, 'batch_size': 1, 'mixup_prob': 0}, 'BATCH_SIZE = 1: too few'),
-    ({'model': 'inception_v3', 'model_kwargs': {}}, 'inception_v3 takes no pictures of IMG_SIZE = .32, 32'),
+    ({'model': 'test_vit', 'model_kwargs': {}, 'start_size': 0.5}, 'START_SIZE = 0.5: test_vit takes images of one'),
+    ({'start_size': 0}, 'START_SIZE = 0.0: give a share'), ({'time_budget': 0}, 'TIME_BUDGET'),
+    ({'validate_every': 0}, "VALIDATE_EVERY = 0: give a number of epochs or 'auto'"), ({'ema_share': 0}, 'EMA_SHARE'),
+    ({'model_kwargs': {'return_mean': True}}, 'set AUX_HEAD = False'),
+    ({'model': 'inception_v3', 'model_kwargs': {}}, 'inception_v3 takes no pictures of .32, 32. pixels'),
     ({'model': 'inception_v3', 'model_kwargs': {}, 'img_size': 96, 'grad_checkpointing': 'true'},
      'GRAD_CHECKPOINTING: inception_v3')])
 def test_mistakes_are_named(folder, changes, words):
