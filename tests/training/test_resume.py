@@ -167,7 +167,8 @@ def test_resume_refuses_another_run_and_lists_changes(data, capsys):
     with pytest.raises(UserError, match='MEAN'):
         run(resume='true', epochs=2, mean='0.5,0.5,0.5', std='0.1,0.1,0.1')
     run(resume='true', epochs=2, weight_decay=0.01)
-    assert 'resume: WEIGHT_DECAY was 0.05, now 0.01' in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert 'resume: WEIGHT_DECAY was 0.05, now 0.01\n' in out and 'resume: out/last.pth, after epoch 1\n' in out
     groups = torch.load('out/last.pth', weights_only=True)['optimizer']['param_groups']
     assert {group['weight_decay'] for group in groups} == {0, 0.01}
     draw_folder(data / 'train', {'c': 3})
@@ -187,10 +188,11 @@ def test_what_makes_it_another_run_is_refused(data, monkeypatch):
         run(**CHANGES, resume='true')
 
 
-def test_smaller_batches_can_finish_the_epoch(data, monkeypatch):
+def test_smaller_batches_can_finish_the_epoch(data, monkeypatch, capsys):
     """What the advice for too little memory says: half the BATCH_SIZE, twice the ACCUMULATE_STEPS."""
     stop_at(monkeypatch, 'add', 3)
     run(**{**CHANGES, 'batch_size': 2, 'accumulate_steps': 4, 'mixup_prob': 0}, resume='true')
+    assert 'resume: out/last.pth, after epoch 0 and 2 updates\n' in capsys.readouterr().out
     saved = finished()
     assert len(saved['history']) == 2 and saved['optimizer']['state'][0]['step'] == 6  # as many as without
 
