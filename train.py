@@ -79,6 +79,7 @@ LR: float | str = 'auto'          # peak learning rate; 'auto': the tutorial's 1
 MIN_LR = 1e-6                     # learning rate at the end of the cosine
 WARMUP = 0.1                      # share of the run in which the learning rate rises; the tutorial has no warm-up
 LAYER_DECAY = 1.0                 # learning rate of a layer / that of the one above; 0.75 is usual for fine-tuning
+BETAS = (0.8, 0.999)              # of AdamW: how much of the earlier gradients, and of their squares, it remembers
 WEIGHT_DECAY = 0.05               # not on norms, biases, pos_embed, cls_token
 CLIP_GRAD = 5.0                   # largest norm of the gradient; 0 does not clip
 USE_AMP = True                    # mixed precision, where the processor gains from it
@@ -199,7 +200,7 @@ def build_state(cfg: Settings, data: Data, provenance: Provenance, content: dict
 
 def build_optimizer(cfg: Settings, net: torch.nn.Module, lr: float) -> tuple[torch.optim.Optimizer, CosineLRScheduler]:
     """(AdamW, its schedule in percent of the run: a linear warm-up, then half a cosine)."""
-    optimizer = create_optimizer_v2(net, 'adamw', lr=lr, weight_decay=cfg.WEIGHT_DECAY,
+    optimizer = create_optimizer_v2(net, 'adamw', lr=lr, betas=tuple(cfg.BETAS), weight_decay=cfg.WEIGHT_DECAY,
                                     layer_decay=cfg.LAYER_DECAY if cfg.LAYER_DECAY < 1 else None,
                                     fused=next(net.parameters()).device.type in ('cpu', 'cuda'))
     warmup, lowest = 100 * cfg.WARMUP, min(cfg.MIN_LR, lr)

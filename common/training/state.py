@@ -108,14 +108,14 @@ class TrainState:
     def load_state_dict(self, saved: dict) -> None:
         """Go back to where state_dict() was called, after len(saved['history']) epochs and what saved['progress'] says.
 
-        Learning rate and weight decay stay as the settings have them now; the schedule follows from the settings and
-        the number of the update.
+        Learning rate, betas and weight decay stay as the settings have them now; the schedule follows from the plan
+        and the number of the update.
         """
         self.net.load_state_dict(saved['state_dict'])
         if self.ema:
             self.ema.module.load_state_dict(saved['state_dict_ema'])
         groups = self.optimizer.param_groups
-        current = [{name: group[name] for name in ('lr', 'initial_lr', 'weight_decay')} for group in groups]
+        current = [{name: group[name] for name in ('lr', 'initial_lr', 'betas', 'weight_decay')} for group in groups]
         self.optimizer.load_state_dict(saved['optimizer'])
         for group, values in zip(self.optimizer.param_groups, current, strict=True):
             group.update(values)

@@ -55,6 +55,8 @@ def _validate_optimisation(cfg: Settings) -> None:
         raise UserError('MIXUP_PROB needs MIXUP_ALPHA or CUTMIX_ALPHA above 0: set it to 0 to switch mixing off')
     if cfg.TOKEN_LABEL and mixing:
         raise UserError('TOKEN_LABEL mixes tokens itself and does not go with Mixup and CutMix: set MIXUP_PROB = 0')
+    if len(cfg.BETAS) != 2 or not all(isinstance(beta, (int, float)) and 0 <= beta < 1 for beta in cfg.BETAS):
+        raise UserError(f'BETAS = {cfg.BETAS}: give two numbers from 0 to below 1, for example (0.9, 0.999)')
     if cfg.TIME_BUDGET is not None and not 0 < cfg.TIME_BUDGET < math.inf:
         raise UserError(f'TIME_BUDGET = {cfg.TIME_BUDGET}: give minutes, or None to train for EPOCHS')
     _validate_number_or_auto('LR', cfg.LR, lambda value: 0 < value < math.inf, 'a positive number')

@@ -123,7 +123,8 @@ def test_an_earlier_runs_checkpoints_are_kept_once(data, tmp_path, capsys):
     ({'model': 'test_vit', 'model_kwargs': {}, 'start_size': 0.5}, 'START_SIZE = 0.5: test_vit takes images of one'),
     ({'start_size': 0}, 'START_SIZE = 0.0: give a share'), ({'time_budget': 0}, 'TIME_BUDGET'),
     ({'validate_every': 0}, "VALIDATE_EVERY = 0: give a number of epochs or 'auto'"), ({'ema_share': 0}, 'EMA_SHARE'),
-    ({'model_kwargs': {'return_mean': True}}, 'set AUX_HEAD = False'),
+    ({'model_kwargs': {'return_mean': True}}, 'set AUX_HEAD = False'), ({'betas': '0.9,'}, 'BETAS'),
+    ({'betas': '0.9,1'}, 'BETAS'), ({'betas': '0.9,None'}, 'BETAS'),
     ({'model': 'inception_v3', 'model_kwargs': {}}, 'inception_v3 takes no pictures of .32, 32. pixels'),
     ({'model': 'inception_v3', 'model_kwargs': {}, 'img_size': 96, 'grad_checkpointing': 'true'},
      'GRAD_CHECKPOINTING: inception_v3')])
