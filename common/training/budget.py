@@ -40,7 +40,7 @@ def build_plan(cfg: Settings, data: Data, clock: Clock, model: nn.Module, target
 
 def revise(cfg: Settings, plan: Plan, clock: Clock, number: int) -> None:
     """Let the run end when TIME_BUDGET does, by what updates took lately; `number` updates are over."""
-    if number < plan.updates:
+    if clock.ready and number < plan.updates:
         plan.revise(number, clock.updates_in(60 * cfg.TIME_BUDGET - clock.elapsed, plan, number))
 
 

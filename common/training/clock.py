@@ -19,6 +19,11 @@ class Clock:
     def elapsed(self) -> float:
         return time.perf_counter() - self.started
 
+    @property
+    def ready(self) -> bool:
+        """Whether an update has been measured: the second of some size."""
+        return any(weight for _, weight, _ in self.measured.values())
+
     def restart(self) -> None:
         """Forget the updates so far: those of the head alone do not tell how long the others take."""
         self.measured.clear()
@@ -35,17 +40,14 @@ class Clock:
         return self.measured[size][2] if size in self.measured else 0
 
     def update_seconds(self, size: Size) -> float:
-        """What an update takes with images of that size. Some size must have been measured: the nearest one counts,
-        in proportion to the pixels.
-        """
+        """What an update takes with images of that size, by the nearest size that was measured; the clock is ready."""
         known = {other: total / weight for other, (total, weight, _) in self.measured.items() if weight}
         nearest = min(known, key=lambda other: abs(math.log(math.prod(other) / math.prod(size))))
         return known[nearest] * math.prod(size) / math.prod(nearest)
 
     def pace(self, plan: Plan, number: int) -> tuple[float, float]:
-        """(seconds of an update on average after update `number`, with its share of the validations; of a validation).
-
-        Some update must have been measured.
+        """(seconds of an update on average after update `number`, with its share of the validations; of a validation),
+        when the clock is ready.
         """
         validation = self.validation_seconds
         if validation is None:
@@ -57,7 +59,7 @@ class Clock:
         """Until the end of a run, after update `number`; None while nothing is known."""
         if number >= plan.updates:
             return 0.
-        if not any(weight for _, weight, _ in self.measured.values()):
+        if not self.ready:
             return None
         update, validation = self.pace(plan, number)
         last = plan.updates % (plan.validate_every * plan.updates_per_epoch) > 0  # one more, at the end

@@ -8,6 +8,7 @@ import torch
 from helpers import build, prepare, result, run
 
 import train
+from common.runtime.errors import Stopped
 from common.training import budget, clock, monitor
 from common.training.plan import Plan
 
@@ -108,6 +109,28 @@ def test_a_resumed_run_has_the_plan_that_was_saved(data, seconds):
     before = seconds.now
     assert budget.build_plan(cfg, sets, state.clock, state.model, None, saved(cfg, plan, 30., 8, 1)) == plan
     assert seconds.now == before, 'without another rehearsal'
+
+
+def test_a_resumed_run_ends_in_time_too(data, seconds, monkeypatch):
+    """Its updates take longer than the plan is left alone: the first one, which is not measured, asks for it."""
+    seconds.batch = 4.
+    real = train.train_one_epoch
+
+    def stop(cfg, state, data, epoch, after_update):
+        def hook(update):
+            after_update(update)
+            if update.number == 3:
+                raise Stopped(15)
+        real(cfg, state, data, epoch, hook)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, 'train_one_epoch', stop)
+        with pytest.raises(Stopped):
+            run(time_budget=1.5, save_every_minutes=0)
+    before = seconds.now
+    run(time_budget=1.5, resume='true')
+    assert seconds.now == pytest.approx(90, rel=0.05) and seconds.now > before + 20
+    assert result()['finished'] and result()['last']['lr'] == pytest.approx(1e-6)
 
 
 def test_another_budget_goes_on_from_the_share_of_it_that_is_over(data, seconds):

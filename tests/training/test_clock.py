@@ -18,10 +18,10 @@ def plan():
 def test_the_first_update_of_a_size_is_not_typical(plan):
     clock = Clock()
     clock.add(SMALL, 9.)
-    assert clock.seconds_left(plan, 1) is None
+    assert clock.seconds_left(plan, 1) is None and not clock.ready
     for seconds in (2., 2.):
         clock.add(SMALL, seconds)
-    assert clock.update_seconds(SMALL) == 2 and clock.count(SMALL) == 3 and clock.count(LARGE) == 0
+    assert clock.ready and clock.update_seconds(SMALL) == 2 and clock.count(SMALL) == 3 and clock.count(LARGE) == 0
 
 
 def test_a_size_that_was_not_measured_follows_the_nearest_by_its_pixels():
