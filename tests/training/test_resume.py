@@ -162,15 +162,18 @@ def test_resume_refuses_another_run_and_lists_changes(data, capsys):
     run(epochs=1)
     with pytest.raises(UserError, match='IMG_SIZE = .32, 32'):
         run(resume='true', img_size=48)
+    with pytest.raises(UserError, match='AUX_HEAD = True: set it back'):
+        run(resume='true', aux_head='false')
     with pytest.raises(UserError, match='raise EPOCHS'):
         run(resume='true', epochs=1)
     with pytest.raises(UserError, match='MEAN'):
         run(resume='true', epochs=2, mean='0.5,0.5,0.5', std='0.1,0.1,0.1')
-    run(resume='true', epochs=2, weight_decay=0.01)
+    run(resume='true', epochs=2, weight_decay=0.01, betas='0.5,0.99')
     out = capsys.readouterr().out
     assert 'resume: WEIGHT_DECAY was 0.05, now 0.01\n' in out and 'resume: out/last.pth, after epoch 1\n' in out
     groups = torch.load('out/last.pth', weights_only=True)['optimizer']['param_groups']
     assert {group['weight_decay'] for group in groups} == {0, 0.01}
+    assert all(tuple(group['betas']) == (0.5, 0.99) for group in groups)
     draw_folder(data / 'train', {'c': 3})
     draw_folder(data / 'val', {'c': 3})
     with pytest.raises(UserError, match='other classes'):
