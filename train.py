@@ -20,6 +20,7 @@ from torchvision.transforms.v2.functional import resize
 
 from common import settings
 from common.data.build import Data, build_data
+from common.data.datasets import open_split
 from common.data.loaders import TimedBatches
 from common.evaluation.metrics import BatchMeter, scores
 from common.evaluation.validate import validate
@@ -47,7 +48,8 @@ from common.training.validate_settings import resolved, validate_settings
 
 # Data
 DATA_DIR = 'data'                 # what makedata.py made: train/ and val/, one sub-folder for each class
-IMG_SIZE: int | tuple = 224       # pixels, a multiple of 16, or (height, width); 112 takes a quarter of the time
+IMG_SIZE: int | tuple | str = 'auto'  # pixels, a multiple of 16, or (height, width); 112 takes a quarter of the time
+                                  # that 224 does; 'auto': 224, or less where TIME_BUDGET is short and no weights are
 INTERPOLATION = 'bilinear'        # of the resizing; 'bicubic' is what the published weights were trained with
 CROP: float | str | None = None   # in val and test: None resizes the whole picture to IMG_SIZE, whatever its shape;
                                   # 0.96 takes the middle 96 % undistorted, 'published' the share MODEL was tested with
@@ -73,9 +75,11 @@ TIME_BUDGET: float | None = None  # minutes for the whole of train.py, in place 
 EPOCHS = 100                      # passes over the training set; the tutorial's 300 can pay from scratch
 START_SIZE: float | str = 'auto'  # training begins with images of this share of IMG_SIZE, for a third of the compute;
                                   # 'auto': 0.5 from scratch, else 1
-BATCH_SIZE = 32                   # pictures at a time, even (Mixup pairs them); halve it if memory runs out
+BATCH_SIZE: int | str = 'auto'    # pictures at a time, even (Mixup pairs them); halve it if memory runs out; 'auto':
+                                  # 16, from 10,000 pictures on 64
 ACCUMULATE_STEPS = 1              # batches to each update of the weights: 4 with BATCH_SIZE = 8 learn like 32
-LR: float | str = 'auto'          # peak learning rate; 'auto': the tutorial's 1e-4 on loaded weights, else 2e-4
+LR: float | str = 'auto'          # peak learning rate; 'auto': the tutorial's 1e-4 for 16 pictures in an update, and
+                                  # with their square root
 MIN_LR = 1e-6                     # learning rate at the end of the cosine
 WARMUP = 0.1                      # share of the run in which the learning rate rises; the tutorial has no warm-up
 LAYER_DECAY = 1.0                 # learning rate of a layer / that of the one above; 0.75 is usual for fine-tuning
@@ -89,6 +93,8 @@ EMA_SHARE = 0.05                  # it is one over about this share of the updat
 EMA_DECAY = 0.9998                # with no more decay than this
 USE_DP = True                     # DataParallel, when there are several GPUs; BATCH_SIZE is then shared among them
 # Augmentation
+AUGMENTATION: float | str = 'auto'  # how much of BLUR, JITTER, CUTOUT, MIXUP_PROB and DROP_PATH is applied, 0 to 1;
+                                  # 'auto': all of it from 100 passes over the training set on, less in shorter runs
 ROTATION = 10                     # degrees either way; 180 for pictures without an up, such as plants from above
 FLIP = 0.5                        # probability of a mirror image; 0 where left and right differ, as in text
 FLIP_VERTICAL = 0.0               # likewise, upside down
@@ -127,8 +133,9 @@ def main(cfg: Settings) -> None:
             print(f'{out}/last.pth is of a run that completed all its epochs: nothing to do')
             return
         provenance, content = (Provenance(**saved['provenance']), None) if saved else find_weights(cfg)
-        cfg = choose_settings(cfg, provenance)
-        data = build_data(cfg, provenance.normalisation)
+        split = open_split(cfg.DATA_DIR)
+        cfg = choose_settings(cfg, provenance, split[0], saved)
+        data = build_data(cfg, split, provenance.normalisation)
         if saved:
             check_resume(cfg, data, saved, out)
         state = build_state(cfg, data, provenance, content, saved, clock)

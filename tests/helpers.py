@@ -21,7 +21,7 @@ SEEDLINGS = Path(os.environ.get('SEEDLINGS', ROOT.parent / 'shared' / 'seedlings
 TINY = {'layers': (1, 1, 1, 1), 'embed_dims': (24, 48), 'num_heads': (2, 4), 'stem_hidden_dim': 16}
 SMALL = {'--img-size': 32, '--start-size': 1, '--batch-size': 8, '--epochs': 2, '--validate-every': 1, '--warmup': 0,
          '--num-workers': 0, '--pretrained': 'false', '--model-kwargs': TINY, '--drop-path': 0, '--lr': 1e-3,
-         '--output-dir': 'out'}
+         '--augmentation': 1, '--output-dir': 'out'}
 
 
 def tiny_volo(**kwargs):
@@ -63,12 +63,16 @@ def run(**changes):
     train.main(configure(**changes))
 
 
+def load(cfg, normalisation=None):
+    return train.build_data(cfg, train.open_split(cfg.DATA_DIR), normalisation)
+
+
 def build(**changes):
     """(settings, data, state): what train.py has before the first update."""
     cfg = prepare(**changes)
     provenance, content = train.find_weights(cfg)
-    cfg = train.choose_settings(cfg, provenance)
-    data = train.build_data(cfg, provenance.normalisation)
+    cfg = train.choose_settings(cfg, provenance, train.open_split(cfg.DATA_DIR)[0], None)
+    data = load(cfg, provenance.normalisation)
     return cfg, data, train.build_state(cfg, data, provenance, content, None, train.Clock())
 
 

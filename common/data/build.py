@@ -6,7 +6,7 @@ from torch.utils.data import DataLoader
 
 from common.data import images
 from common.data.cache import ImageCache, choose_cache
-from common.data.datasets import ImageFolder, fingerprint, leave_out, open_split
+from common.data.datasets import ImageFolder, fingerprint, leave_out
 from common.data.loaders import EpochSampler, start_loader
 from common.data.normalisation import find_normalisation
 from common.data.transforms import Transform, eval_transform, fit, least_side, train_transform
@@ -26,14 +26,16 @@ class Data:
     val: DataLoader          # the same in order, without augmentation, and whole
 
 
-def build_data(cfg: Settings, weights_normalisation: tuple[list, list] | None) -> Data:
-    """Open DATA_DIR. `weights_normalisation` is the (mean, std) that belongs to the initial weights, if any do."""
-    train_set, val_set = open_split(cfg.DATA_DIR)
+def build_data(cfg: Settings, split: tuple[ImageFolder, ImageFolder],
+               weights_normalisation: tuple[list, list] | None) -> Data:
+    """`split` is that of open_split; `weights_normalisation` is the (mean, std) that belongs to the initial weights."""
+    train_set, val_set = split
     mean, std = find_normalisation(cfg, weights_normalisation, train_set.classes)
     transform = Transform(list(cfg.IMG_SIZE), list(mean), list(std), cfg.INTERPOLATION, cfg.CROP)
+    share = cfg.AUGMENTATION
     train_set.transform = train_transform(
         transform, rotation=cfg.ROTATION, flip=cfg.FLIP, flip_vertical=cfg.FLIP_VERTICAL, shift=cfg.SHIFT,
-        zoom=cfg.ZOOM, blur=cfg.BLUR, jitter=cfg.JITTER, cutout=cfg.CUTOUT)
+        zoom=cfg.ZOOM, blur=share * cfg.BLUR, jitter=share * cfg.JITTER, cutout=share * cfg.CUTOUT)
     val_set.transform = eval_transform(transform)
     workers = worker_count(cfg.NUM_WORKERS)
     read_images(cfg, transform, train_set, val_set)

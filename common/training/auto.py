@@ -1,18 +1,80 @@
 """Settings that are 'auto': what they become, and why."""
+import functools
+import math
+import statistics
+
+from common.data.datasets import ImageFolder
 from common.settings import Settings
+from common.training.budget import training_speed
+from common.training.plan import Size, make_stages
 from common.training.provenance import Provenance
 from models import has_fixed_size
 
+MANY = 10_000     # training pictures, from which on batches are larger
+USUAL = 224       # pixels
+SIDES = range(64, USUAL + 1, 16)
+SEEN = 15_000     # images that a run from scratch should train on, each again and again
+PASSES = 6        # over the training set, likewise
+FULL = 100        # passes, from which on the whole of the augmentation is applied
+TRAINED = 'the weights are trained already'
+UPDATING = 0.8    # of the time: the rest is for reading, validating and saving
 
-def choose_settings(cfg: Settings, provenance: Provenance) -> Settings:
-    """The settings with LR and START_SIZE as numbers; each choice is printed with its reason."""
-    scratch, chosen = provenance.from_scratch, {}
-    how = 'training from scratch' if scratch else 'the weights are trained already'
-    if cfg.LR == 'auto':
-        chosen['LR'] = 2e-4 if scratch else 1e-4, how
-    if cfg.START_SIZE == 'auto':
-        chosen['START_SIZE'] = (1., f'{cfg.MODEL} takes images of one size') if has_fixed_size(cfg.MODEL) else (
-            0.5 if scratch else 1., how)
-    for name, (value, reason) in chosen.items():
-        print(f"{name} = 'auto': {value:g}, {reason}")
-    return Settings(**{**vars(cfg), **{name: value for name, (value, _) in chosen.items()}})
+
+def choose_settings(cfg: Settings, provenance: Provenance, train_set: ImageFolder, saved: dict | None) -> Settings:
+    """The settings with numbers for 'auto', in a resumed run those of `saved`; each is printed with its reason."""
+    choices = Choices(cfg, provenance, train_set)
+    for name in ('BATCH_SIZE', 'LR', 'START_SIZE', 'IMG_SIZE', 'AUGMENTATION'):  # each may need those before it
+        if getattr(cfg, name) == 'auto':
+            value, reason = (saved['settings'][name], 'as before') if saved else getattr(choices, name.lower())()
+            print(f"{name} = 'auto': {value if isinstance(value, tuple) else f'{value:.3g}'}, {reason}")
+            choices.cfg = Settings(**{**vars(choices.cfg), name: value})
+    return choices.cfg
+
+
+class Choices:
+    """A method for each setting that can be 'auto': (its value, the reason)."""
+
+    def __init__(self, cfg: Settings, provenance: Provenance, train_set: ImageFolder) -> None:
+        self.cfg, self.provenance, self.train_set = cfg, provenance, train_set
+
+    def batch_size(self) -> tuple[int, str]:
+        pictures = len(self.train_set)
+        return (16, f'{pictures} training pictures are fewer than {MANY}') if pictures < MANY else (
+            64, f'{pictures} training pictures are {MANY} or more')
+
+    def lr(self) -> tuple[float, str]:
+        images = self.cfg.BATCH_SIZE * self.cfg.ACCUMULATE_STEPS
+        return 1e-4 * math.sqrt(images / 16), f"the tutorial's 1e-4 for 16 pictures in an update, times √({images}/16)"
+
+    def start_size(self) -> tuple[float, str]:
+        if has_fixed_size(self.cfg.MODEL):
+            return 1., f'{self.cfg.MODEL} takes images of one size'
+        return (0.5, 'training from scratch') if self.provenance.from_scratch else (1., TRAINED)
+
+    def img_size(self) -> tuple[Size, str]:
+        """The largest images of which the run can see enough in its TIME_BUDGET."""
+        usual = USUAL, USUAL
+        if not self.cfg.TIME_BUDGET or has_fixed_size(self.cfg.MODEL):
+            return usual, 'as published'
+        if not self.provenance.from_scratch:
+            return usual, TRAINED
+        images = max(SEEN, PASSES * len(self.train_set))
+        fitting = [side for side in SIDES if images * mean_pixels((side, side), self.cfg.START_SIZE) <= self.pixels]
+        side = max(fitting, default=SIDES[0])
+        return (side, side), f'so that {self.cfg.TIME_BUDGET:g} minutes are enough for about {images} images'
+
+    def augmentation(self) -> tuple[float, str]:
+        passes = self.cfg.EPOCHS
+        if self.cfg.TIME_BUDGET:
+            passes = self.pixels / (len(self.train_set) * mean_pixels(self.cfg.IMG_SIZE, self.cfg.START_SIZE))
+        return min(1., passes / FULL), f'about {passes:.3g} passes over the training set, of {FULL} for all of it'
+
+    @functools.cached_property
+    def pixels(self) -> float:
+        """How many pixels of images can be trained on in the TIME_BUDGET, about."""
+        return UPDATING * 60 * self.cfg.TIME_BUDGET * training_speed(self.cfg, self.train_set.classes)
+
+
+def mean_pixels(size: Size, start: float) -> float:
+    """Of an image, on average over the stages of a plan: each has the same share of the compute."""
+    return statistics.harmonic_mean([math.prod(size) for _, size in make_stages(size, start)])

@@ -1,5 +1,6 @@
 """TIME_BUDGET: as many updates as its minutes are enough for on this machine, counted again on the way."""
 import dataclasses
+import math
 import time
 
 import torch
@@ -7,11 +8,16 @@ from torch import nn
 
 from common.data.build import Data
 from common.runtime.console import format_duration
+from common.runtime.device import choose_amp_dtype, choose_device
+from common.runtime.parallel import parallel
 from common.settings import Settings
 from common.training.clock import Clock
+from common.training.losses import choose_loss
 from common.training.plan import Plan, make_plan
+from common.training.setup import create_network
 
 SECONDS = 4      # to try each image size for
+PROBE = (112, 112)  # images that tell how fast a machine is
 
 
 def build_plan(cfg: Settings, data: Data, clock: Clock, model: nn.Module, targets: torch.Tensor,
@@ -42,6 +48,19 @@ def revise(cfg: Settings, plan: Plan, clock: Clock, number: int) -> None:
     """Let the run end when TIME_BUDGET does, by what updates took lately; `number` updates are over."""
     if clock.ready and number < plan.updates:
         plan.revise(number, clock.updates_in(60 * cfg.TIME_BUDGET - clock.elapsed, plan, number))
+
+
+def training_speed(cfg: Settings, classes: list[str]) -> float:
+    """Pixels of images in a second of training, tried with blank ones on a network that is thrown away."""
+    size = PROBE if cfg.IMG_SIZE == 'auto' else cfg.IMG_SIZE
+    with torch.random.fork_rng():
+        net, kwargs = create_network(cfg, classes, size, 0.)
+    device = choose_device()
+    amp_dtype = choose_amp_dtype(device) if cfg.USE_AMP else None
+    model = parallel(net.to(device), device, amp_dtype, cfg.USE_DP, choose_loss(cfg, kwargs))
+    clock, targets = Clock(), torch.zeros(cfg.BATCH_SIZE, len(classes), device=device)
+    rehearse(cfg, clock, model, targets, Plan(1, [(1., size)], 1, 1, 0.))
+    return cfg.BATCH_SIZE * cfg.ACCUMULATE_STEPS * math.prod(size) / clock.update_seconds(size)
 
 
 def rehearse(cfg: Settings, clock: Clock, model: nn.Module, targets: torch.Tensor, plan: Plan) -> None:

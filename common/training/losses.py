@@ -16,8 +16,8 @@ def build_mix(cfg: Settings, num_classes: int) -> Callable:
     Each image is mixed with its partner in the reversed batch, which must be even then; so are their targets.
     """
     if cfg.MIXUP_PROB:
-        return Mixup(cfg.MIXUP_ALPHA, cfg.CUTMIX_ALPHA, prob=cfg.MIXUP_PROB, switch_prob=cfg.MIXUP_SWITCH_PROB,
-                     label_smoothing=cfg.SMOOTHING, num_classes=num_classes)
+        return Mixup(cfg.MIXUP_ALPHA, cfg.CUTMIX_ALPHA, prob=cfg.AUGMENTATION * cfg.MIXUP_PROB,
+                     switch_prob=cfg.MIXUP_SWITCH_PROB, label_smoothing=cfg.SMOOTHING, num_classes=num_classes)
     return functools.partial(smooth, num_classes=num_classes, smoothing=cfg.SMOOTHING)
 
 

@@ -33,7 +33,7 @@ def find_weights(cfg: Settings) -> tuple[Provenance, dict | None]:
         return Provenance('scratch'), None
     try:
         if wanted in (True, 'auto'):
-            source, content = fetch_weights(cfg.MODEL, cfg.IMG_SIZE)
+            source, content = fetch_weights(cfg.MODEL, (224, 224) if cfg.IMG_SIZE == 'auto' else cfg.IMG_SIZE)
             if cfg.MODEL in PUBLISHED:
                 source += f' (published for {" and ".join(map(str, PUBLISHED[cfg.MODEL]))} pixels)'
         else:

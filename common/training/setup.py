@@ -19,19 +19,12 @@ def build_network(cfg: Settings, classes: list[str], provenance: Provenance,
 
     Raises UserError for settings that the network does not go with.
     """
-    kwargs = dict(cfg.MODEL_KWARGS)
-    if cfg.MODEL in VARIANTS and (cfg.AUX_HEAD or cfg.TOKEN_LABEL):
-        kwargs |= {'return_dense': True, 'mix_token': cfg.TOKEN_LABEL}
-    try:
-        net = create_model(cfg.MODEL, num_classes=len(classes), img_size=cfg.IMG_SIZE, drop_path_rate=cfg.DROP_PATH,
-                           **kwargs)
-        if content is not None:
+    net, kwargs = create_network(cfg, classes, cfg.IMG_SIZE, cfg.AUGMENTATION * cfg.DROP_PATH)
+    if content is not None:
+        try:
             provenance = dataclasses.replace(provenance, **load_weights(net, content))
-    except WeightsError as error:
-        raise UserError(f'PRETRAINED = {cfg.PRETRAINED!r}: {error}') from error
-    except ValueError as error:
-        advice = f': set DROP_PATH = 0, {cfg.MODEL} has none' if 'drop_path' in str(error) else ''
-        raise UserError(f'MODEL, MODEL_KWARGS, IMG_SIZE: {error}{advice}') from error
+        except WeightsError as error:
+            raise UserError(f'PRETRAINED = {cfg.PRETRAINED!r}: {error}') from error
     print_provenance(provenance)
     if content is not None and content.get('classes', classes) != classes and not provenance.dropped:
         print('weights: the head comes along, though it was trained on other classes: their number is the same')
@@ -44,6 +37,19 @@ def build_network(cfg: Settings, classes: list[str], provenance: Provenance,
         except (AttributeError, AssertionError) as error:
             raise UserError(f'GRAD_CHECKPOINTING: {cfg.MODEL} cannot do it, set it to False') from error
     return net, kwargs, provenance
+
+
+def create_network(cfg: Settings, classes: list[str], img_size: Size, drop_path: float) -> tuple[nn.Module, dict]:
+    """(network with random weights, its keyword arguments). Raises UserError for settings that it does not go with."""
+    kwargs = dict(cfg.MODEL_KWARGS)
+    if cfg.MODEL in VARIANTS and (cfg.AUX_HEAD or cfg.TOKEN_LABEL):
+        kwargs |= {'return_dense': True, 'mix_token': cfg.TOKEN_LABEL}
+    try:
+        net = create_model(cfg.MODEL, num_classes=len(classes), img_size=img_size, drop_path_rate=drop_path, **kwargs)
+        return net, kwargs
+    except ValueError as error:
+        advice = f': set DROP_PATH = 0, {cfg.MODEL} has none' if 'drop_path' in str(error) else ''
+        raise UserError(f'MODEL, MODEL_KWARGS, IMG_SIZE: {error}{advice}') from error
 
 
 def print_provenance(provenance: Provenance) -> None:

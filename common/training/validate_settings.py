@@ -8,7 +8,7 @@ from common.settings import Settings, check_ranges
 from models import VARIANTS, default_cfg, has_fixed_size
 
 _RANGES = {  # least and most that make sense
-    **dict.fromkeys(('EPOCHS', 'BATCH_SIZE', 'ACCUMULATE_STEPS', 'MAX_SKIPPED_UPDATES'), (1, math.inf)),
+    **dict.fromkeys(('EPOCHS', 'ACCUMULATE_STEPS', 'MAX_SKIPPED_UPDATES'), (1, math.inf)),
     'SEED': (0, 2 ** 32 - 1), 'SAVE_EVERY_MINUTES': (0, math.inf),
     'SMOOTHING': (0, 0.99), 'LAYER_DECAY': (0.01, 1), 'WARMUP': (0, 0.99), 'EMA_SHARE': (0.001, 1),
     **dict.fromkeys(('MIN_LR', 'DROP_PATH', 'EMA_DECAY', 'MIXUP_PROB', 'MIXUP_SWITCH_PROB'), (0, 1)),
@@ -49,7 +49,8 @@ def _validate_model(cfg: Settings) -> None:
 
 def _validate_optimisation(cfg: Settings) -> None:
     mixing = cfg.MIXUP_PROB > 0 and (cfg.MIXUP_ALPHA > 0 or cfg.CUTMIX_ALPHA > 0)
-    if mixing and cfg.BATCH_SIZE % 2:
+    _validate_number_or_auto('BATCH_SIZE', cfg.BATCH_SIZE, lambda value: value >= 1, 'a number of pictures')
+    if mixing and cfg.BATCH_SIZE != 'auto' and cfg.BATCH_SIZE % 2:
         raise UserError(f'BATCH_SIZE = {cfg.BATCH_SIZE} must be even: Mixup works on pairs; or set MIXUP_PROB = 0')
     if cfg.MIXUP_PROB and not mixing:
         raise UserError('MIXUP_PROB needs MIXUP_ALPHA or CUTMIX_ALPHA above 0: set it to 0 to switch mixing off')
@@ -69,11 +70,12 @@ def _validate_number_or_auto(name: str, value: float | str, allowed: Callable[[f
 
 
 def _validate_data(cfg: Settings) -> None:
-    sides = _sides(cfg.IMG_SIZE)
+    sides = (224, 224) if cfg.IMG_SIZE == 'auto' else _sides(cfg.IMG_SIZE)
     unit = 16 if cfg.MODEL in VARIANTS else 1
     if len(sides) != 2 or any(type(side) is not int or side < 16 or side % unit for side in sides):
         raise UserError(f'IMG_SIZE = {cfg.IMG_SIZE}: each side must be '
                         + ('a multiple of 16 pixels' if unit == 16 else '16 pixels or more'))
+    _validate_number_or_auto('AUGMENTATION', cfg.AUGMENTATION, lambda value: 0 <= value <= 1, 'a share, from 0 to 1,')
     _validate_number_or_auto('START_SIZE', cfg.START_SIZE, lambda value: 0 < value <= 1, 'a share of IMG_SIZE')
     if cfg.START_SIZE not in ('auto', 1) and has_fixed_size(cfg.MODEL):
         raise UserError(f'START_SIZE = {cfg.START_SIZE}: {cfg.MODEL} takes images of one size: set it to 1')
@@ -92,6 +94,7 @@ def _sides(img_size: int | tuple) -> tuple:
 
 
 def resolved(cfg: Settings) -> Settings:
-    """The settings with IMG_SIZE as (height, width) and the CROP of published weights as a number."""
+    """The settings with IMG_SIZE as (height, width), unless 'auto', and the CROP of published weights as a number."""
     crop = default_cfg(cfg.MODEL)['crop_pct'] if cfg.CROP == 'published' else cfg.CROP
-    return Settings(**{**vars(cfg), 'IMG_SIZE': _sides(cfg.IMG_SIZE), 'CROP': crop})
+    size = cfg.IMG_SIZE if cfg.IMG_SIZE == 'auto' else _sides(cfg.IMG_SIZE)
+    return Settings(**{**vars(cfg), 'IMG_SIZE': size, 'CROP': crop})

@@ -43,8 +43,9 @@ def main(cfg):
     training = train.resolved(training)
     retain_freed_memory()
     provenance, content = train.find_weights(training)
-    training = train.choose_settings(training, provenance)
-    data = train.build_data(training, provenance.normalisation)
+    split = train.open_split(training.DATA_DIR)
+    training = train.choose_settings(training, provenance, split[0], None)
+    data = train.build_data(training, split, provenance.normalisation)
     print_stages(data.train.dataset, cfg.PICTURES)
     state = train.build_state(training, data, provenance, content, None, train.Clock())
     shares = []

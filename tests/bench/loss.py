@@ -35,10 +35,10 @@ def main(cfg):
     means = {'timm': [], 'ours': []}
     for seed in cfg.SEEDS:
         argv = [f'--data-dir={cfg.DATA_DIR}', f'--img-size={cfg.IMG_SIZE}', f'--batch-size={cfg.BATCH_SIZE}',
-                f'--seed={seed}', '--pretrained=false']
+                f'--seed={seed}', '--pretrained=false', '--augmentation=1']
         training = settings.read(train, argv)
         train.validate_settings(training)
-        data = train.build_data(train.resolved(training), None)
+        data = train.build_data(train.resolved(training), train.open_split(training.DATA_DIR), None)
         torch.manual_seed(seed)
         theirs = timm.create_model('volo_d1_224', img_size=cfg.IMG_SIZE, num_classes=len(data.classes),
                                    use_aux_head=False)

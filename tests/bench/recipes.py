@@ -2,21 +2,23 @@
 operations) at most, and returns a Trained.
 """
 import argparse
+import itertools
 import math
-import os
 import shlex
-import subprocess
-import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import timm
 import torch
-from timm.data.mixup import Mixup
+from timm.data import Mixup, create_transform
+from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3, random_seed
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
+from tqdm import tqdm
 
 import train
 from common import settings
@@ -45,8 +47,10 @@ def run_train(options: str, pflop: float, seed: int) -> Trained:
     """train.py with these options, and as many epochs as the compute is enough for."""
     argv = ['--pretrained', 'false', *shlex.split(options), '--validate-every', '1000000', '--seed', str(seed),
             '--output-dir', 'out']
-    cfg = train.choose_settings(train.resolved(settings.read(train, argv)), train.Provenance('scratch'))
-    dataset, kwargs = ImageFolder('data/train'), dict(cfg.MODEL_KWARGS)
+    dataset = ImageFolder('data/train')
+    cfg = train.resolved(settings.read(train, argv))
+    cfg = train.choose_settings(cfg, train.Provenance('scratch'), dataset, None)
+    kwargs = dict(cfg.MODEL_KWARGS)
     if cfg.MODEL in VARIANTS and cfg.AUX_HEAD:
         kwargs['return_dense'] = True
     net = create_model(cfg.MODEL, num_classes=len(dataset.classes), img_size=cfg.IMG_SIZE, **kwargs)
@@ -67,77 +71,91 @@ def run_tutorial(options: str, pflop: float, seed: int) -> Trained:
     """The tutorial's training as it is printed, cut off when the compute is used up: 224 pixels, its augmentations,
     batches of 16, AdamW with 1e-4, a cosine of 20 epochs, clipping at 5, and an average with a decay of 0.9998.
     """
-    retain_freed_memory()
     random_seed(seed)
-    dataset, device = ImageFolder('data/train'), choose_device()
+    dataset = ImageFolder('data/train')
     transform = Transform([224, 224], *map(list, read_measured(dataset.classes)))
     dataset.transform = v2.Compose([
         v2.RandomRotation(10), v2.GaussianBlur(5, (0.1, 3.0)), v2.ColorJitter(0.5, 0.5, 0.5), v2.Resize((224, 224)),
         Cutout(0.5, 224, 224), eval_transform(transform)])
-    loader = DataLoader(dataset, 16, shuffle=True, drop_last=True, num_workers=worker_count('auto'))
-    if not len(loader):
-        raise UserError(f'{len(dataset)} pictures in data/train: the tutorial needs 16 for a batch')
-    net = timm.create_model('volo_d1_224', num_classes=len(dataset.classes), use_aux_head=False).to(device)
-    image = 3 * 2 * multiply_adds(net, (224, 224))
-    updates = math.floor(pflop * 1e15 / (image * 16))
-    mixup = Mixup(0.8, 1.0, prob=0.1, switch_prob=0.5, label_smoothing=0.1, num_classes=len(dataset.classes))
+    net = timm.create_model('volo_d1_224', num_classes=len(dataset.classes), use_aux_head=False).to(choose_device())
     optimizer = torch.optim.AdamW(net.parameters(), 1e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20, 1e-6)
-    ema, amp_dtype = ModelEmaV3(net, 0.9998), choose_amp_dtype(device)
-    scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype is torch.float16)
-    start, done = time.perf_counter(), 0
-    while done < updates:
-        for images, labels in loader:
-            images, targets = mixup(images.to(device), labels.to(device))
-            with torch.autocast(device.type, amp_dtype, enabled=amp_dtype is not None):
-                logits = net.train()(images)
-            loss = torch.nn.functional.cross_entropy(logits.float(), targets)
-            scaler.scale(loss).backward()
-            scaler.unscale_(optimizer)
-            torch.nn.utils.clip_grad_norm_(net.parameters(), 5.)
-            scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad()
-            ema.update(net)
-            done += 1
-            if done % 10 == 0 or done == updates:
-                print(f'update {done}/{updates}, loss {loss.item():.3f}', flush=True)
-            if done == updates:
-                break
-        schedule.step()
-    common = {'model': 'volo_d1_224', 'model_kwargs': {'use_aux_head': False}, 'classes': dataset.classes,
-              'transform': transform.as_dict(), 'settings': {'USE_AMP': True}}
-    return Trained({'raw': {**common, 'state_dict': net.state_dict()},
-                    'ema': {**common, 'state_dict': ema.module.state_dict()}},
-                   image * 16 * updates / 1e15, updates / len(loader), time.perf_counter() - start)
+    epoch = len(dataset) // 16
+    return run_loop(
+        net, {'use_aux_head': False}, dataset, transform, 16, pflop, optimizer, ModelEmaV3(net, 0.9998),
+        Mixup(0.8, 1.0, prob=0.1, switch_prob=0.5, label_smoothing=0.1, num_classes=len(dataset.classes)),
+        lambda update: update % epoch or schedule.step())
 
 
 def run_timm(options: str, pflop: float, seed: int) -> Trained:
-    """timm's own train.py (github.com/huggingface/pytorch-image-models) with its VOLO-D1. The environment variable
-    TIMM_TRAIN is its path; `options` are its options, --img-size and -b among them.
+    """What timm's train.py does with these options, of the same names, from timm's parts: its VOLO-D1 with the
+    auxiliary head, random resized crops, erased boxes, Mixup and CutMix, AdamW, a cosine over the updates, an average.
     """
-    arguments, classes = shlex.split(options), ImageFolder('data/train').classes
-    side, batch = (int(arguments[arguments.index(name) + 1]) for name in ('--img-size', '-b'))
-    del arguments[(place := arguments.index('--img-size')):place + 2]  # VOLO takes it as a keyword argument
-    transform = Transform([side, side], *map(list, read_measured(classes)), interpolation='bicubic')
-    kwargs = {'img_size': side}
-    image = 3 * 2 * multiply_adds(timm.create_model('volo_d1_224', num_classes=len(classes), **kwargs), (side, side))
-    images = len(ImageFolder('data/train')) // batch * batch
-    epochs, device = math.floor(pflop * 1e15 / (image * images)), choose_device()
-    amp_dtype = choose_amp_dtype(device)
-    precision = ['--amp', '--amp-dtype', str(amp_dtype).removeprefix('torch.')] if amp_dtype else []
-    start = time.perf_counter()
-    subprocess.run([
-        sys.executable, os.environ['TIMM_TRAIN'], 'data', '--val-split', 'val', '--model', 'volo_d1_224',
-        '--num-classes', str(len(classes)), '--model-kwargs', f'img_size={side}', '--input-size', '3', str(side),
-        str(side), '--crop-pct', '1.0', '--mean', *map(str, transform.mean), '--std', *map(str, transform.std),
-        '--device', device.type, '--no-prefetcher', '--workers', str(worker_count('auto')), *precision, '--epochs',
-        str(epochs), '--seed', str(seed), '--output', '.', '--experiment', 'timm', '--checkpoint-hist', '1',
-        *arguments], check=True)
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        saved = torch.load('timm/last.pth.tar', weights_only=True)
-    common = {'model': 'volo_d1_224', 'model_kwargs': {}, 'classes': classes, 'transform': transform.as_dict(),
-              'settings': {'USE_AMP': True}}
-    weights = {name: {**common, 'state_dict': saved[key]}
-               for name, key in (('raw', 'state_dict'), ('ema', 'state_dict_ema')) if key in saved}
-    return Trained(weights, image * images * epochs / 1e15, epochs, time.perf_counter() - start)
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--scale', type=float, nargs=2, default=(0.08, 1.))
+    for name, default in (('img-size', 64), ('batch-size', 32), ('lr', 4e-4), ('weight-decay', 0.05),
+                          ('warmup-epochs', 1), ('drop-path', 0.), ('mixup-prob', 1.), ('reprob', 0.), ('vflip', 0.),
+                          ('color-jitter', 0.4)):
+        parser.add_argument(f'--{name}', type=type(default), default=default)
+    args = parser.parse_args(shlex.split(options))
+    random_seed(seed)
+    dataset, size = ImageFolder('data/train'), (args.img_size, args.img_size)
+    transform = Transform(list(size), *map(list, read_measured(dataset.classes)), interpolation='bicubic', crop=1.)
+    dataset.transform = create_transform(
+        (3, *size), is_training=True, scale=args.scale, vflip=args.vflip, color_jitter=args.color_jitter,
+        interpolation='random', re_prob=args.reprob, re_mode='pixel', mean=transform.mean, std=transform.std)
+    kwargs, device = {'img_size': args.img_size, 'drop_path_rate': args.drop_path}, choose_device()
+    net = timm.create_model('volo_d1_224', num_classes=len(dataset.classes), **kwargs).to(device)
+    optimizer = create_optimizer_v2(net, 'adamw', lr=args.lr, weight_decay=args.weight_decay)
+    epoch = len(dataset) // args.batch_size
+    schedule = CosineLRScheduler(
+        optimizer, count_updates(net, size, args.batch_size, pflop), warmup_t=args.warmup_epochs * epoch,
+        warmup_lr_init=1e-5, t_in_epochs=False)
+    return run_loop(
+        net, kwargs, dataset, transform, args.batch_size, pflop, optimizer,
+        ModelEmaV3(net, 0.9998, use_warmup=True),
+        Mixup(0.8, 1.0, prob=args.mixup_prob, label_smoothing=0.1, num_classes=len(dataset.classes)),
+        schedule.step_update)
+
+
+def count_updates(net: torch.nn.Module, size: tuple, batch: int, pflop: float) -> int:
+    return math.floor(pflop * 1e15 / (3 * 2 * multiply_adds(net, size) * batch))
+
+
+def run_loop(net: torch.nn.Module, model_kwargs: dict, dataset: ImageFolder, transform: Transform, batch: int,
+             pflop: float, optimizer: torch.optim.Optimizer, ema: ModelEmaV3, mixup: Mixup,
+             schedule: Callable) -> Trained:
+    """Train timm's VOLO-D1 with as many updates as the compute is enough for."""
+    retain_freed_memory()
+    device = choose_device()
+    amp_dtype, updates = choose_amp_dtype(device), count_updates(net, transform.img_size, batch, pflop)
+    scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype is torch.float16)
+    loader = DataLoader(dataset, batch, shuffle=True, drop_last=True, num_workers=worker_count('auto'))
+    if not len(loader):
+        raise UserError(f'{len(dataset)} pictures in data/train: this recipe needs {batch} for a batch')
+    start, number = time.perf_counter(), 0
+    net.train()
+    with tqdm(total=updates) as bar:
+        while number < updates:
+            for images, labels in itertools.islice(loader, updates - number):
+                images, targets = mixup(images.to(device), labels.to(device))
+                with torch.autocast(device.type, amp_dtype, enabled=amp_dtype is not None):
+                    logits = net(images)
+                loss = torch.nn.functional.cross_entropy(logits.float(), targets)
+                scaler.scale(loss).backward()
+                scaler.unscale_(optimizer)
+                torch.nn.utils.clip_grad_norm_(net.parameters(), 5.)
+                scaler.step(optimizer)
+                scaler.update()
+                optimizer.zero_grad()
+                number += 1
+                ema.update(net, step=number)
+                schedule(number)
+                bar.set_postfix(loss=f'{loss.item():.3f}', refresh=False)
+                bar.update()
+    common = {'model': 'volo_d1_224', 'model_kwargs': model_kwargs, 'classes': dataset.classes,
+              'transform': transform.as_dict(), 'settings': {'USE_AMP': True}}
+    return Trained({'raw': {**common, 'state_dict': net.state_dict()},
+                    'ema': {**common, 'state_dict': ema.module.state_dict()}},
+                   3 * 2 * multiply_adds(net, transform.img_size) * batch * updates / 1e15,
+                   updates / len(loader), time.perf_counter() - start)

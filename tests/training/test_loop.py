@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import TINY, build, draw_folder, prepare, read_json, run
+from helpers import TINY, build, draw_folder, load, prepare, read_json, run
 from PIL import Image
 from timm.data.mixup import Mixup
 from timm.layers import DropPath
@@ -90,7 +90,7 @@ def train_plainly(start, batches, kwargs):
 def test_the_loop_does_what_the_plain_one_does(data, first_save):
     """Warm-up, cosine, AdamW with decay where it belongs, clipping, accumulation, Mixup, smoothing, EMA."""
     run(**CHANGES)
-    loader = train.build_data(prepare(**CHANGES), None).train
+    loader = load(prepare(**CHANGES)).train
 
     def batches(epoch):
         loader.sampler.epoch = epoch
@@ -110,7 +110,7 @@ def test_the_loop_does_what_the_plain_one_does(data, first_save):
 def training_sample(data, **changes):
     """The first training picture as the network gets it, (3, 32, 32) in [0, 1]."""
     cfg = prepare(**{**PLAIN, 'mean': '0,0,0', 'std': '1,1,1', **changes})
-    return train.build_data(cfg, None).train.dataset[0, 5][0]
+    return load(cfg).train.dataset[0, 5][0]
 
 
 def test_every_augmentation_has_its_constant(data):
