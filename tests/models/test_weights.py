@@ -6,14 +6,13 @@ import subprocess
 import sys
 import time
 import zipfile
-from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
 import timm
 import torch
 import torch.nn.functional as F
-from helpers import TINY, tiny_volo
+from helpers import TINY, prepare, tiny_volo
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 import models
@@ -332,8 +331,7 @@ def test_files_that_hold_something_else_than_weights(tmp_path, monkeypatch, mode
     monkeypatch.chdir(tmp_path)
     torch.save(model.state_dict(), 'other.pth')
     torch.save(content, 'w.pth')
-    cfg = SimpleNamespace(PRETRAINED='w.pth', MODEL='volo_d1', IMG_SIZE=(64, 64), DROP_PATH=0., MODEL_KWARGS=TINY,
-                          AUX_HEAD=True, TOKEN_LABEL=False, FREEZE_EPOCHS=0, GRAD_CHECKPOINTING=False)
+    cfg = prepare(pretrained='w.pth', img_size=64)
     with pytest.raises(UserError, match='no state dict|not a readable file'):
         build_network(cfg, list('abcde'), *find_weights(cfg))
 

@@ -9,6 +9,8 @@ from common.training import auto, budget
 from common.training.auto import choose_settings
 from common.training.provenance import Provenance
 
+MEAN = 3 / (32 ** -2 + 48 ** -2 + 64 ** -2)  # pixels of an image in a run from 32 to 64 pixels
+
 
 class TrainSet(list):
     """As much of a data set as the choices look at."""
@@ -66,8 +68,7 @@ def test_images_are_as_large_as_the_time_allows(capsys, monkeypatch):
 @pytest.mark.parametrize('changes, passes, share', [
     ({'epochs': 30}, 30, 0.3), ({'epochs': 300}, 300, 1),
     ({'time_budget': 10, 'img_size': 64, 'start_size': 1}, 0.8 * 600 * 1e5 / 64 / 64 / 500, 0.234),
-    ({'time_budget': 10, 'img_size': 64, 'start_size': 0.5}, 0.8 * 600 * 1e5 * (32 ** -2 + 48 ** -2 + 64 ** -2) / 3 / 500,
-     0.53)])
+    ({'time_budget': 10, 'img_size': 64, 'start_size': 0.5}, 0.8 * 600 * 1e5 / 500 / MEAN, 0.53)])
 def test_augmentation_grows_with_the_passes_over_the_training_set(capsys, monkeypatch, changes, passes, share):
     monkeypatch.setattr(auto, 'training_speed', lambda cfg, classes: 1e5)
     _, found = choose('scratch', 500, augmentation='auto', **changes)
