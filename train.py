@@ -39,6 +39,7 @@ from common.training.guard import Diverged
 from common.training.history import best_of, print_epoch, training_columns, validation_columns, write_epoch
 from common.training.losses import build_mix, choose_loss
 from common.training.monitor import Monitor
+from common.training.plan import Size
 from common.training.provenance import Provenance, find_weights
 from common.training.resume import check_resume, find_saved, is_complete, resumed_lr_scale
 from common.training.saver import Saver
@@ -89,7 +90,7 @@ CLIP_GRAD = 5.0                   # largest norm of the gradient; 0 does not cli
 USE_AMP = True                    # mixed precision, where the processor gains from it
 COMPILE = False                   # torch.compile: minutes to begin with; meant for GPUs, on a CPU updates became slower
 USE_EMA = True                    # also keep an average of the weights, and validate it
-EMA_SHARE = 0.05                  # it is one over about this share of the updates so far,
+EMA_SHARE = 0.02                  # it is one over about this share of the updates so far,
 EMA_DECAY = 0.9998                # with no more decay than this
 USE_DP = True                     # DataParallel, when there are several GPUs; BATCH_SIZE is then shared among them
 # Augmentation
@@ -100,8 +101,8 @@ FLIP = 0.5                        # probability of a mirror image; 0 where left 
 FLIP_VERTICAL = 0.0               # likewise, upside down
 SHIFT = 0.0                       # largest shift, as a share of the side
 ZOOM: tuple | None = None         # least and most random scale, for example (0.8, 1.2); None: off
-BLUR = 1.0                        # probability of a Gaussian blur
-JITTER = 0.5                      # brightness, contrast and saturation times 1 - JITTER to 1 + JITTER
+BLUR = 0.1                        # probability of a Gaussian blur
+JITTER = 0.4                      # brightness, contrast and saturation times 1 - JITTER to 1 + JITTER
 CUTOUT = 0.5                      # probability of a grey box (torchtoolbox's Cutout)
 MIXUP_ALPHA = 0.8                 # of Mixup's Beta distribution
 CUTMIX_ALPHA = 1.0                # of CutMix's
@@ -234,22 +235,25 @@ def train_epochs(cfg: Settings, state: TrainState, data: Data, out: Path, histor
                 train_one_epoch(cfg, state, data, epoch, after_update)
             trained, validates = time.perf_counter(), state.plan.validates(epoch)
             number = epoch * state.plan.updates_per_epoch + state.progress.updates
-            results = evaluate(state, data, saver.between_updates) if validates else {}
-            history.append({'epoch': epoch + 1, **training_columns(state), **validation_columns(results),
-                            'seconds': time.perf_counter() - start})
+            size = state.plan.image_size(number)
+            results = evaluate(state, data, size, saver.between_updates) if validates else {}
+            history.append({'epoch': epoch + 1, 'height': size[0], 'width': size[1], **training_columns(state),
+                            **validation_columns(results), 'seconds': time.perf_counter() - start})
             state.progress = Progress()
             if validates:
                 best = saver.save_best()
                 write_epoch(cfg, state, data, out, history, results[best_of(history)['weights']] if best else None)
-                state.clock.validation_seconds = time.perf_counter() - trained
+                state.clock.add_validation(size, time.perf_counter() - trained)
             print_epoch(history[-1], state.plan.epochs, state.clock.seconds_left(state.plan, number))
             saver.after_epoch()
 
 
-def evaluate(state: TrainState, data: Data, between_batches: Callable) -> dict[str, dict]:
-    """The scores (common/evaluation/metrics.py) of the 'raw' weights and of the 'ema' ones on the validation set."""
+def evaluate(state: TrainState, data: Data, size: Size, between_batches: Callable) -> dict[str, dict]:
+    """The scores (common/evaluation/metrics.py) of the 'raw' weights and of the 'ema' ones on the validation set, with
+    images of the (height, width) that training has.
+    """
     models = {'raw': state.model, 'ema': state.ema_model} if state.ema else {'raw': state.model}
-    return {name: scores(*validate(model, data.val, state.device, f'validating, {name} weights', between_batches),
+    return {name: scores(*validate(model, data.val, size, state.device, f'validating, {name} weights', between_batches),
                          data.classes) for name, model in models.items()}
 
 

@@ -1,7 +1,7 @@
 """Networks by name: volo_d1 … volo_d5 or any other of timm's; their published weights; networks of checkpoints."""
 import contextlib
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import timm
@@ -11,7 +11,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from models import volo
 from models.checkpoint_schema import check_saved
-from models.volo import VARIANTS
+from models.volo import STRIDE, VARIANTS, VOLO
 from models.weights import (
     WeightsError,
     check_same_shapes,
@@ -20,6 +20,7 @@ from models.weights import (
     heads_of,
     published_tag,
     reach_hub,
+    resize_pos_embed,
     state_dict_of,
 )
 
@@ -97,6 +98,14 @@ def fetch_weights(name: str, img_size: tuple[int, int]) -> tuple[str, dict[str, 
         return repo.removeprefix('timm/'), state
     except Exception as error:  # of three network libraries, of the disk, or of timm's conversions
         raise WeightsError(f'{repo} cannot be fetched and fitted to {img_size} pixels: {first_line(error)}') from error
+
+
+def state_dict_at(net: nn.Module, img_size: Sequence[int]) -> dict[str, torch.Tensor]:
+    """The state dict of a network for images of (height, width) pixels: a VOLO's positions are resized."""
+    state, size = net.state_dict(), tuple(side // STRIDE for side in img_size)
+    if isinstance(net, VOLO) and state['pos_embed'].shape[1:3] != size:
+        state['pos_embed'] = resize_pos_embed(state['pos_embed'], size)
+    return state
 
 
 def restore_model(saved: Any) -> nn.Module:

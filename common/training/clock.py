@@ -13,7 +13,7 @@ class Clock:
     def __init__(self, elapsed: float = 0.):
         self.started = time.perf_counter() - elapsed
         self.measured: dict[Size, tuple[float, float, int]] = {}  # weighted seconds, weights, number of updates
-        self.validation_seconds: float | None = None
+        self.validation: float | None = None  # seconds of the last one, for a pixel of its images
 
     @property
     def elapsed(self) -> float:
@@ -23,6 +23,10 @@ class Clock:
     def ready(self) -> bool:
         """Whether an update has been measured: the second of some size."""
         return any(weight for _, weight, _ in self.measured.values())
+
+    def add_validation(self, size: Size, seconds: float) -> None:
+        """Note what a validation with images of that size took."""
+        self.validation = seconds / math.prod(size)
 
     def restart(self) -> None:
         """Forget the updates so far: those of the head alone do not tell how long the others take."""
@@ -49,9 +53,11 @@ class Clock:
         """(seconds of an update on average after update `number`, with its share of the validations; of a validation),
         when the clock is ready.
         """
-        validation = self.validation_seconds
-        if validation is None:
-            validation = plan.validation * self.update_seconds(plan.stages[-1][1])
+        largest = plan.stages[-1][1]
+        if self.validation is None:
+            validation = plan.validation * self.update_seconds(largest)
+        else:
+            validation = self.validation * math.prod(largest)
         update = sum(share * self.update_seconds(size) for size, share in plan.to_come(number))
         return update + validation / (plan.validate_every * plan.updates_per_epoch), validation
 

@@ -32,10 +32,10 @@ def validation_columns(results: dict[str, dict]) -> dict:
 
 
 def best_of(history: list[dict]) -> dict | None:
-    """{epoch, weights ('raw' or 'ema'), acc1} of the highest ACC1 so far, the earliest of equals; None without one."""
-    found = [{'epoch': row['epoch'], 'weights': which, 'acc1': row[f'{which}_acc1']}
+    """{epoch, weights ('raw' or 'ema'), acc1} of the highest ACC1 with the largest images so far, None without one."""
+    found = [(row['height'] * row['width'], {'epoch': row['epoch'], 'weights': which, 'acc1': row[f'{which}_acc1']})
              for row in history for which in ('raw', 'ema') if row[f'{which}_acc1'] is not None]
-    return max(found, key=lambda best: best['acc1'], default=None)
+    return max(found, key=lambda item: (item[0], item[1]['acc1']), default=(0, None))[1]
 
 
 def describe_run(cfg: Settings, state: TrainState, data: Data, history: list[dict]) -> dict:

@@ -23,7 +23,7 @@ def find_saved(cfg: Settings, out: Path) -> dict | None:
         Progress.from_dict(saved['progress'])
         Provenance(**saved['provenance'])
         Plan(**saved['plan'])
-        missing = [name for name in (*FIXED, *OF_AN_EPOCH, 'LR', 'START_SIZE', 'TIME_BUDGET')
+        missing = [name for name in (*FIXED, *OF_AN_EPOCH, 'LR', 'START_SIZE', 'AUGMENTATION', 'TIME_BUDGET')
                    if name not in saved['settings']]
         whole = isinstance(saved['history'], list) and isinstance(saved['transform'], dict)
     except (TypeError, ValueError, AttributeError):

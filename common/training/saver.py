@@ -8,6 +8,7 @@ from common.settings import Settings
 from common.training import checkpoint
 from common.training.history import best_of, describe_run
 from common.training.state import TrainState
+from models import state_dict_at
 
 
 class Saver:
@@ -23,13 +24,18 @@ class Saver:
         self.saved_at = time.monotonic()
 
     def save_best(self) -> bool:
-        """Write best.pth if the epoch that has just ended is the best so far. Returns whether it is."""
+        """Write best.pth if the epoch that has just ended is the best so far. Returns whether it is.
+
+        While training has smaller images, it is a network for those.
+        """
         best = best_of(self.history)
         if not best or best['epoch'] < len(self.history):
             return False
         best_net = self.state.ema.module if best['weights'] == 'ema' else self.state.net
-        checkpoint.save(self.out / 'best.pth', {**describe_run(self.cfg, self.state, self.data, self.history),
-                                                'history': self.history, 'state_dict': best_net.state_dict()})
+        size = [self.history[-1][name] for name in ('height', 'width')]
+        content = describe_run(self.cfg, self.state, self.data, self.history)
+        checkpoint.save(self.out / 'best.pth', {**content, 'transform': {**content['transform'], 'img_size': size},
+                                                'history': self.history, 'state_dict': state_dict_at(best_net, size)})
         return True
 
     def between_updates(self) -> None:

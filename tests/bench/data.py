@@ -55,7 +55,7 @@ def main(cfg):
         train.train_one_epoch(training, state, data, epoch, lambda update: state.progress.add(update, 0.))
         row = training_columns(state)
         state.progress = Progress()
-        train.evaluate(state, data, lambda: None)
+        train.evaluate(state, data, training.IMG_SIZE, lambda: None)
         shares.append(row['images_per_s'] / bare)
         print(f'epoch {epoch + 1}: {row["images_per_s"]:.1f} pictures/s, bare steps {bare:.1f}: {shares[-1]:.0%}; '
               f'waited {row["waiting"]:.1%} of the time', flush=True)

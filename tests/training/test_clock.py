@@ -46,7 +46,7 @@ def test_what_is_left(plan):
     clock.add(SMALL, 1.)
     clock.add(SMALL, 1.)
     assert clock.seconds_left(plan, 0) == pytest.approx(250 + 5 * 12)
-    clock.validation_seconds = 7.
+    clock.add_validation((32, 32), 7 / 4)  # a quarter of the largest images
     assert clock.seconds_left(plan, 0) == pytest.approx(250 + 5 * 7)
     assert clock.seconds_left(plan, 50) == pytest.approx(200 + 2.5 * 7)
     assert clock.seconds_left(plan, 100) == 0

@@ -43,8 +43,15 @@ def test_without_ema_its_columns_are_empty():
 def test_the_best_is_the_first_of_equals():
     rows = [{'epoch': 1, 'raw_acc1': 50., 'ema_acc1': None}, {'epoch': 2, 'raw_acc1': 60., 'ema_acc1': 70.},
             {'epoch': 3, 'raw_acc1': 70., 'ema_acc1': 65.}]
+    rows = [{**row, 'height': 32, 'width': 48} for row in rows]
     assert best_of(rows) == {'epoch': 2, 'weights': 'ema', 'acc1': 70.}
     assert best_of(rows[:1]) == {'epoch': 1, 'weights': 'raw', 'acc1': 50.} and best_of([]) is None
+
+
+def test_the_best_is_one_with_the_largest_images_so_far():
+    rows = [{'epoch': epoch, 'height': height, 'width': 64, 'raw_acc1': acc1, 'ema_acc1': None}
+            for epoch, height, acc1 in ((1, 32, 90.), (2, 48, 40.), (3, 48, 50.), (4, 64, None), (5, 64, 45.))]
+    assert [best_of(rows[:count])['epoch'] for count in (1, 2, 3, 4, 5)] == [1, 2, 3, 3, 5]
 
 
 def test_an_epochs_line(capsys):
@@ -62,7 +69,7 @@ def test_an_epochs_line(capsys):
 def test_result_json_says_how_and_how_far(data, tmp_path):
     cfg, sets, state = build(use_amp='false', epochs=2)
     state.image_flop = {(32, 32): 1e12}
-    rows = [{'epoch': epoch, 'seconds': 3., 'pflop': 0.25, **validation_columns({'raw': SCORES})} for epoch in (1, 2)]
+    rows = [{'epoch': epoch, 'height': 32, 'width': 32, 'seconds': 3., 'pflop': 0.25, **validation_columns({'raw': SCORES})} for epoch in (1, 2)]
     for count in (1, 2):
         write_epoch(cfg, state, sets, tmp_path, rows[:count], None)
         found = read_json(tmp_path / 'result.json')
