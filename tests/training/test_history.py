@@ -69,7 +69,8 @@ def test_an_epochs_line(capsys):
 def test_result_json_says_how_and_how_far(data, tmp_path):
     cfg, sets, state = build(use_amp='false', epochs=2)
     state.image_flop = {(32, 32): 1e12}
-    rows = [{'epoch': epoch, 'height': 32, 'width': 32, 'seconds': 3., 'pflop': 0.25, **validation_columns({'raw': SCORES})} for epoch in (1, 2)]
+    rows = [{'epoch': epoch, 'height': 32, 'width': 32, 'seconds': 3., 'pflop': 0.25,
+             **validation_columns({'raw': SCORES})} for epoch in (1, 2)]
     for count in (1, 2):
         write_epoch(cfg, state, sets, tmp_path, rows[:count], None)
         found = read_json(tmp_path / 'result.json')
