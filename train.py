@@ -82,7 +82,7 @@ ACCUMULATE_STEPS = 1              # batches to each update of the weights: 4 wit
 LR: float | str = 'auto'          # peak learning rate; 'auto': the tutorial's 1e-4 for 16 pictures in an update, and
                                   # with their square root
 MIN_LR = 1e-6                     # learning rate at the end of the cosine
-WARMUP = 0.1                      # share of the run in which the learning rate rises; the tutorial has no warm-up
+WARMUP = 0.1                      # share of the compute in which the learning rate rises; the tutorial has no warm-up
 LAYER_DECAY = 1.0                 # learning rate of a layer / that of the one above; 0.75 is usual for fine-tuning
 BETAS = (0.8, 0.999)              # of AdamW: how much of the earlier gradients, and of their squares, it remembers
 WEIGHT_DECAY = 0.05               # not on norms, biases, pos_embed, cls_token
@@ -207,7 +207,7 @@ def build_state(cfg: Settings, data: Data, provenance: Provenance, content: dict
 
 
 def build_optimizer(cfg: Settings, net: torch.nn.Module, lr: float) -> tuple[torch.optim.Optimizer, CosineLRScheduler]:
-    """(AdamW, its schedule in percent of the run: a linear warm-up, then half a cosine)."""
+    """(AdamW, its schedule in percent of the compute of the run: a linear warm-up, then half a cosine)."""
     optimizer = create_optimizer_v2(net, 'adamw', lr=lr, betas=tuple(cfg.BETAS), weight_decay=cfg.WEIGHT_DECAY,
                                     layer_decay=cfg.LAYER_DECAY if cfg.LAYER_DECAY < 1 else None,
                                     fused=next(net.parameters()).device.type in ('cpu', 'cuda'))
@@ -291,7 +291,7 @@ def train_one_epoch(cfg: Settings, state: TrainState, data: Data, epoch: int,
                 buffer.copy_(before)
         state.scaler.update()
         state.optimizer.zero_grad()
-        state.scheduler.step_update(100 * state.plan.share(number))
+        state.scheduler.step_update(100 * state.plan.compute_share(number))
         after_update(Update(number, size, loss, norm, finite, meter.images, unmixed, correct, batches.seconds - waited,
                             time.perf_counter() - start))
 

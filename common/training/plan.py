@@ -32,6 +32,15 @@ class Plan:
         left = (number - self.revised_at) / max(1, self.updates - self.revised_at)
         return min(1., self.revised_share + (1 - self.revised_share) * left)
 
+    def compute_share(self, number: int) -> float:
+        """The share of the compute of the run that is over after update `number`: all stages have the same."""
+        share, begin = self.share(number), 0.
+        for index, (end, _) in enumerate(self.stages):
+            if share < end:
+                return (index + (share - begin) / (end - begin)) / len(self.stages)
+            begin = end
+        return 1.
+
     def image_size(self, number: int) -> Size:
         """That of update `number`."""
         begin = self.share(number - 1)

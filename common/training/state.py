@@ -121,7 +121,7 @@ class TrainState:
             group.update(values)
         self.progress = Progress.from_dict(saved['progress'])
         done = len(saved['history']) * self.plan.updates_per_epoch + self.progress.updates
-        self.scheduler.step_update(100 * self.plan.share(done))
+        self.scheduler.step_update(100 * self.plan.compute_share(done))
         if saved['scaler']:  # empty where the run had no float16 so far
             self.scaler.load_state_dict(saved['scaler'])
         restore_random_states(saved['random'])

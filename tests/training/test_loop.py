@@ -13,7 +13,7 @@ from timm.layers import DropPath
 import models
 import train
 from common.training import losses, state
-from common.training.plan import make_plan
+from common.training.plan import Plan, make_plan
 
 PLAIN = {'rotation': 0, 'flip': 0, 'blur': 0, 'jitter': 0, 'cutout': 0}  # no augmentation
 CHANGES = {**PLAIN, 'epochs': 2, 'batch_size': 4, 'warmup': 0.5, 'lr': 2e-2, 'min_lr': 1e-3, 'use_amp': 'false',
@@ -105,6 +105,15 @@ def test_the_loop_does_what_the_plain_one_does(data, first_save):
         assert min(found) > 0.05  # each was clipped
         assert row['grad_norm'] == pytest.approx(np.mean(found), rel=1e-3)
     assert last['history'][1]['lr'] == pytest.approx(learning_rate(2 * UPDATES))
+
+
+def test_the_learning_rate_falls_with_the_compute_that_is_left(data):
+    """Not with the updates: those with small images are cheap."""
+    run(img_size=64, start_size=0.5, epochs=4, lr=1e-3, min_lr=0, warmup=0)
+    last = torch.load('out/last.pth', weights_only=True)
+    shares = [Plan(**last['plan']).compute_share(row['epoch'] * 2) for row in last['history']]
+    assert [row['lr'] for row in last['history']] == pytest.approx([5e-4 * (1 + math.cos(math.pi * s)) for s in shares])
+    assert shares[1] < 0.4, 'where half of the updates are over'
 
 
 def training_sample(data, **changes):

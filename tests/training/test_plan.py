@@ -37,6 +37,12 @@ def test_each_update_has_its_image_size():
     assert plan.to_come(90) == [((64, 64), pytest.approx(1.))] and plan.to_come(100) == []
 
 
+def test_the_stages_have_the_same_compute():
+    plan = make()
+    found = [plan.compute_share(number) for number in (0, 25, 50, 65, 80, 90, 100, 101)]
+    assert found == pytest.approx([0, 1 / 6, 1 / 3, 1 / 2, 2 / 3, 5 / 6, 1, 1])
+
+
 def test_after_a_revision_the_share_goes_on_at_another_pace():
     plan = make()
     assert plan.share(40) == 0.4
