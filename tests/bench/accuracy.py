@@ -41,8 +41,8 @@ WORK_DIR = 'bench'                # split and checkpoints go there
 
 TURNS = '--flip-vertical 0.5 --rotation 180'  # plants from above have no up
 RECIPES = {  # name: (how it trains, its options)
-    'ours': (run_train, f'--img-size 64 {TURNS}'),
-    'resnet18': (run_train, f'--img-size 64 --model resnet18 --lr 1e-3 --batch-size 32 {TURNS}'),
+    'ours': (run_train, TURNS),
+    'resnet18': (run_train, f'--model resnet18 --lr 1e-3 --batch-size 32 {TURNS}'),
     'tutorial': (run_tutorial, ''),
     'timm': (run_timm, '--drop-path 0.1 --mixup-prob 0.3 --reprob 0.2 --vflip 0.5 --scale 0.6 1 --color-jitter 0.3')}
 

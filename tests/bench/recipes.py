@@ -5,6 +5,7 @@ import argparse
 import itertools
 import math
 import shlex
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,9 +30,9 @@ from common.data.transforms import Transform, eval_transform
 from common.runtime.device import choose_amp_dtype, choose_device
 from common.runtime.errors import UserError
 from common.runtime.machine import retain_freed_memory, worker_count
-from common.training import checkpoint
-from common.training.plan import make_plan
-from models import VARIANTS, create_model
+from common.training import auto, checkpoint
+from common.training.plan import make_stages
+from common.training.setup import create_network
 from models.cost import multiply_adds
 
 
@@ -44,27 +45,35 @@ class Trained:
 
 
 def run_train(options: str, pflop: float, seed: int) -> Trained:
-    """train.py with these options, and as many epochs as the compute is enough for."""
+    """train.py with these options, and as many epochs as the compute is enough for. IMG_SIZE = 'auto' follows from the
+    compute, by the rule that makes it follow from a TIME_BUDGET.
+    """
     argv = ['--pretrained', 'false', *shlex.split(options), '--validate-every', '1000000', '--seed', str(seed),
             '--output-dir', 'out']
-    dataset = ImageFolder('data/train')
-    cfg = train.resolved(settings.read(train, argv))
+    cfg, dataset = train.resolved(settings.read(train, argv)), ImageFolder('data/train')
+    if cfg.IMG_SIZE == 'auto':
+        images = max(auto.SEEN, auto.PASSES * len(dataset))
+        sides = [side for side in auto.SIDES if images * image_flop(cfg, dataset, (side, side)) <= pflop * 1e15]
+        argv += ['--img-size', str(max(sides, default=auto.SIDES[0]))]
+        cfg = train.resolved(settings.read(train, argv))
     cfg = train.choose_settings(cfg, train.Provenance('scratch'), dataset, None)
-    kwargs = dict(cfg.MODEL_KWARGS)
-    if cfg.MODEL in VARIANTS and cfg.AUX_HEAD:
-        kwargs['return_dense'] = True
-    net = create_model(cfg.MODEL, num_classes=len(dataset.classes), img_size=cfg.IMG_SIZE, **kwargs)
-    image = sum(3 * 2 * multiply_adds(net, size) * share for size, share in make_plan(cfg, 1, 1).to_come(0))
-    images = len(dataset) // cfg.BATCH_SIZE * cfg.BATCH_SIZE
-    epochs = math.floor(pflop * 1e15 / (image * images))
+    epoch = image_flop(cfg, dataset, cfg.IMG_SIZE) * (len(dataset) // cfg.BATCH_SIZE * cfg.BATCH_SIZE)
+    epochs = math.floor(pflop * 1e15 / epoch)
     if not epochs:
-        raise UserError(f'PFLOP = {pflop}: an epoch takes {image * images / 1e15:.2g}')
+        raise UserError(f'PFLOP = {pflop}: an epoch takes {epoch / 1e15:.2g}')
     train.main(settings.read(train, [*argv, '--epochs', str(epochs)]))
     saved = checkpoint.load(Path('out/last.pth'))
     weights = {'raw': saved}
     if saved['state_dict_ema']:
         weights['ema'] = {**saved, 'state_dict': saved['state_dict_ema']}
     return Trained(weights, sum(row['pflop'] for row in saved['history']), epochs, saved['elapsed'])
+
+
+def image_flop(cfg: settings.Settings, dataset: ImageFolder, size: tuple[int, int]) -> float:
+    """Operations of training on an image, on average over the stages of a run from half the size."""
+    net, _ = create_network(cfg, dataset.classes, size, 0.)
+    stages = [stage for _, stage in make_stages(size, 0.5 if cfg.START_SIZE == 'auto' else cfg.START_SIZE)]
+    return statistics.harmonic_mean([3 * 2 * multiply_adds(net, stage) for stage in stages])
 
 
 def run_tutorial(options: str, pflop: float, seed: int) -> Trained:
