@@ -43,6 +43,7 @@ from common.training.plan import Size
 from common.training.provenance import Provenance, find_weights
 from common.training.resume import check_resume, find_saved, is_complete, resumed_lr_scale
 from common.training.saver import Saver
+from common.training.seeds import seed_batch
 from common.training.setup import build_network, print_cost, set_train_mode
 from common.training.state import Progress, TrainState, Update
 from common.training.validate_settings import resolved, validate_settings
@@ -269,7 +270,8 @@ def train_one_epoch(cfg: Settings, state: TrainState, data: Data, epoch: int,
         count = min(cfg.ACCUMULATE_STEPS, len(data.train) - index * cfg.ACCUMULATE_STEPS)
         buffers = [buffer.clone() for buffer in state.net.buffers()]
         meter = BatchMeter(cfg.SMOOTHING)
-        for images, labels in itertools.islice(batches, count):
+        for batch, (images, labels) in enumerate(itertools.islice(batches, count)):
+            seed_batch(cfg.SEED, number, batch)
             images, labels = images.to(state.device, non_blocking=True), labels.to(state.device, non_blocking=True)
             images = resize(images, size)                       # smaller at first
             images, targets = state.mix(images, labels)         # Mixup or CutMix now and then; smoothed targets

@@ -3,7 +3,6 @@
 ACC1 is the share of images, in percent, whose most probable class is the right one; ACC5 the share whose right class is
 among the five most probable. With fewer than six classes ACC5 is 100.
 """
-import random
 import warnings
 
 import torch
@@ -14,10 +13,8 @@ from timm.utils import accuracy
 def scores(logits: torch.Tensor, targets: torch.Tensor, classes: list[str]) -> dict:
     """Plain numbers from logits (N, classes) and targets (N,): loss, acc1, acc5, balanced_accuracy (percent),
     report (scikit-learn's, as text and as a dict) and the confusion matrix (an array, rows: truth)."""
-    state = random.getstate()
     from sklearn.metrics import balanced_accuracy_score, classification_report, confusion_matrix  # takes a second
 
-    random.setstate(state)  # the import draws numbers, and a resumed run imports at another moment
     acc1, acc5 = accuracy(logits, targets, topk=(1, 5))
     truth, guess = targets.numpy(), logits.argmax(1).numpy()
     labels = list(range(len(classes)))

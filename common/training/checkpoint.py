@@ -16,7 +16,7 @@ from models.weights import read_file
 
 FORMAT = 2  # of the checkpoint's content; raised when an older test.py could no longer read it
 LAST_KEYS = ('settings', 'classes', 'fingerprint', 'transform', 'history', 'provenance', 'progress', 'plan', 'elapsed',
-             'state_dict', 'state_dict_ema', 'lr_scale', 'optimizer', 'scaler', 'random')  # what last.pth must have
+             'state_dict', 'state_dict_ema', 'lr_scale', 'optimizer', 'scaler')  # what last.pth must have
 
 
 def save(path: Path, content: dict) -> None:

@@ -1,9 +1,7 @@
 """What a training run consists of, and how it goes into a checkpoint and comes back, to the bit."""
-import random
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 
-import numpy as np
 import torch
 from timm.scheduler.scheduler import Scheduler
 from timm.utils import AverageMeter, ModelEmaV3
@@ -103,7 +101,7 @@ class TrainState:
         return {'state_dict': self.net.state_dict(), 'state_dict_ema': self.ema and self.ema.module.state_dict(),
                 'optimizer': self.optimizer.state_dict(), 'scheduler': self.scheduler.state_dict(),
                 'scaler': self.scaler.state_dict(), 'lr_scale': self.lr_scale, 'progress': self.progress.as_dict(),
-                'plan': vars(self.plan), 'elapsed': self.clock.elapsed, 'random': random_states()}
+                'plan': vars(self.plan), 'elapsed': self.clock.elapsed}
 
     def load_state_dict(self, saved: dict) -> None:
         """Go back to where state_dict() was called, after len(saved['history']) epochs and what saved['progress'] says.
@@ -124,23 +122,3 @@ class TrainState:
         self.scheduler.step_update(100 * self.plan.compute_share(done))
         if saved['scaler']:  # empty where the run had no float16 so far
             self.scaler.load_state_dict(saved['scaler'])
-        restore_random_states(saved['random'])
-
-
-def random_states() -> dict:
-    """The states of all random generators of this process, as plain values and tensors."""
-    kind, numbers, position, has_gauss, cached = np.random.get_state()
-    return {'python': random.getstate(), 'numpy': (kind, numbers.tolist(), position, has_gauss, cached),
-            'torch': torch.get_rng_state(), 'cuda': torch.cuda.get_rng_state_all(),
-            'mps': torch.mps.get_rng_state() if torch.backends.mps.is_available() else None}
-
-
-def restore_random_states(states: dict) -> None:
-    version, numbers, gauss = states['python']
-    random.setstate((version, tuple(numbers), gauss))
-    np.random.set_state(tuple(states['numpy']))
-    torch.set_rng_state(states['torch'])
-    if len(states['cuda']) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(states['cuda'])
-    if states['mps'] is not None and torch.backends.mps.is_available():
-        torch.mps.set_rng_state(states['mps'])

@@ -30,7 +30,7 @@ def test_everything_is_written(folder, tmp_path):
     assert [row['epoch'] for row in rows] == ['1', '2'] and float(rows[1]['lr']) < float(rows[0]['lr'])
     assert all(float(row['seconds']) > 0 for row in rows) and sum(float(row['seconds']) for row in rows) < elapsed
     last, best = (torch.load(f'out/{name}.pth', weights_only=True) for name in ('last', 'best'))
-    assert {'state_dict', 'state_dict_ema', 'optimizer', 'scheduler', 'scaler', 'random', 'classes', 'transform',
+    assert {'state_dict', 'state_dict_ema', 'optimizer', 'scheduler', 'scaler', 'classes', 'transform',
             'settings', 'history'} <= last.keys()
     assert last['classes'] == best['classes'] == read_json('out/class.json') == ['a', 'b']
     assert result()['finished'] and result()['settings']['IMG_SIZE'] == [32, 32]

@@ -1,10 +1,8 @@
 """common/training/checkpoint.py: written whole or not at all, loaded without running anything."""
 import os
-import random
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from helpers import run
@@ -13,7 +11,7 @@ import train
 from common.data.folders import list_images
 from common.evaluation.predictor import predict
 from common.runtime.errors import UserError
-from common.training import checkpoint, state
+from common.training import checkpoint
 
 
 def test_save_and_load(tmp_path):
@@ -66,17 +64,6 @@ def test_before_the_largest_images_best_pth_is_a_network_for_smaller_ones(data, 
     assert len(found) == 8 and all(prediction.logits.shape == (2,) for prediction in found)
 
 
-def test_random_states_go_through_a_file(tmp_path):
-    def draw():
-        return random.random(), np.random.rand(), torch.rand(1).item(), random.gauss(0, 1), np.random.randn()
-
-    draw()
-    checkpoint.save(tmp_path / 'x.pth', {'random': state.random_states()})
-    expected = draw()
-    state.restore_random_states(checkpoint.load(tmp_path / 'x.pth')['random'])
-    assert draw() == expected
-
-
 def test_a_save_is_on_the_disk_before_it_takes_the_place_of_the_old(tmp_path, monkeypatch):
     """The file is flushed, then moved, then the folder: in any other order a power cut could leave neither."""
     events = []
@@ -111,9 +98,9 @@ def test_the_save_before_stands_in_for_a_damaged_one(tmp_path, capsys):
 
 def test_a_last_pth_has_all_that_a_resumed_run_needs(tmp_path):
     content = dict.fromkeys(checkpoint.LAST_KEYS)
-    del content['optimizer'], content['random']
+    del content['optimizer'], content['scaler']
     checkpoint.save_last(tmp_path, content)
     with pytest.raises(UserError) as error:
         checkpoint.load_last(tmp_path)
-    assert str(error.value) == (f'RESUME: {tmp_path}/last.pth has no optimizer, random: it is no last.pth, or one of '
+    assert str(error.value) == (f'RESUME: {tmp_path}/last.pth has no optimizer, scaler: it is no last.pth, or one of '
                                 'an older version of this project')
