@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import DropPath, to_2tuple
+from timm.layers import to_2tuple
 from timm.models import register_model
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from models import weights
 from models.attention import Attention, ClassAttention
+from models.drop_path import DropPath
 from models.init import init_weights
 from models.mlp import Mlp
 from models.outlook import OutlookAttention
