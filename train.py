@@ -25,10 +25,12 @@ from common.data.loaders import TimedBatches
 from common.evaluation.metrics import BatchMeter, scores
 from common.evaluation.validate import validate
 from common.runtime.device import choose_amp_dtype, choose_device, describe_device
+from common.runtime.distributed import from_first, on_first, process_group
 from common.runtime.errors import UserError, explain_failures
-from common.runtime.files import locked, writable_folder, write_json
+from common.runtime.files import write_json
 from common.runtime.machine import retain_freed_memory
-from common.runtime.parallel import compiled, parallel
+from common.runtime.parallel import compiled, distributed, no_reduction, parallel
+from common.runtime.ranks import RANK, WORLD_SIZE
 from common.runtime.signals import StopRequest
 from common.settings import Settings
 from common.training import checkpoint
@@ -42,11 +44,13 @@ from common.training.monitor import Monitor
 from common.training.plan import Size
 from common.training.provenance import Provenance, find_weights
 from common.training.resume import check_resume, find_saved, is_complete, resumed_lr_scale
-from common.training.saver import Saver
+from common.training.saver import Saver, output_folder
 from common.training.seeds import seed_batch
 from common.training.setup import build_network, print_cost, set_train_mode
+from common.training.shared_batch import share_batches
 from common.training.state import Progress, TrainState, Update
 from common.training.validate_settings import resolved, validate_settings
+from models import VARIANTS
 
 # Data
 DATA_DIR = 'data'                 # what makedata.py made: train/ and val/, one sub-folder for each class
@@ -125,31 +129,30 @@ def main(cfg: Settings) -> None:
     cfg = resolved(cfg)
     retain_freed_memory()
     random_seed(cfg.SEED)
-    out = writable_folder(cfg.OUTPUT_DIR, 'OUTPUT_DIR')
-    refusal = f'OUTPUT_DIR = {cfg.OUTPUT_DIR!r}: another run is writing there; choose another folder'
     less_memory = 'halve BATCH_SIZE and double ACCUMULATE_STEPS, or set GRAD_CHECKPOINTING = True'
-    with locked(out / '.lock', refusal), explain_failures(less_memory, f'--resume goes on from {out}/last.pth'):
-        saved = find_saved(cfg, out)
+    with (process_group(), output_folder(cfg.OUTPUT_DIR) as out,
+          explain_failures(less_memory, f'--resume goes on from {out}/last.pth')):
+        saved = on_first(find_saved, cfg, out)
         clock = Clock(saved['elapsed'] if saved else 0.)
         if saved and cfg.RESUME == 'auto' and is_complete(cfg, saved):
             print(f'{out}/last.pth is of a run that completed all its epochs: nothing to do')
             return
-        provenance, content = (Provenance(**saved['provenance']), None) if saved else find_weights(cfg)
+        provenance, content = (Provenance(**saved['provenance']), None) if saved else on_first(find_weights, cfg)
         split = open_split(cfg.DATA_DIR)
-        cfg = choose_settings(cfg, provenance, split[0], saved)
+        cfg = from_first(choose_settings(cfg, provenance, split[0], saved))
         data = build_data(cfg, split, provenance.normalisation)
         if saved:
             check_resume(cfg, data, saved, out)
         state = build_state(cfg, data, provenance, content, saved, clock)
         history = saved['history'] if saved else []
         if not saved:
-            checkpoint.set_aside(out)
-        write_json(out / 'class.json', data.classes)
+            on_first(checkpoint.set_aside, out)
+        on_first(write_json, out / 'class.json', data.classes)
         print(f'Ctrl-C saves and stops; RESUME = True (--resume) then goes on from {out}')
         del saved, content  # as large as the network, or four times
         if not train_until_divergence(cfg, state, data, out, history):
             del state  # makes room for the next one
-            saved = checkpoint.load_last(out)
+            saved = on_first(checkpoint.load_last, out)
             saved['lr_scale'], saved['settings']['LR'], saved['progress']['skipped_in_row'] = 0.1, cfg.LR, 0
             state, history = build_state(cfg, data, provenance, None, saved, clock), saved['history']
             del saved
@@ -184,6 +187,7 @@ def build_state(cfg: Settings, data: Data, provenance: Provenance, content: dict
     net, model_kwargs, provenance = build_network(cfg, data.classes, provenance, content)
     net.to(device)
     image_flop = print_cost(cfg, net, device, amp_dtype)
+    rows = share_batches(net, cfg.BATCH_SIZE)
     if cfg.FREEZE_EPOCHS and provenance.from_scratch:
         print('FREEZE_EPOCHS is ignored: no weights were loaded')
     lr_scale = resumed_lr_scale(cfg, saved) if saved else 1.
@@ -191,8 +195,9 @@ def build_state(cfg: Settings, data: Data, provenance: Provenance, content: dict
     ema = ModelEmaV3(net, decay=cfg.EMA_DECAY, use_warmup=True, warmup_gamma=1 / cfg.EMA_SHARE,
                      warmup_power=1) if cfg.USE_EMA else None
     model = parallel(net, device, amp_dtype, cfg.USE_DP, choose_loss(cfg, model_kwargs))
-    targets = torch.zeros(cfg.BATCH_SIZE, len(data.classes), device=device)
+    targets = torch.zeros(rows, len(data.classes), device=device)
     loss_model = compiled(model.train(), cfg.IMG_SIZE, targets) if cfg.COMPILE else model
+    loss_model = distributed(loss_model, unused=cfg.FREEZE_EPOCHS > 0 or cfg.MODEL not in VARIANTS)
     plan = build_plan(cfg, data, clock, loss_model, targets, saved)
     state = TrainState(
         net, model, loss_model, build_mix(cfg, len(data.classes)), optimizer, scheduler,
@@ -243,7 +248,8 @@ def train_epochs(cfg: Settings, state: TrainState, data: Data, out: Path, histor
             state.progress = Progress()
             if validates:
                 best = saver.save_best()
-                write_epoch(cfg, state, data, out, history, results[best_of(history)['weights']] if best else None)
+                if RANK == 0:
+                    write_epoch(cfg, state, data, out, history, results[best_of(history)['weights']] if best else None)
                 state.clock.add_validation(size, time.perf_counter() - trained)
             print_epoch(history[-1], state.plan.epochs, state.clock.seconds_left(state.plan, number))
             saver.after_epoch()
@@ -254,8 +260,9 @@ def evaluate(state: TrainState, data: Data, size: Size, between_batches: Callabl
     images of the (height, width) that training has.
     """
     models = {'raw': state.model, 'ema': state.ema_model} if state.ema else {'raw': state.model}
-    return {name: scores(*validate(model, data.val, size, state.device, f'validating, {name} weights', between_batches),
-                         data.classes) for name, model in models.items()}
+    return {name: scores(*validate(model, data.val, size, state.device, f'validating, {name} weights',
+                                   between_batches if WORLD_SIZE == 1 else lambda: None), data.classes)
+            for name, model in models.items()}
 
 
 def train_one_epoch(cfg: Settings, state: TrainState, data: Data, epoch: int,
@@ -275,9 +282,10 @@ def train_one_epoch(cfg: Settings, state: TrainState, data: Data, epoch: int,
             images, labels = images.to(state.device, non_blocking=True), labels.to(state.device, non_blocking=True)
             images = resize(images, size)                       # smaller at first
             images, targets = state.mix(images, labels)         # Mixup or CutMix now and then; smoothed targets
-            logits, losses = state.loss_model(images, targets)  # forward, in mixed precision; the losses in fp32
-            loss = losses.mean()
-            state.scaler.scale(loss / count).backward()
+            with no_reduction(state.loss_model, batch + 1 < count):
+                logits, losses = state.loss_model(images, targets)  # forward, in mixed precision; the losses in fp32
+                loss = losses.sum() / cfg.BATCH_SIZE            # of several processes each has its part of it
+                state.scaler.scale(WORLD_SIZE * loss / count).backward()
             meter.add(loss, logits, labels, targets)
 
         state.scaler.unscale_(state.optimizer)                  # so that the norm is of the true gradients
@@ -294,8 +302,8 @@ def train_one_epoch(cfg: Settings, state: TrainState, data: Data, epoch: int,
         state.scaler.update()
         state.optimizer.zero_grad()
         state.scheduler.step_update(100 * state.plan.compute_share(number))
-        after_update(Update(number, size, loss, norm, finite, meter.images, unmixed, correct, batches.seconds - waited,
-                            time.perf_counter() - start))
+        after_update(Update(number, size, loss, norm, finite, cfg.BATCH_SIZE * count, unmixed, correct,
+                            batches.seconds - waited, time.perf_counter() - start))
 
 
 if __name__ == '__main__':

@@ -12,6 +12,7 @@ import difflib
 import inspect
 import io
 import math
+import os
 import sys
 import tokenize
 import types
@@ -20,7 +21,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from common.runtime.console import PrintableStream, printable
-from common.runtime.errors import Stopped, UserError
+from common.runtime.errors import Stopped, UserError, lost_peer
+from common.runtime.ranks import LAUNCHED, RANK
 from common.runtime.signals import kill_workers
 
 Settings = types.SimpleNamespace  # the constants of a script by name, with their effective values
@@ -36,24 +38,42 @@ def run(main: Callable[[Settings], None]) -> None:
             stream.reconfigure(errors='backslashreplace', line_buffering=True)
     if not isinstance(sys.stdout, PrintableStream):
         sys.stdout = PrintableStream(sys.stdout)
+    if RANK:
+        sys.stdout = open(os.devnull, 'w')  # noqa: SIM115 - the first process speaks for all
     try:
         cfg = read(module)
         show(cfg, module)
         main(cfg)
     except UserError as error:
-        sys.stdout.flush()
-        print(f'{script}: {printable(" ".join(str(error).split()))}', file=sys.stderr)
-        sys.exit(2)
+        leave(f'{script}: {printable(" ".join(str(error).split()))}', 2)
     except Stopped as stopped:
         sys.exit(128 + stopped.args[0])
     except KeyboardInterrupt:
-        print(f'\n{script}: interrupted', file=sys.stderr)
-        sys.exit(130)
+        leave(f'\n{script}: interrupted', 130)
     except MemoryError:
-        print(f'{script}: out of memory: end other programs, or lower NUM_WORKERS', file=sys.stderr)
-        sys.exit(2)
+        leave(f'{script}: out of memory: end other programs, or lower NUM_WORKERS', 2)
+    except Exception as error:
+        if LAUNCHED and lost_peer(error):
+            leave(f'{script}: another process of this run was lost', 1)
+        if LAUNCHED and not claim_failure():
+            sys.exit(1)
+        raise
     finally:
         kill_workers()
+
+
+def leave(message: str, code: int) -> None:
+    """End the script with a message; of several processes only the first that fails has its message printed."""
+    sys.stdout.flush()
+    if not LAUNCHED or claim_failure():
+        print(message, file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+def claim_failure() -> bool:
+    """Whether this process, one of several, is the first of them to fail."""
+    from common.runtime.distributed import claim_failure  # needs PyTorch, which mean_std.py can do without
+    return claim_failure()
 
 
 def read(module: types.ModuleType, argv: list[str] | None = None) -> Settings:

@@ -11,5 +11,5 @@ from models.weights import PUBLISHED, WeightsError, heads_of, load_weights, norm
 
 __all__ = ['PUBLISHED', 'VARIANTS', 'VOLO', 'WeightsError', 'check_saved', 'combine_logits', 'create_model',
            'default_cfg', 'fetch_weights', 'has_fixed_size', 'heads_of', 'load_weights', 'normalisation_of',
-           'read_file', 'restore_model', 'share_batch', 'state_dict_at', 'token_label_loss', 'volo_d1', 'volo_d2', 'volo_d3',
-           'volo_d4', 'volo_d5']
+           'read_file', 'restore_model', 'share_batch', 'state_dict_at', 'token_label_loss', 'volo_d1', 'volo_d2',
+           'volo_d3', 'volo_d4', 'volo_d5']

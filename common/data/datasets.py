@@ -12,6 +12,7 @@ from common.data.folders import class_folders, list_images, refuse_empty, stamp
 from common.data.images import open_image
 from common.runtime.errors import UserError
 from common.runtime.files import write_text
+from common.runtime.ranks import RANK
 
 
 class ImageFolder(datasets.ImageFolder):
@@ -94,8 +95,9 @@ def leave_out(train_set: ImageFolder, val_set: ImageFolder, bad: dict[str, str],
     """
     for problem in bad.values():
         print(f'left out: {problem}')
-    listing.unlink(missing_ok=True)  # of an earlier run
-    if bad:
+    if RANK == 0:
+        listing.unlink(missing_ok=True)  # of an earlier run
+    if bad and RANK == 0:
         write_text(listing, ''.join(f'{problem}\n' for problem in bad.values()))
         print(f'{len(bad)} files are left out; {listing} lists them')
     for dataset in (train_set, val_set):

@@ -1,4 +1,5 @@
 """Batches in an order that follows from seeds alone, read by worker processes."""
+import itertools
 import time
 from collections.abc import Iterator
 
@@ -6,22 +7,37 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from common.runtime.errors import UserError
 from common.runtime.machine import retain_freed_memory
+from common.runtime.ranks import RANK, WORLD_SIZE
 from common.runtime.signals import leave_signals_to_parent
 
 
+def own_rows(batch_size: int, rank: int = RANK, world_size: int = WORLD_SIZE) -> list[int]:
+    """The rows of a batch that a process has: a share of the images, each with its partner in the reversed batch."""
+    pairs = (batch_size + 1) // 2
+    if world_size > pairs:
+        raise UserError(f'BATCH_SIZE = {batch_size}: {pairs} pairs of images for {world_size} processes, raise it or '
+                        'start fewer')
+    first = range(pairs * rank // world_size, pairs * (rank + 1) // world_size)
+    return sorted({*first, *(batch_size - 1 - row for row in first)})
+
+
 class EpochSampler(Sampler):
-    """The shuffled order of an epoch, as (index, seed) keys for SeededImageFolder.
+    """The shuffled batches of an epoch, as lists of (index, seed) keys for SeededImageFolder; a last, smaller one is
+    left out.
 
     Both follow from the run's seed and the attribute `epoch` alone: they depend neither on the number of workers nor on
-    whether the run was interrupted before. The first `skip` keys of the epoch are left out.
+    whether the run was interrupted before, nor on the number of processes, of which each has its own rows of a batch.
+    The first `skip` batches of the epoch are left out.
     """
 
-    def __init__(self, length: int, seed: int):
-        self.length, self.seed, self.epoch, self.skip = length, seed, 0, 0
+    def __init__(self, length: int, batch_size: int, seed: int):
+        self.length, self.batch_size, self.seed, self.epoch, self.skip = length, batch_size, seed, 0, 0
+        self.rows = own_rows(batch_size)
 
     def __len__(self) -> int:
-        return self.length
+        return self.length // self.batch_size
 
     def order(self) -> list[tuple[int, int]]:
         """All keys of the epoch."""
@@ -29,8 +45,21 @@ class EpochSampler(Sampler):
         seeds = rng.integers(2 ** 63, size=self.length)
         return list(zip(rng.permutation(self.length).tolist(), seeds.tolist(), strict=True))
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        return iter(self.order()[self.skip:])
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = self.order()
+        for batch in range(self.skip, len(self)):
+            yield [order[batch * self.batch_size + row] for row in self.rows]
+
+
+def own_batches(length: int, batch_size: int) -> list[list[int]]:
+    """The indices of every batch of a data set that falls to this process, in order: each process takes the next."""
+    starts = range(RANK * batch_size, length, WORLD_SIZE * batch_size)
+    return [list(range(start, min(start + batch_size, length))) for start in starts]
+
+
+def in_turn(batches: list[list]) -> list:
+    """What each process made of its own_batches, in the order of the data set."""
+    return [batch for turn in itertools.zip_longest(*batches) for batch in turn if batch is not None]
 
 
 class TimedBatches:
@@ -40,7 +69,7 @@ class TimedBatches:
     """
 
     def __init__(self, loader: DataLoader, epoch: int, skip: int = 0):
-        loader.sampler.epoch, loader.sampler.skip = epoch, skip * loader.batch_size
+        loader.batch_sampler.epoch, loader.batch_sampler.skip = epoch, skip
         self.batches = iter(loader)
         self.seconds = 0.
 
@@ -57,7 +86,7 @@ class TimedBatches:
 
 def image_paths(loader: DataLoader, first: int, count: int) -> list[str]:
     """The files of so many images of the epoch that the loader is in, from its image number `first`, counted from 0."""
-    keys = loader.sampler.order()[first:first + count]
+    keys = loader.batch_sampler.order()[first:first + count]
     return [loader.dataset.samples[index][0] for index, _ in keys]
 
 

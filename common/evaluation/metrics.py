@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from timm.utils import accuracy
 
+from common.runtime.distributed import add_up
+
 
 def scores(logits: torch.Tensor, targets: torch.Tensor, classes: list[str]) -> dict:
     """Plain numbers from logits (N, classes) and targets (N,): loss, acc1, acc5, balanced_accuracy (percent),
@@ -33,17 +35,18 @@ class BatchMeter:
     """Loss and accuracy over the batches of an update, on the device until they are read."""
 
     def __init__(self, smoothing: float):
-        self.smoothing, self.rows, self.images = smoothing, [], 0
+        self.smoothing, self.rows = smoothing, []
 
     @torch.no_grad()
     def add(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor) -> None:
-        """The mean loss of a batch, its logits (B, classes), labels (B,) and targets (B, classes)."""
+        """The mean loss of a batch, its logits (B, classes), labels (B,) and targets (B, classes); of one that several
+        processes share, this one's part of the mean and its rows.
+        """
         unmixed = targets.amax(1) >= 1 - self.smoothing  # mixed with another class a label says little
         correct = unmixed & (logits.argmax(1) == labels)
         self.rows.append(torch.stack([loss.detach(), correct.sum(), unmixed.sum()]))
-        self.images += len(labels)
 
     def read(self) -> tuple[float, int, int]:
         """(mean loss of the batches, correct images, images whose label is no mixture)."""
-        losses, correct, unmixed = torch.stack(self.rows).double().unbind(1)
-        return losses.mean().item(), int(correct.sum()), int(unmixed.sum())
+        loss, correct, unmixed = add_up(torch.stack(self.rows).double().sum(0)).tolist()
+        return loss / len(self.rows), int(correct), int(unmixed)

@@ -5,6 +5,8 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+from common.runtime.ranks import RANK
+
 PLAIN_SECONDS = 30  # between two lines of a bar where the output is not a terminal
 
 
@@ -41,7 +43,7 @@ class Bar(tqdm):
         if plain:
             kwargs |= {'mininterval': PLAIN_SECONDS, 'maxinterval': PLAIN_SECONDS, 'delay': PLAIN_SECONDS,
                        'bar_format': '{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]'}
-        super().__init__(*args, **kwargs | {'leave': False, 'dynamic_ncols': not plain})
+        super().__init__(*args, **kwargs | {'leave': False, 'dynamic_ncols': not plain, 'disable': RANK > 0})
 
     @classmethod
     def write(cls, text: str) -> None:

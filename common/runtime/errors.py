@@ -7,6 +7,12 @@ class UserError(Exception):
     """A mistake of the user's: one line that names the constant or the file and says what to do."""
 
 
+def lost_peer(error: BaseException) -> bool:
+    """Whether an error says that another process of a distributed run could not be reached."""
+    kinds = ' '.join(kind.__name__ for kind in type(error).__mro__)
+    return 'DistError' in kinds or any(word in str(error) for word in ('gloo', 'Gloo', 'NCCL', 'by peer'))
+
+
 class Stopped(Exception):
     """A run was told to stop, by the signal whose number is the argument, and has saved its state."""
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from common.runtime.errors import UserError
+from common.runtime.ranks import LOCAL_WORLD_SIZE
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 THREADS = min(8, CORES)  # for work during which Pillow and hashlib release the GIL
@@ -17,9 +18,11 @@ _UNLIMITED = 2 ** 60  # cgroup v1 reports a number close to 2 ** 63 where there 
 
 
 def worker_count(value: int | str) -> int:
-    """The number of worker processes that NUM_WORKERS stands for: 'auto' is one for each core, 8 at most."""
+    """The number of worker processes that NUM_WORKERS stands for: 'auto' is one for each core, 8 at most; several
+    processes of a run share the cores.
+    """
     if value == 'auto':
-        return min(8, CORES)
+        return min(8, max(1, CORES // LOCAL_WORLD_SIZE))
     if isinstance(value, str) or value < 0:
         raise UserError(f"NUM_WORKERS = {value!r}: give 'auto' or a number from 0")
     return value

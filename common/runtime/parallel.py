@@ -1,8 +1,12 @@
-"""Networks in autocast, shared among several GPUs, and compiled."""
+"""Networks in autocast, shared among several GPUs or processes, and compiled."""
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from common.runtime.ranks import LAUNCHED
 
 Loss = Callable  # (outputs of a network, targets (B, classes)) -> (logits (B, classes), losses (B,)), both in fp32
 
@@ -26,11 +30,25 @@ class Autocast(nn.Module):
 
 def parallel(net: nn.Module, device: torch.device, amp_dtype: torch.dtype | None, use_dp: bool,
              loss: Loss | None = None) -> nn.Module:
-    """The network in autocast and, with several GPUs and `use_dp`, in DataParallel: each batch is shared among them."""
+    """The network in autocast and, with several GPUs and `use_dp`, in DataParallel: each batch is shared among them.
+    Under torchrun the processes share it.
+    """
     model = Autocast(net, amp_dtype, loss)
-    if use_dp and device.type == 'cuda' and torch.cuda.device_count() > 1:
+    if use_dp and device.type == 'cuda' and torch.cuda.device_count() > 1 and not LAUNCHED:
         return nn.DataParallel(model)
     return model
+
+
+def distributed(model: nn.Module, unused: bool) -> nn.Module:
+    """Under torchrun: the model in DistributedDataParallel, which averages the gradients of all processes; else the
+    model. `unused`: not every parameter has a gradient in every update.
+    """
+    return DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=unused) if LAUNCHED else model
+
+
+def no_reduction(model: nn.Module, wanted: bool) -> AbstractContextManager:
+    """Inside `with` gradients stay in their process, if `wanted`: those of later batches of the update are added."""
+    return model.no_sync() if wanted and isinstance(model, DistributedDataParallel) else nullcontext()
 
 
 def compiled(model: nn.Module, img_size: tuple[int, int], targets: torch.Tensor) -> nn.Module:

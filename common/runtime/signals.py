@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 
-from common.runtime.errors import Stopped
+from common.runtime.ranks import LAUNCHED, RANK
 
 STOP_SIGNALS = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, name)]
 
@@ -12,6 +12,9 @@ STOP_SIGNALS = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP'
 class StopRequest:
     """Inside `with`, a first SIGINT (Ctrl-C), SIGTERM (a scheduler's) or SIGHUP (a terminal that is closed) is noted in
     `signum`, a second one kills. SIGHUP stays ignored under nohup.
+
+    Under torchrun a second one is no impatience: it passes on what the terminal has sent already. It kills after half
+    a minute.
     """
 
     def __init__(self):
@@ -29,16 +32,15 @@ class StopRequest:
             signal.signal(signum, handler)
 
     def note(self, signum, frame) -> None:
+        text = f'\n{signal.Signals(signum).name}: saving, then leaving'
+        if not LAUNCHED:
+            text += '; once more leaves at once'
+            for other in self.handlers_before:
+                signal.signal(other, signal.SIG_DFL)
+        if not self.signum and RANK == 0:
+            os.write(2, f'{text}\n'.encode())  # print is not safe in a signal handler
         self.signum = signum
-        for other in self.handlers_before:
-            signal.signal(other, signal.SIG_DFL)
-        text = f'\n{signal.Signals(signum).name}: saving, then leaving; once more leaves at once\n'
-        os.write(2, text.encode())  # print is not safe in a signal handler
 
-    def raise_if_stopped(self) -> None:
-        """Raise Stopped if a signal came."""
-        if self.signum:
-            raise Stopped(self.signum)
 
 
 def leave_signals_to_parent() -> None:

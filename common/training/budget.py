@@ -7,8 +7,10 @@ import torch
 from torch import nn
 
 from common.data.build import Data
+from common.data.loaders import own_rows
 from common.runtime.console import format_duration
 from common.runtime.device import choose_amp_dtype, choose_device
+from common.runtime.distributed import from_first, largest
 from common.runtime.parallel import parallel
 from common.settings import Settings
 from common.training.clock import Clock
@@ -24,9 +26,10 @@ def build_plan(cfg: Settings, data: Data, clock: Clock, model: nn.Module, target
                saved: dict | None) -> Plan:
     """The plan of a run, as it was saved or new. With TIME_BUDGET the clock first learns what an update takes.
 
-    `model` is one of common.runtime.parallel with a loss, `targets` are of the shape that a batch has, (B, classes).
+    `model` is one of common.runtime.parallel with a loss, `targets` are of the shape that this process's rows of a
+    batch have, (B, classes).
     """
-    plan = make_plan(cfg, len(data.train), len(data.val))
+    plan = make_plan(cfg, len(data.train), int(largest(len(data.val))))
     if not cfg.TIME_BUDGET:
         return plan
     number = 0
@@ -35,9 +38,9 @@ def build_plan(cfg: Settings, data: Data, clock: Clock, model: nn.Module, target
         number = len(saved['history']) * plan.updates_per_epoch + saved['progress']['updates']
         if saved['settings']['TIME_BUDGET'] == cfg.TIME_BUDGET and old.updates_per_epoch == plan.updates_per_epoch:
             return dataclasses.replace(old, stages=plan.stages, validate_every=plan.validate_every)
-        plan.revised_at, plan.revised_share = number, min(1., clock.elapsed / (60 * cfg.TIME_BUDGET))
+        plan.revised_at, plan.revised_share = number, from_first(min(1., clock.elapsed / (60 * cfg.TIME_BUDGET)))
     rehearse(cfg, clock, model, targets, plan)
-    plan.revise(number, clock.updates_in(60 * cfg.TIME_BUDGET - clock.elapsed, plan, number))
+    plan.revise(number, from_first(clock.updates_in(60 * cfg.TIME_BUDGET - clock.elapsed, plan, number)))
     print(f'TIME_BUDGET: {format_duration(60 * cfg.TIME_BUDGET - clock.elapsed)} are left, an update takes about '
           f'{clock.pace(plan, number)[0]:.2g} s: {(plan.updates - number) / plan.updates_per_epoch:.3g} epochs, to be '
           'adjusted on the way')
@@ -47,7 +50,8 @@ def build_plan(cfg: Settings, data: Data, clock: Clock, model: nn.Module, target
 def revise(cfg: Settings, plan: Plan, clock: Clock, number: int) -> None:
     """Let the run end when TIME_BUDGET does, by what updates took lately; `number` updates are over."""
     if clock.ready and number < plan.updates:
-        plan.revise(number, clock.updates_in(60 * cfg.TIME_BUDGET - clock.elapsed, plan, number))
+        seconds = 60 * cfg.TIME_BUDGET - clock.elapsed
+        plan.revise(number, from_first(clock.updates_in(seconds, plan, number)))
 
 
 def training_speed(cfg: Settings, classes: list[str]) -> float:
@@ -58,7 +62,7 @@ def training_speed(cfg: Settings, classes: list[str]) -> float:
     device = choose_device()
     amp_dtype = choose_amp_dtype(device) if cfg.USE_AMP else None
     model = parallel(net.to(device), device, amp_dtype, cfg.USE_DP, choose_loss(cfg, kwargs))
-    clock, targets = Clock(), torch.zeros(cfg.BATCH_SIZE, len(classes), device=device)
+    clock, targets = Clock(), torch.zeros(len(own_rows(cfg.BATCH_SIZE)), len(classes), device=device)
     rehearse(cfg, clock, model, targets, Plan(1, [(1., size)], 1, 1, 0.))
     return cfg.BATCH_SIZE * cfg.ACCUMULATE_STEPS * math.prod(size) / clock.update_seconds(size)
 
@@ -70,7 +74,7 @@ def rehearse(cfg: Settings, clock: Clock, model: nn.Module, targets: torch.Tenso
         for size, _ in plan.to_come(plan.revised_at):
             model.train()
             images, end = torch.zeros(len(targets), 3, *size, device=targets.device), time.perf_counter() + SECONDS
-            while time.perf_counter() < end or clock.count(size) < 3:
+            while largest(time.perf_counter() < end or clock.count(size) < 3):
                 start = time.perf_counter()
                 for _ in range(cfg.ACCUMULATE_STEPS):
                     model(images, targets)[1].mean().backward()

@@ -4,6 +4,7 @@ from contextlib import contextmanager
 
 from common.data.build import Data
 from common.runtime.console import Bar, format_duration
+from common.runtime.distributed import largest
 from common.settings import Settings
 from common.training.budget import revise
 from common.training.guard import check_update
@@ -19,7 +20,8 @@ class Monitor:
 
     def __init__(self, cfg: Settings, state: TrainState, data: Data, saver: Saver):
         self.cfg, self.state, self.data, self.saver = cfg, state, data, saver
-        self.revised = state.clock.elapsed
+        self.every = 60 * (cfg.TIME_BUDGET or 0) / REVISIONS  # seconds
+        self.revised = largest(state.clock.elapsed)
         self.forecast_given = False
 
     @contextmanager
@@ -38,8 +40,8 @@ class Monitor:
         progress.add(update, self.state.image_flop.get(update.size, 0.))
         check_update(self.cfg, self.state, self.data.train, epoch, update)
         clock.add(update.size, update.seconds)
-        if self.cfg.TIME_BUDGET and clock.elapsed - self.revised > 60 * self.cfg.TIME_BUDGET / REVISIONS:
-            self.revised = clock.elapsed
+        if self.cfg.TIME_BUDGET and (elapsed := largest(clock.elapsed)) - self.revised > self.every:
+            self.revised = elapsed
             revise(self.cfg, plan, clock, update.number)
             bar.total = plan.updates_in(epoch)
         seconds_left = clock.seconds_left(plan, update.number)

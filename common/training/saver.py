@@ -1,8 +1,14 @@
 """When checkpoints are written: last.pth by the clock, on a signal and at the end, best.pth when it improves."""
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from common.data.build import Data
+from common.runtime.distributed import barrier, largest, on_first
+from common.runtime.errors import Stopped
+from common.runtime.files import locked, writable_folder
+from common.runtime.ranks import RANK
 from common.runtime.signals import StopRequest
 from common.settings import Settings
 from common.training import checkpoint
@@ -11,16 +17,28 @@ from common.training.state import TrainState
 from models import state_dict_at
 
 
+@contextmanager
+def output_folder(path: str) -> Iterator[Path]:
+    """Yields the folder OUTPUT_DIR, made where there is none, in which no other run may write meanwhile."""
+    out = on_first(writable_folder, path, 'OUTPUT_DIR')
+    refusal = f'OUTPUT_DIR = {path!r}: another run is writing there; choose another folder'
+    with locked(out / '.lock', refusal) if RANK == 0 else nullcontext():
+        yield out
+
+
 class Saver:
-    """Decides when to write last.pth and best.pth. The run appends to `history`; `stop` notes the signals."""
+    """Decides when to write last.pth and best.pth, which the first of several processes does. The run appends to
+    `history`; `stop` notes the signals.
+    """
 
     def __init__(self, cfg: Settings, state: TrainState, data: Data, out: Path, history: list[dict], stop: StopRequest):
         self.cfg, self.state, self.data, self.out, self.history, self.stop = cfg, state, data, out, history, stop
         self.saved_at = time.monotonic()
 
     def save_last(self) -> None:
-        checkpoint.save_last(self.out, {**describe_run(self.cfg, self.state, self.data, self.history),
-                                        'history': self.history, **self.state.state_dict()})
+        if RANK == 0:
+            checkpoint.save_last(self.out, {**describe_run(self.cfg, self.state, self.data, self.history),
+                                            'history': self.history, **self.state.state_dict()})
         self.saved_at = time.monotonic()
 
     def save_best(self) -> bool:
@@ -29,7 +47,7 @@ class Saver:
         While training has smaller images, it is a network for those.
         """
         best = best_of(self.history)
-        if not best or best['epoch'] < len(self.history):
+        if RANK > 0 or not best or best['epoch'] < len(self.history):
             return False
         best_net = self.state.ema.module if best['weights'] == 'ema' else self.state.net
         size = [self.history[-1][name] for name in ('height', 'width')]
@@ -39,11 +57,14 @@ class Saver:
         return True
 
     def between_updates(self) -> None:
-        """Save if SAVE_EVERY_MINUTES are over or a signal came; then, after a signal, raise Stopped."""
+        """Save if SAVE_EVERY_MINUTES are over or a signal came to any process; then, after a signal, raise Stopped."""
         due = time.monotonic() - self.saved_at > 60 * self.cfg.SAVE_EVERY_MINUTES
-        if self.stop.signum or (due and not self.state.progress.skipped_in_row):
+        signum = int(largest(self.stop.signum or 0))
+        if signum or (due and not self.state.progress.skipped_in_row):
             self.save_last()
-        self.stop.raise_if_stopped()
+        if signum:
+            barrier()  # torchrun would end the one that still writes
+            raise Stopped(signum)
 
     def after_epoch(self) -> None:
         """As between updates, and at the end of the run save in any case."""

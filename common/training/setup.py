@@ -5,7 +5,9 @@ import math
 import torch
 from torch import nn
 
+from common.data.loaders import own_rows
 from common.runtime.errors import UserError
+from common.runtime.ranks import LAUNCHED
 from common.settings import Settings
 from common.training.plan import Size, make_stages
 from common.training.provenance import Provenance
@@ -82,8 +84,8 @@ def print_cost(cfg: Settings, net: nn.Module, device: torch.device,
     Returns the floating-point operations that training on an image takes, by its size: the backward pass takes
     twice those of the forward pass, and a multiply-add is two. Empty for a network whose operations cannot be counted.
     """
-    gpus = torch.cuda.device_count() if cfg.USE_DP and device.type == 'cuda' else 1
-    batch = math.ceil(cfg.BATCH_SIZE / max(1, gpus))
+    gpus = torch.cuda.device_count() if cfg.USE_DP and device.type == 'cuda' and not LAUNCHED else 1
+    batch = math.ceil(len(own_rows(cfg.BATCH_SIZE)) / max(1, gpus))
     macs, text = {}, f'{cfg.MODEL}: {sum(p.numel() for p in net.parameters()) / 1e6:.1f} M parameters'
     try:
         memory = training_memory(net.train(), cfg.IMG_SIZE, batch, amp_dtype, copies=2 + cfg.USE_EMA)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from common.data.normalisation import are_mean_and_std
 from common.runtime.errors import UserError
+from common.runtime.ranks import RESTARTS
 from common.settings import Settings, check_ranges
 from models import VARIANTS, default_cfg, has_fixed_size
 
@@ -94,7 +95,10 @@ def _sides(img_size: int | tuple) -> tuple:
 
 
 def resolved(cfg: Settings) -> Settings:
-    """The settings with IMG_SIZE as (height, width), unless 'auto', and the CROP of published weights as a number."""
+    """The settings with IMG_SIZE as (height, width), unless 'auto', and the CROP of published weights as a number;
+    RESUME is 'auto' when torchrun has restarted the processes.
+    """
     crop = default_cfg(cfg.MODEL)['crop_pct'] if cfg.CROP == 'published' else cfg.CROP
     size = cfg.IMG_SIZE if cfg.IMG_SIZE == 'auto' else _sides(cfg.IMG_SIZE)
-    return Settings(**{**vars(cfg), 'IMG_SIZE': size, 'CROP': crop})
+    resume = cfg.RESUME or ('auto' if RESTARTS else False)
+    return Settings(**{**vars(cfg), 'IMG_SIZE': size, 'CROP': crop, 'RESUME': resume})

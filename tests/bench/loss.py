@@ -65,7 +65,7 @@ def learn(net, loader, cfg, label):
     optimizer = create_optimizer_v2(net, 'adamw', lr=cfg.LR, weight_decay=0.05)
     with Bar(total=cfg.STEPS, desc=label, unit='step') as bar:
         while True:
-            loader.sampler.epoch = epoch
+            loader.batch_sampler.epoch = epoch
             for images, labels in loader:
                 for group in optimizer.param_groups:
                     group['lr'] = cfg.LR * min(1, (len(losses) + 1) / 20)

@@ -295,10 +295,13 @@ def test_image_folder_matches_classes_by_name(tmp_path):
 
 
 def test_an_epochs_order_follows_from_seed_and_epoch():
-    sampler, other = EpochSampler(20, 1), EpochSampler(20, 2)
+    sampler, other = EpochSampler(20, 5, 1), EpochSampler(20, 5, 2)
     first = list(sampler)
-    assert sorted(index for index, _ in first) == list(range(20)) and first == list(sampler) and first != list(other)
-    sampler.epoch = 1
+    assert sorted(index for batch in first for index, _ in batch) == list(range(20))
+    assert first == list(sampler) and first != list(other)
+    sampler.skip = 3
+    assert first[3:] == list(sampler)
+    sampler.epoch, sampler.skip = 1, 0
     assert first != list(sampler)
 
 

@@ -156,10 +156,12 @@ def test_the_named_pictures_are_those_of_the_update():
     _, data, _ = build(**CHANGES, accumulate_steps=2)
     read = []
     data.train.dataset.loader, data.train.dataset.transform = read.append, None
-    data.train.sampler.epoch, data.train.sampler.skip = 1, 0
-    for key in data.train.sampler:
-        data.train.dataset[key]
-    data.train.sampler.skip = 8  # as in an epoch that goes on in the middle
+    sampler = data.train.batch_sampler
+    sampler.epoch, sampler.skip = 1, 0
+    for keys in sampler:
+        for key in keys:
+            data.train.dataset[key]
+    sampler.skip = 2  # as in an epoch that goes on in the middle
     assert image_paths(data.train, first=8, count=8) == read[8:16] and len(set(read)) == 20
 
 

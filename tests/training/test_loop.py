@@ -94,7 +94,7 @@ def test_the_loop_does_what_the_plain_one_does(data, first_save):
     loader = load(prepare(**CHANGES)).train
 
     def batches(epoch):
-        loader.sampler.epoch = epoch
+        loader.batch_sampler.epoch = epoch
         return loader
 
     raw, average, norms = train_plainly(first_save, batches, {})

@@ -1,0 +1,100 @@
+"""What the processes that torchrun started tell each other. In a process alone everything here is trivial.
+
+torchrun ends the others when one process ends; those may be waiting for it, which PyTorch reports as an error of the
+network (errors.lost_peer).
+"""
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from common.runtime.errors import UserError
+from common.runtime.ranks import LAUNCHED, LOCAL_RANK, LOCAL_WORLD_SIZE, RANK, RESTARTS, WORLD_SIZE
+
+PATIENCE = timedelta(hours=2)  # how long a process waits for the others: one of them may be reading all images
+
+Value = TypeVar('Value')
+_group = f'restart {RESTARTS}'  # tells the claims of claim_failure apart
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Inside `with` the processes can talk to each other: through Gloo, and on GPUs, each with its own, NCCL."""
+    global _group
+    if not LAUNCHED:
+        yield
+        return
+    if torch.cuda.is_available():
+        if torch.cuda.device_count() < LOCAL_WORLD_SIZE:
+            raise UserError(f'torchrun --nproc-per-node={LOCAL_WORLD_SIZE}: this machine has '
+                            f'{torch.cuda.device_count()} GPUs, and each process needs its own')
+        torch.cuda.set_device(LOCAL_RANK)
+    dist.init_process_group('cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo', timeout=PATIENCE)
+    _group = from_first(uuid.uuid4().hex)
+    yield
+    barrier()  # torchrun takes one that ends early for a failure of the others
+    dist.destroy_process_group()
+
+
+def from_first(value: Value) -> Value:
+    """The value that the first process has, in every process."""
+    values = [value]
+    if LAUNCHED:
+        dist.broadcast_object_list(values, device=torch.device('cpu'))
+    return values[0]
+
+
+def on_first(function: Callable[..., Value], *args) -> Value:
+    """The value of a function that only the first process calls, in every process."""
+    return from_first(function(*args) if RANK == 0 else None)
+
+
+def gather(value: Value) -> list[Value]:
+    """The values of all processes, by rank."""
+    values = [value] * WORLD_SIZE
+    if LAUNCHED:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def on_each_machine(function: Callable[..., Value], *args) -> Value:
+    """The value of a function that one process of each machine calls, in every process of that machine."""
+    value = function(*args) if LOCAL_RANK == 0 else None
+    values = gather(value)  # copies
+    return value if LOCAL_RANK == 0 else values[RANK - LOCAL_RANK]
+
+
+def add_up(tensor: torch.Tensor) -> torch.Tensor:
+    """The sum of a tensor over all processes."""
+    if LAUNCHED:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def largest(value: float) -> float:
+    """The largest value that a process has."""
+    if not LAUNCHED:
+        return value
+    tensor = torch.tensor(value, dtype=torch.float64)
+    dist.all_reduce(tensor, dist.ReduceOp.MAX)
+    return tensor.item()
+
+
+def barrier() -> None:
+    """Wait for all processes."""
+    largest(0)
+
+
+def claim_failure() -> bool:
+    """Whether this process is the first of the run to fail, whose message is the one to print."""
+    try:
+        store = dist.TCPStore(os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT']), is_master=False,
+                              timeout=timedelta(seconds=10))
+        return int(store.compare_set(f'volo/failed/{_group}', '', str(RANK))) == RANK
+    except (RuntimeError, ValueError):  # the machine that has the store is gone
+        return True
