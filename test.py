@@ -19,9 +19,11 @@ from common.evaluation.predictor import Prediction, predict
 from common.reporting.plots import contact_sheet, plot_confusion
 from common.reporting.tables import headline, write_scores
 from common.runtime.console import printable
+from common.runtime.distributed import on_first, process_group
 from common.runtime.errors import UserError, explain_failures, warn_instead
 from common.runtime.files import writable_folder, write_csv, write_json
 from common.runtime.machine import retain_freed_memory, worker_count
+from common.runtime.ranks import RANK
 from common.settings import Settings
 from common.training import checkpoint
 from models import WeightsError, check_saved
@@ -48,23 +50,29 @@ def main(cfg: Settings) -> None:
     except WeightsError as error:
         raise UserError(f'{cfg.CHECKPOINT}: {error}') from None
     paths = find_pictures(cfg.TEST_DIR)
-    out = writable_folder(cfg.OUTPUT_DIR, 'OUTPUT_DIR')
-    with explain_failures('lower BATCH_SIZE', 'nothing was written'):
+    with process_group(), explain_failures('lower BATCH_SIZE', 'nothing was written'):
+        out = on_first(writable_folder, cfg.OUTPUT_DIR, 'OUTPUT_DIR')
         predictions = predict(saved, cfg.CHECKPOINT, paths, cfg.BATCH_SIZE, worker_count(cfg.NUM_WORKERS), cfg.USE_AMP,
                               cfg.USE_DP)
-    rows = [describe_prediction(p, cfg.TEST_DIR, saved['classes']) for p in predictions]
+    if RANK == 0:
+        write_results(cfg, out, saved['classes'], paths, predictions)
+
+
+def write_results(cfg: Settings, out: Path, classes: list[str], paths: list[Path],
+                  predictions: list[Prediction]) -> None:
+    rows = [describe_prediction(p, cfg.TEST_DIR, classes) for p in predictions]
     again = (out / 'predictions.json').exists()  # then the reports in that folder are of an earlier run
     write_tables(out, rows)
     for row in rows:
         result = row['error'] or f'{row["class"]} ({row["confidence"]:.1%})'
         print(f'{printable(row["path"])} → {printable(result)}')
-    truth = true_classes(paths, cfg.TEST_DIR, saved['classes'])
-    draw_sheet(out, predictions, rows, truth, saved['classes'])
+    truth = true_classes(paths, cfg.TEST_DIR, classes)
+    draw_sheet(out, predictions, rows, truth, classes)
     for name in ('report.txt', 'report.json', 'confusion.png'):
         if again and (out / name).is_file():
             (out / name).unlink()
     if truth:
-        report_accuracy(out, predictions, truth, saved['classes'])
+        report_accuracy(out, predictions, truth, classes)
     failed = sum(bool(row['error']) for row in rows)
     print(f'\n{len(rows) - failed} pictures named, {failed} unreadable; see {out}/predictions.csv, .json and .png')
 

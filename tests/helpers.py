@@ -19,6 +19,7 @@ from common import settings
 ROOT = Path(__file__).resolve().parent.parent
 SEEDLINGS = Path(os.environ.get('SEEDLINGS', ROOT.parent / 'shared' / 'seedlings'))
 TINY = {'layers': (1, 1, 1, 1), 'embed_dims': (24, 48), 'num_heads': (2, 4), 'stem_hidden_dim': 16}
+CLOCKS = {'seconds', 'images_per_s', 'waiting'}  # columns of the log that no two runs have alike
 SMALL = {'--img-size': 32, '--start-size': 1, '--batch-size': 8, '--epochs': 2, '--validate-every': 1, '--warmup': 0,
          '--num-workers': 0, '--pretrained': 'false', '--model-kwargs': TINY, '--drop-path': 0, '--lr': 1e-3,
          '--augmentation': 1, '--output-dir': 'out'}
@@ -46,10 +47,24 @@ def run_script(script, *arguments, cwd=None, env=None):
                           encoding='utf-8', capture_output=True)
 
 
+def launch(processes, script, *arguments, options=(), cwd=None):
+    """Start a script in several processes of one thread each, as torchrun does; returns the process of torchrun."""
+    env = {**os.environ, 'HF_HUB_OFFLINE': '1', 'PYTHONUTF8': '1', 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
+    return subprocess.Popen(
+        [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={processes}', *options,
+         ROOT / script, *map(str, arguments)], cwd=cwd, env=env, text=True, encoding='utf-8', stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, start_new_session=True)
+
+
+def arguments_of(**changes):
+    """The command line of a small run, changed: arguments_of(epochs=3) has --epochs 3."""
+    given = {**SMALL, **{'--' + name.replace('_', '-'): value for name, value in changes.items()}}
+    return [text for pair in given.items() for text in map(str, pair)]
+
+
 def configure(**changes):
     """The settings of a small run, changed: configure(epochs=3) is --epochs 3."""
-    given = {**SMALL, **{'--' + name.replace('_', '-'): value for name, value in changes.items()}}
-    return settings.read(train, [text for pair in given.items() for text in map(str, pair)])
+    return settings.read(train, arguments_of(**changes))
 
 
 def prepare(**changes):

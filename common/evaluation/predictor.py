@@ -1,4 +1,5 @@
 """The network of a checkpoint over a list of image files, each of which gets its logits or its error."""
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +9,11 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from common.data.cache import ImageCache
 from common.data.images import BadImage
-from common.data.loaders import init_worker
+from common.data.loaders import in_turn, init_worker, own_batches
 from common.data.transforms import Transform, eval_transform, fit, least_side
 from common.runtime.console import Bar
 from common.runtime.device import choose_amp_dtype, choose_device, describe_device
+from common.runtime.distributed import gather
 from common.runtime.errors import UserError
 from common.runtime.parallel import parallel
 from models import WeightsError, restore_model
@@ -50,7 +52,7 @@ def collate(items: list) -> tuple[torch.Tensor | None, list[str]]:
 @torch.no_grad()  # not inference_mode, which the threads of DataParallel would leave
 def predict(saved: dict, name: str, paths: list[Path], batch_size: int, workers: int, use_amp: bool | str,
             use_dp: bool) -> list[Prediction]:
-    """A Prediction for every path, in the same order.
+    """A Prediction for every path, in the same order; several processes predict a share each, and all have the whole.
 
     `saved` is the content of a checkpoint of train.py, `name` what errors call it. `use_amp` may be 'auto': as in
     training. Raises UserError for weights that do not fit or give non-finite logits.
@@ -58,8 +60,9 @@ def predict(saved: dict, name: str, paths: list[Path], batch_size: int, workers:
     device = choose_device()
     amp_dtype = choose_amp_dtype(device) if (trained_with_amp(saved) if use_amp == 'auto' else use_amp) else None
     print(describe_device(device, amp_dtype))
-    loader = DataLoader(ImageFiles(paths, Transform.from_dict(saved['transform'])), batch_size, collate_fn=collate,
-                        pin_memory=device.type == 'cuda', num_workers=min(workers, len(paths)),
+    indices = own_batches(len(paths), batch_size)
+    loader = DataLoader(ImageFiles(paths, Transform.from_dict(saved['transform'])), batch_sampler=indices,
+                        collate_fn=collate, pin_memory=device.type == 'cuda', num_workers=min(workers, len(paths)),
                         worker_init_fn=init_worker)
     batches = iter(loader)  # reading begins while the network is built
     try:
@@ -68,13 +71,13 @@ def predict(saved: dict, name: str, paths: list[Path], batch_size: int, workers:
         raise UserError(f'{name}: {error}') from error
     model = parallel(net.to(device), device, amp_dtype, use_dp).eval()
     predictions = []
-    with Bar(total=len(paths), desc='predicting', unit='img') as bar:
-        for images, errors in batches:
+    with Bar(total=sum(map(len, indices)), desc='predicting', unit='img') as bar:
+        for batch, (images, errors) in zip(indices, batches, strict=True):
             logits = classify(model, images, device, name)
-            for error in errors:
-                predictions.append(Prediction(paths[len(predictions)], None if error else next(logits), error))
-            bar.update(len(errors))
-    return predictions
+            predictions.append([Prediction(paths[index], None if error else next(logits), error)
+                                for index, error in zip(batch, errors, strict=True)])
+            bar.update(len(batch))
+    return list(itertools.chain.from_iterable(in_turn(gather(predictions))))
 
 
 def trained_with_amp(saved: dict) -> bool:

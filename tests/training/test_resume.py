@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
-from helpers import ROOT, configure, draw_folder, run
+from helpers import CLOCKS, ROOT, configure, draw_folder, run
 
 import train
 from common.evaluation.metrics import BatchMeter
@@ -20,7 +20,6 @@ from common.training import checkpoint
 
 CHANGES = {'epochs': 2, 'mixup_prob': 0.5, 'cutout': 1, 'drop_path': 0.1, 'accumulate_steps': 2, 'batch_size': 4}
 BATCHES, UPDATES = 5, 3  # in an epoch of 20 pictures
-CLOCKS = {'seconds', 'images_per_s', 'waiting'}
 
 
 def finished():

@@ -1,0 +1,118 @@
+"""Several processes under torchrun learn, validate and predict what one does; they stop, fail and go on together."""
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import CLOCKS, arguments_of, draw_folder, launch, read_json, run, run_script
+
+CHANGES = {'epochs': 7, 'batch_size': 12, 'lr': 1e-4, 'use_amp': 'false', 'mixup_prob': 0.5, 'drop_path': 0.2, 'cutout': 0.5}
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    draw_folder(tmp_path / 'data' / 'train', {'a': 30, 'b': 30, 'c': 25}, size=(40, 40))
+    draw_folder(tmp_path / 'data' / 'val', {'a': 12, 'b': 9, 'c': 10}, size=(40, 40), seed=1)
+    return tmp_path / 'data'
+
+
+def train_with(processes, *options, **changes):
+    """(exit code, stdout, stderr) of a run in so many processes."""
+    process = launch(processes, 'train.py', *arguments_of(**{**CHANGES, **changes}), options=options)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def last(folder='out'):
+    return torch.load(f'{folder}/last.pth', weights_only=True)
+
+
+def assert_learnt_the_same(one, other):
+    """But for rounding, which 49 updates amplify as much between one thread and two: to 3e-5."""
+    for key in ('state_dict', 'state_dict_ema'):
+        for name, tensor in one[key].items():
+            torch.testing.assert_close(other[key][name], tensor, rtol=2e-4, atol=2e-4, msg=name)
+    for a, b in zip(one['history'], other['history'], strict=True):
+        for name in a.keys() - CLOCKS:
+            assert b[name] == pytest.approx(a[name], rel=1e-4), name
+
+
+@pytest.mark.parametrize('processes, accumulate', [(2, 1), (4, 2), (5, 1)])
+def test_they_learn_what_one_does(data, processes, accumulate):
+    """The same pictures with the same random numbers; 12 pictures for 5 processes are 4, 2, 2, 2 and 2."""
+    run(**CHANGES, accumulate_steps=accumulate)
+    code, out, err = train_with(processes, accumulate_steps=accumulate, output_dir='shared')
+    assert code == 0, err
+    assert_learnt_the_same(last(), last('shared'))
+    assert out.count('epoch 7/7') == 1 and out.count('volo_d1: ') == 1  # one of them speaks
+
+
+def test_they_predict_what_one_does(data):
+    run(**CHANGES)
+    (data / 'val' / 'a' / 'broken.png').write_bytes(b'no picture')
+    options = ('--checkpoint', 'out/best.pth', '--batch-size', 3, '--num-workers', 1)
+    assert run_script('test.py', *options, '--output-dir', 'one').returncode == 0
+    out, err = launch(3, 'test.py', *options, '--output-dir', 'three').communicate(timeout=300)
+    assert '31 pictures named, 1 unreadable' in out, err
+    for name in ('predictions.csv', 'report.json'):
+        assert Path('one', name).read_text() == Path('three', name).read_text()
+    assert len(read_json('three/predictions.json')) == 32
+
+
+@pytest.mark.parametrize('changes, message', [
+    ({'batch_size': 2}, 'train.py: BATCH_SIZE = 2: 1 pairs of images for 2 processes, raise it or start fewer'),
+    ({'mixup_prob': 3}, 'train.py: MIXUP_PROB = 3.0 must be at least 0 and at most 1'),
+    ({'data_dir': 'nowhere'}, 'train.py: nowhere/train and nowhere/val are needed: run makedata.py first')])
+def test_a_mistake_is_told_once(data, changes, message):
+    code, _, err = train_with(2, **changes)
+    assert code != 0 and err.count(message) == 1 and 'train.py", line' not in err
+
+
+def started(processes, *options, **changes):
+    """A run in so many processes, in its third epoch."""
+    process = launch(processes, 'train.py', *arguments_of(**{**CHANGES, 'epochs': 12, **changes}), options=options)
+    for line in process.stdout:
+        if line.startswith('epoch 2/'):
+            return process
+    raise AssertionError(process.stderr.read())
+
+
+def test_a_signal_stops_all_and_any_number_goes_on(data):
+    run(**CHANGES | {'epochs': 12})
+    process = started(2, output_dir='shared')
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert err.count('SIGTERM: saving, then leaving\n') == 1 and 'train.py", line' not in err
+    history = last('shared')['history']
+    assert 2 <= len(history) < 12
+    code, out, err = train_with(3, epochs=12, output_dir='shared', resume='true')
+    assert code == 0, err
+    assert f'resume: shared/last.pth, after epoch {len(history)}' in out
+    assert_learnt_the_same(last(), last('shared'))
+
+
+@pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='finds the processes by /proc')
+def test_a_killed_process_is_started_again_and_all_go_on(data):
+    run(**CHANGES | {'epochs': 12})
+    process = started(2, '--max-restarts=1', save_every_minutes=0, output_dir='shared')
+    workers = Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()
+    os.kill(int(workers[-1]), signal.SIGKILL)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert 'resume: shared/last.pth, after epoch' in out
+    assert_learnt_the_same(last(), last('shared'))
+
+
+def test_an_error_in_one_of_them_ends_all(data):
+    """In seconds, with one line, however many of them have noticed."""
+    process = started(2, cache='none', epochs=1000)
+    for path in (data / 'train' / 'a').iterdir():
+        path.unlink()
+    begin = time.monotonic()
+    _, err = process.communicate(timeout=120)
+    own = [line for line in err.splitlines() if line.startswith('train.py: ')]
+    assert time.monotonic() - begin < 60 and len(own) == 1 and '--resume goes on from out/last.pth' in own[0], err
+    assert 'train.py", line' not in err
