@@ -16,7 +16,7 @@ class DropPath(nn.Module):
         super().__init__()
         self.drop_prob = drop_prob
         self.batch_size: int | None = None  # None: that of the input
-        self.register_buffer('rows', None, persistent=False)  # None: all
+        self.rows: torch.Tensor | None = None  # None: all. No buffer: those are the same in all processes
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training or not self.drop_prob:

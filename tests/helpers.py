@@ -47,13 +47,16 @@ def run_script(script, *arguments, cwd=None, env=None):
                           encoding='utf-8', capture_output=True)
 
 
-def launch(processes, script, *arguments, options=(), cwd=None):
-    """Start a script in several processes of one thread each, as torchrun does; returns the process of torchrun."""
+def launch(processes, script, *arguments, options=(), machine=None):
+    """Start a script in several processes of one thread each, as torchrun does; returns the process of torchrun.
+
+    `machine` is a command that runs another one somewhere else.
+    """
     env = {**os.environ, 'HF_HUB_OFFLINE': '1', 'PYTHONUTF8': '1', 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
     return subprocess.Popen(
-        [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={processes}', *options,
-         ROOT / script, *map(str, arguments)], cwd=cwd, env=env, text=True, encoding='utf-8', stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, start_new_session=True)
+        [*(machine or []), sys.executable, '-m', 'torch.distributed.run', *([] if machine else ['--standalone']),
+         f'--nproc-per-node={processes}', *options, ROOT / script, *map(str, arguments)], env=env, text=True,
+        encoding='utf-8', stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
 
 
 def arguments_of(**changes):

@@ -4,6 +4,7 @@ torchrun ends the others when one process ends; those may be waiting for it, whi
 network (errors.lost_peer).
 """
 import os
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,11 +35,38 @@ def process_group() -> Iterator[None]:
             raise UserError(f'torchrun --nproc-per-node={LOCAL_WORLD_SIZE}: this machine has '
                             f'{torch.cuda.device_count()} GPUs, and each process needs its own')
         torch.cuda.set_device(LOCAL_RANK)
-    dist.init_process_group('cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo', timeout=PATIENCE)
+    dist.init_process_group('cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo', timeout=PATIENCE,
+                            store=new_store(), rank=RANK, world_size=WORLD_SIZE)
     _group = from_first(uuid.uuid4().hex)
     yield
     barrier()  # torchrun takes one that ends early for a failure of the others
     dist.destroy_process_group()
+
+
+def new_store() -> dist.Store:
+    """A store in which the processes find each other, served by the first of them.
+
+    torchrun's own still holds the addresses of processes that were lost, and does not say that they are.
+    """
+    agents, host = agent_store(), os.environ['MASTER_ADDR']
+    if RANK == 0:
+        store = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=PATIENCE)
+        agents.set('volo/port', str(store.port))
+        return store
+    while True:
+        port = int(agents.get('volo/port'))
+        try:
+            dist.TCPStore(host, port, is_master=False, timeout=timedelta(seconds=1))
+        except dist.DistError:  # that of a process that was lost
+            time.sleep(0.1)
+        else:
+            return dist.TCPStore(host, port, is_master=False, timeout=PATIENCE)
+
+
+def agent_store() -> dist.Store:
+    """The one that torchrun serves."""
+    return dist.TCPStore(os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT']), is_master=False,
+                         timeout=timedelta(seconds=10))
 
 
 def from_first(value: Value) -> Value:
@@ -93,8 +121,6 @@ def barrier() -> None:
 def claim_failure() -> bool:
     """Whether this process is the first of the run to fail, whose message is the one to print."""
     try:
-        store = dist.TCPStore(os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT']), is_master=False,
-                              timeout=timedelta(seconds=10))
-        return int(store.compare_set(f'volo/failed/{_group}', '', str(RANK))) == RANK
+        return int(agent_store().compare_set(f'volo/failed/{_group}', '', str(RANK))) == RANK
     except (RuntimeError, ValueError):  # the machine that has the store is gone
         return True

@@ -43,7 +43,7 @@ def distributed(model: nn.Module, unused: bool) -> nn.Module:
     """Under torchrun: the model in DistributedDataParallel, which averages the gradients of all processes; else the
     model. `unused`: not every parameter has a gradient in every update.
     """
-    return DistributedDataParallel(model, broadcast_buffers=False, find_unused_parameters=unused) if LAUNCHED else model
+    return DistributedDataParallel(model, find_unused_parameters=unused) if LAUNCHED else model
 
 
 def no_reduction(model: nn.Module, wanted: bool) -> AbstractContextManager:
