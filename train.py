@@ -81,8 +81,8 @@ TIME_BUDGET: float | None = None  # minutes for the whole of train.py, in place 
 EPOCHS = 100                      # passes over the training set; the tutorial's 300 can pay from scratch
 START_SIZE: float | str = 'auto'  # training begins with images of this share of IMG_SIZE, for a third of the compute;
                                   # 'auto': 0.5 from scratch, else 1
-BATCH_SIZE: int | str = 'auto'    # pictures at a time, even (Mixup pairs them); halve it if memory runs out; 'auto':
-                                  # 16, from 10,000 pictures on 64
+BATCH_SIZE: int | str = 'auto'    # pictures at a time over all processes, even (Mixup pairs them); halve it if memory
+                                  # runs out; 'auto': 16, from 10,000 pictures on 64
 ACCUMULATE_STEPS = 1              # batches to each update of the weights: 4 with BATCH_SIZE = 8 learn like 32
 LR: float | str = 'auto'          # peak learning rate; 'auto': the tutorial's 1e-4 for 16 pictures in an update, and
                                   # with their square root
@@ -97,7 +97,8 @@ COMPILE = False                   # torch.compile: minutes to begin with; meant 
 USE_EMA = True                    # also keep an average of the weights, and validate it
 EMA_SHARE = 0.02                  # it is one over about this share of the updates so far,
 EMA_DECAY = 0.9998                # with no more decay than this
-USE_DP = True                     # DataParallel, when there are several GPUs; BATCH_SIZE is then shared among them
+USE_DP = True                     # DataParallel, when there are several GPUs; BATCH_SIZE is then shared among them;
+                                  # torchrun does without (docs/scaling.md)
 # Augmentation
 AUGMENTATION: float | str = 'auto'  # how much of BLUR, JITTER, CUTOUT, MIXUP_PROB and DROP_PATH is applied, 0 to 1;
                                   # 'auto': all of it from 100 passes over the training set on, less in shorter runs

@@ -44,7 +44,7 @@ def assert_learnt_the_same(one, other):
 
 @pytest.mark.parametrize('processes, accumulate', [(2, 1), (4, 2), (5, 1)])
 def test_they_learn_what_one_does(data, processes, accumulate):
-    """The same pictures with the same random numbers; 12 pictures for 5 processes are 4, 2, 2, 2 and 2."""
+    """The same pictures with the same random numbers; 12 pictures for 5 processes are 2, 2, 2, 2 and 4."""
     run(**CHANGES, accumulate_steps=accumulate)
     code, out, err = train_with(processes, accumulate_steps=accumulate, output_dir='shared')
     assert code == 0, err
