@@ -1,7 +1,7 @@
 # make demo: set up and run the four steps on the sample in data1/
 # make test: set up and run the tests
 # make test-all: the slow tests too (all five variants at all published sizes)
-# make chaos: kill training and makedata.py at 120 random moments
+# make chaos: kill training and makedata.py at 140 random moments
 # make fuzz: 100,000 damaged pictures, checkpoints and other files
 # make mutants: change the training code in 2,200 places, one at a time, and see which changes no test notices; hours
 # make bench: time the network beside timm's, whole epochs beside bare steps; memory of steps, losses beside timm's

@@ -1,10 +1,12 @@
-"""Kills training and makedata.py (SIGKILL) at random moments, again and again, and looks at what is left.
+"""Kills training, one of two processes that train together, and makedata.py (SIGKILL) at random moments, again and
+again, and looks at what is left.
 
-    python tests/robustness/chaos.py            120 kills, about ten minutes; `make chaos`
+    python tests/robustness/chaos.py            140 kills, about fifteen minutes; `make chaos`
 
 Each kill is followed by a new start. After each one a state to go on from must be there, whole; at the end the weights
-and the split must be those of a run that nobody killed. Needs os.fork (Linux, macOS).
+and the split must be those of a run that nobody killed. Needs os.fork and /proc (Linux).
 """
+import contextlib
 import hashlib
 import json
 import os
@@ -12,6 +14,7 @@ import random
 import signal
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -19,14 +22,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
-from helpers import TINY, draw_folder
+from helpers import TINY, arguments_of, draw_folder, launch
 
 import makedata
 import train
 from common import settings
 from common.training import checkpoint
 
-KILLS = 60        # of training, and as many of makedata.py
+KILLS = 60        # of training, as many of makedata.py, and a third of it of processes that train together
 EPOCHS = 250      # of training
 SEED = 1          # of the moments
 
@@ -36,6 +39,7 @@ def main(cfg):
         os.chdir(folder)
         print(kill_makedata(cfg.KILLS, random.Random(cfg.SEED)))
         print(kill_training(cfg.KILLS, random.Random(cfg.SEED), cfg.EPOCHS))
+        print(kill_processes(cfg.KILLS // 3, random.Random(cfg.SEED)))
 
 
 def kill_makedata(kills, rng):
@@ -81,12 +85,51 @@ def kill_training(kills, rng, epochs):
             reached.append((len(saved['history']), saved['progress']['updates']))
     assert reached == sorted(reached), 'a later life knew less than an earlier one'
     finish(train, *arguments, '--output-dir', 'out')
-    one, other = (torch.load(f'{name}/last.pth', weights_only=True) for name in ('calm_run', 'out'))
-    for key in ('state_dict', 'state_dict_ema'):
-        assert all(torch.equal(value, other[key][name]) for name, value in one[key].items())
+    assert_same_weights('calm_run', 'out')
     end = f'killed last after {reached[-1][0]} of {epochs} epochs' if reached else 'never past the start'
     return (f'training: {kills} kills within {longest:.1f} s of the start, {len(set(reached))} different states, '
             f'{end}; the weights are the same')
+
+
+def kill_processes(kills, rng):
+    """In the working folder, of kill_training's pictures. Returns what was done, in words."""
+    arguments = arguments_of(data_dir='pictures', batch_size=4, epochs=10 + 5 * kills, mixup_prob=0.5, save_every_minutes=0)
+    calm = launch(2, 'train.py', *arguments, '--output-dir', 'calm_pair')
+    calm.communicate()
+    process = launch(2, 'train.py', *arguments, '--output-dir', 'pair', options=[f'--max-restarts={kills}'])
+    reader = threading.Thread(target=process.communicate)
+    reader.start()
+    longest = killed = 0
+    while killed < kills and process.poll() is None:
+        workers = workers_of(process)
+        time.sleep(rng.uniform(0, 15))
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(rng.choice(workers), signal.SIGKILL)
+            killed, begin = killed + 1, time.monotonic()
+            while process.poll() is None and set(workers) & set(workers_of(process)):
+                assert time.monotonic() - begin < 60, 'torchrun or the other process hangs'
+            longest = max(longest, time.monotonic() - begin)
+    reader.join()
+    assert process.returncode == 0
+    assert_same_weights('calm_pair', 'pair')
+    return (f'two processes: {killed} kills of one, all started again after {longest:.1f} s at most; the weights are '
+            'the same')
+
+
+def workers_of(process):
+    """The process ids of the two that a torchrun has started, as soon as it has; none when it has ended."""
+    while process.poll() is None:
+        children = Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()
+        if len(children) == 2:
+            return [int(number) for number in children]
+        time.sleep(0.1)
+    return [0]
+
+
+def assert_same_weights(*folders):
+    one, other = (torch.load(f'{folder}/last.pth', weights_only=True) for folder in folders)
+    for key in ('state_dict', 'state_dict_ema'):
+        assert all(torch.equal(value, other[key][name]) for name, value in one[key].items())
 
 
 def start(script, *arguments):

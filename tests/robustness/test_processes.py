@@ -140,7 +140,7 @@ def machines():
 
 
 def test_two_machines_train_and_one_is_lost(data, machines):
-    """Everything on it is killed in the middle of an epoch: the other one goes on alone, and all learn what one would have."""
+    """All of it is killed in the middle of an epoch: the other one goes on alone, and learns what it would have."""
     run(**CHANGES | {'epochs': 12})
     arguments = arguments_of(**{**CHANGES, 'epochs': 12, 'save_every_minutes': 0, 'output_dir': 'shared'})
     kept, lost = [launch(
