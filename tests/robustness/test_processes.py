@@ -42,7 +42,7 @@ def assert_learnt_the_same(one, other):
             assert b[name] == pytest.approx(a[name], rel=1e-4), name
 
 
-@pytest.mark.parametrize('processes, accumulate', [(2, 1), (4, 2), (5, 1)])
+@pytest.mark.parametrize('processes, accumulate', [(2, 1), (5, 2)])
 def test_they_learn_what_one_does(data, processes, accumulate):
     """The same pictures with the same random numbers; 12 pictures for 5 processes are 2, 2, 2, 2 and 4."""
     run(**CHANGES, accumulate_steps=accumulate)
@@ -66,8 +66,7 @@ def test_they_predict_what_one_does(data):
 
 @pytest.mark.parametrize('changes, message', [
     ({'batch_size': 2}, 'train.py: BATCH_SIZE = 2: 1 pairs of images for 2 processes, raise it or start fewer'),
-    ({'mixup_prob': 3}, 'train.py: MIXUP_PROB = 3.0 must be at least 0 and at most 1'),
-    ({'data_dir': 'nowhere'}, 'train.py: nowhere/train and nowhere/val are needed: run makedata.py first')])
+    ({'mixup_prob': 3}, 'train.py: MIXUP_PROB = 3.0 must be at least 0 and at most 1')])
 def test_a_mistake_is_told_once(data, changes, message):
     code, _, err = train_with(2, **changes)
     assert code != 0 and err.count(message) == 1 and 'train.py", line' not in err
@@ -75,7 +74,7 @@ def test_a_mistake_is_told_once(data, changes, message):
 
 def started(processes, *options, **changes):
     """A run in so many processes, in its third epoch."""
-    process = launch(processes, 'train.py', *arguments_of(**{**CHANGES, 'epochs': 12, **changes}), options=options)
+    process = launch(processes, 'train.py', *arguments_of(**{**CHANGES, 'epochs': 9, **changes}), options=options)
     for line in process.stdout:
         if line.startswith('epoch 2/'):
             return process
@@ -83,14 +82,14 @@ def started(processes, *options, **changes):
 
 
 def test_a_signal_stops_all_and_any_number_goes_on(data):
-    run(**CHANGES | {'epochs': 12})
+    run(**CHANGES | {'epochs': 9})
     process = started(2, output_dir='shared')
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert err.count('SIGTERM: saving, then leaving\n') == 1 and 'train.py", line' not in err
     history = last('shared')['history']
-    assert 2 <= len(history) < 12
-    code, out, err = train_with(3, epochs=12, output_dir='shared', resume='true')
+    assert 2 <= len(history) < 9
+    code, out, err = train_with(3, epochs=9, output_dir='shared', resume='true')
     assert code == 0, err
     assert f'resume: shared/last.pth, after epoch {len(history)}' in out
     assert_learnt_the_same(last(), last('shared'))
@@ -98,7 +97,7 @@ def test_a_signal_stops_all_and_any_number_goes_on(data):
 
 @pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='finds the processes by /proc')
 def test_a_killed_process_is_started_again_and_all_go_on(data):
-    run(**CHANGES | {'epochs': 12})
+    run(**CHANGES | {'epochs': 9})
     process = started(2, '--max-restarts=1', save_every_minutes=0, output_dir='shared')
     workers = Path(f'/proc/{process.pid}/task/{process.pid}/children').read_text().split()
     os.kill(int(workers[-1]), signal.SIGKILL)
@@ -141,8 +140,8 @@ def machines():
 
 def test_two_machines_train_and_one_is_lost(data, machines):
     """All of it is killed in the middle of an epoch: the other one goes on alone, and learns what it would have."""
-    run(**CHANGES | {'epochs': 12})
-    arguments = arguments_of(**{**CHANGES, 'epochs': 12, 'save_every_minutes': 0, 'output_dir': 'shared'})
+    run(**CHANGES | {'epochs': 9})
+    arguments = arguments_of(**{**CHANGES, 'epochs': 9, 'save_every_minutes': 0, 'output_dir': 'shared'})
     kept, lost = [launch(
         1, 'train.py', *arguments, machine=machine,
         options=['--nnodes=1:2', '--max-restarts=3', '--rdzv-backend=c10d', '--rdzv-endpoint=10.77.0.1:29400',
