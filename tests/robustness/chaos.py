@@ -93,7 +93,8 @@ def kill_training(kills, rng, epochs):
 
 def kill_processes(kills, rng):
     """In the working folder, of kill_training's pictures. Returns what was done, in words."""
-    arguments = arguments_of(data_dir='pictures', batch_size=4, epochs=10 + 5 * kills, mixup_prob=0.5, save_every_minutes=0)
+    arguments = arguments_of(data_dir='pictures', batch_size=4, epochs=10 + 5 * kills, mixup_prob=0.5,
+                             save_every_minutes=0)
     calm = launch(2, 'train.py', *arguments, '--output-dir', 'calm_pair')
     calm.communicate()
     process = launch(2, 'train.py', *arguments, '--output-dir', 'pair', options=[f'--max-restarts={kills}'])
