@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import TypeVar
 
 import torch
-import torch.distributed as dist
+import torch.distributed as dist  # some builds of PyTorch have an empty one
 
 from common.runtime.errors import UserError
 from common.runtime.ranks import LAUNCHED, LOCAL_RANK, LOCAL_WORLD_SIZE, RANK, RESTARTS, WORLD_SIZE
@@ -43,7 +43,7 @@ def process_group() -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def new_store() -> dist.Store:
+def new_store() -> 'dist.Store':
     """A store in which the processes find each other, served by the first of them.
 
     torchrun's own still holds the addresses of processes that were lost, and does not say that they are.
@@ -63,7 +63,7 @@ def new_store() -> dist.Store:
             return dist.TCPStore(host, port, is_master=False, timeout=PATIENCE)
 
 
-def agent_store() -> dist.Store:
+def agent_store() -> 'dist.Store':
     """The one that torchrun serves."""
     return dist.TCPStore(os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT']), is_master=False,
                          timeout=timedelta(seconds=10))
