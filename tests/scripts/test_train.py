@@ -100,6 +100,8 @@ def test_an_earlier_runs_checkpoints_are_kept_once(data, tmp_path, capsys):
 @pytest.mark.parametrize('changes, words', [
     ({'data_dir': 'nowhere'}, 'makedata.py'), ({'batch_size': 64}, '20 training images but BATCH_SIZE = 64'),
     ({'batch_size': 7}, 'BATCH_SIZE = 7 must be even'), ({'img_size': 50}, 'IMG_SIZE = 50'), ({'epochs': 0}, 'EPOCHS'),
+    ({'batch_size': 7, 'mixup_alpha': 0, 'cutmix_alpha': 0.5}, 'must be even'),
+    ({'batch_size': 7, 'mixup_alpha': 0.5, 'cutmix_alpha': 0}, 'must be even'),
     ({'img_size': '32,40'}, 'IMG_SIZE'), ({'model': 'volo_d7'}, 'volo_d7'), ({'lr': 0}, 'LR'),
     ({'cutout': 2}, 'CUTOUT'), ({'model_kwargs': {'nonsense': 1}}, 'nonsense'),
     ({'pretrained': 'gone.pth'}, 'gone.pth'), ({'mean': '0,0,0'}, 'STD'), ({'resume': 'true'}, 'last.pth'),
