@@ -13,8 +13,8 @@ from models import has_fixed_size
 MANY = 10_000     # training pictures, from which on batches are larger
 USUAL = 224       # pixels
 SIDES = range(64, USUAL + 1, 16)
-SEEN = 15_000     # images that a run from scratch should train on, each again and again
-PASSES = 6        # over the training set, likewise
+SEEN = 15_000     # images that a run from scratch should train on, each again and again,
+PASSES = 9        # and passes over the training set, with images of 128 pixels; with others see images_wanted
 FULL = 100        # passes, from which on the whole of the augmentation is applied
 TRAINED = 'the weights are trained already'
 UPDATING = 0.8    # of the time: the rest is for reading, validating and saving
@@ -58,10 +58,10 @@ class Choices:
             return usual, 'as published'
         if not self.provenance.from_scratch:
             return usual, TRAINED
-        images = max(SEEN, PASSES * len(self.train_set))
-        fitting = [side for side in SIDES if images * mean_pixels((side, side), self.cfg.START_SIZE) <= self.pixels]
-        side = max(fitting, default=SIDES[0])
-        return (side, side), f'so that {self.cfg.TIME_BUDGET:g} minutes are enough for about {images} images'
+        wanted = {side: images_wanted(side, len(self.train_set)) for side in SIDES}
+        side = max((side for side, images in wanted.items()
+                    if images * mean_pixels((side, side), self.cfg.START_SIZE) <= self.pixels), default=SIDES[0])
+        return (side, side), f'so that {self.cfg.TIME_BUDGET:g} minutes are enough for about {wanted[side]} images'
 
     def augmentation(self) -> tuple[float, str]:
         passes = self.cfg.EPOCHS
@@ -73,6 +73,15 @@ class Choices:
     def pixels(self) -> float:
         """How many pixels of images can be trained on in the TIME_BUDGET, about."""
         return UPDATING * 60 * self.cfg.TIME_BUDGET * training_speed(self.cfg, self.train_set.classes)
+
+
+def images_wanted(side: int, pictures: int) -> int:
+    """The images of that side that a run from scratch on so many pictures should see before larger ones pay.
+
+    Measured on 2,821 photographs: with three times the compute, 18 passes at 160 pixels are better than 10 at 224, with
+    a third of it 9 at 128 better than 17 at 96.
+    """
+    return max(SEEN, round(PASSES * (side / 128) ** 3 * pictures))
 
 
 def mean_pixels(size: Size, start: float) -> float:

@@ -52,8 +52,8 @@ def run_train(options: str, pflop: float, seed: int) -> Trained:
             '--output-dir', 'out']
     cfg, dataset = train.resolved(settings.read(train, argv)), ImageFolder('data/train')
     if cfg.IMG_SIZE == 'auto':
-        images = max(auto.SEEN, auto.PASSES * len(dataset))
-        sides = [side for side in auto.SIDES if images * image_flop(cfg, dataset, (side, side)) <= pflop * 1e15]
+        sides = [side for side in auto.SIDES
+                 if auto.images_wanted(side, len(dataset)) * image_flop(cfg, dataset, (side, side)) <= pflop * 1e15]
         argv += ['--img-size', str(max(sides, default=auto.SIDES[0]))]
         cfg = train.resolved(settings.read(train, argv))
     cfg = train.choose_settings(cfg, train.Provenance('scratch'), dataset, None)
