@@ -54,7 +54,8 @@ def run(main: Callable[[Settings], None]) -> None:
         leave(f'{script}: out of memory: end other programs, or lower NUM_WORKERS', 2)
     except Exception as error:
         if LAUNCHED and lost_peer(error):
-            leave(f'{script}: another process of this run was lost', 1)
+            reason = str(error).strip().partition('\n')[0]
+            leave(f'{script}: another process of this run ended or cannot be reached ({printable(reason)})', 1)
         if LAUNCHED and not claim_failure():
             sys.exit(1)
         raise

@@ -8,7 +8,7 @@ from torch import nn
 class DropPath(nn.Module):
     """In training an image goes without this branch with probability `drop_prob`; the others' is scaled to make up.
 
-    (B, …) -> (B, …). After share_batch it draws for the whole batch and takes the rows that this process has, so that
+    (B, …) -> (B, …). After set_rows it draws for the whole batch and takes the rows that this process has, so that
     processes with the same random numbers draw what a single one would.
     """
 
@@ -31,7 +31,7 @@ class DropPath(nn.Module):
         return f'drop_prob={self.drop_prob:.3f}'
 
 
-def share_batch(net: nn.Module, rows: Sequence[int], batch_size: int) -> None:
+def set_rows(net: nn.Module, rows: Sequence[int], batch_size: int) -> None:
     """Tell a VOLO that its inputs are from now on these rows of batches of `batch_size` images."""
     rows = torch.tensor(rows, device=next(net.parameters()).device)
     for module in net.modules():

@@ -97,9 +97,9 @@ def leave_out(train_set: ImageFolder, val_set: ImageFolder, bad: dict[str, str],
         print(f'left out: {problem}')
     if RANK == 0:
         listing.unlink(missing_ok=True)  # of an earlier run
-    if bad and RANK == 0:
-        write_text(listing, ''.join(f'{problem}\n' for problem in bad.values()))
-        print(f'{len(bad)} files are left out; {listing} lists them')
+        if bad:
+            write_text(listing, ''.join(f'{problem}\n' for problem in bad.values()))
+            print(f'{len(bad)} files are left out; {listing} lists them')
     for dataset in (train_set, val_set):
         dataset.leave_out(bad)
     if not len(val_set):

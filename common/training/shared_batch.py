@@ -6,7 +6,7 @@ from torch import nn
 from common.data.loaders import own_rows
 from common.runtime.distributed import add_up
 from common.runtime.ranks import LAUNCHED
-from models import share_batch
+from models import set_rows
 
 
 class Sum(torch.autograd.Function):
@@ -47,7 +47,7 @@ def share_batches(net: nn.Module, batch_size: int) -> int:
     """Tell the network that several processes, if there are, share its batches. Returns the number of own images."""
     rows = own_rows(batch_size)
     if LAUNCHED:
-        share_batch(net, rows, batch_size)
+        set_rows(net, rows, batch_size)
         synchronise_norms(net)
     return len(rows)
 

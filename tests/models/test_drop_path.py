@@ -3,7 +3,7 @@ import timm.layers
 import torch
 from helpers import tiny_volo
 
-from models import share_batch
+from models import set_rows
 from models.drop_path import DropPath
 
 
@@ -23,7 +23,7 @@ def test_processes_that_share_a_batch_draw_what_one_would():
     for norm in net.patch_embed.conv[1::3]:
         norm.eval()  # what follows then depends on each image alone
     for rows in ([0, 1, 2, 3, 4, 5], [0, 5], [1, 2, 3, 4]):
-        share_batch(net, rows, 6)
+        set_rows(net, rows, 6)
         torch.manual_seed(1)
         logits.append(net(images[rows]))
     whole, first, second = logits

@@ -3,7 +3,6 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -112,16 +111,15 @@ def test_an_error_in_one_of_them_ends_all(data):
     process = started(2, cache='none', epochs=1000)
     for path in (data / 'train' / 'a').iterdir():
         path.unlink()
-    begin = time.monotonic()
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=60)
     own = [line for line in err.splitlines() if line.startswith('train.py: ')]
-    assert time.monotonic() - begin < 60 and len(own) == 1 and 'not a readable image' in own[0], err
+    assert len(own) == 1 and 'not a readable image' in own[0], err
     assert 'train.py", line' not in err
 
 
 @pytest.fixture
 def machines():
-    """The commands that run something on either of two machines: network namespaces that a cable joins."""
+    """{name: the command that runs something there} of two machines: network namespaces that a cable joins."""
     names = [f'volo-{os.getpid()}-{number}' for number in range(2)]
     commands = [f'ip link add cable0 netns {names[0]} type veth peer name cable1 netns {names[1]}'] + [
         f'ip -n {name} {what}' for number, name in enumerate(names)
@@ -131,8 +129,8 @@ def machines():
         for command in [f'ip netns add {name}' for name in names] + commands:
             if shutil.which('ip') is None or subprocess.run(command.split(), capture_output=True).returncode:
                 pytest.skip('network namespaces are not permitted here')
-        yield [['ip', 'netns', 'exec', name, 'env', f'GLOO_SOCKET_IFNAME=cable{number}']
-               for number, name in enumerate(names)]
+        yield {name: ['ip', 'netns', 'exec', name, 'env', f'GLOO_SOCKET_IFNAME=cable{number}']
+               for number, name in enumerate(names)}
     finally:
         for name in names:
             subprocess.run(['ip', 'netns', 'delete', name], capture_output=True)
@@ -146,13 +144,13 @@ def test_two_machines_train_and_one_is_lost(data, machines):
         1, 'train.py', *arguments, machine=machine,
         options=['--nnodes=1:2', '--max-restarts=3', '--rdzv-backend=c10d', '--rdzv-endpoint=10.77.0.1:29400',
                  '--rdzv-id=1', f'--rdzv-conf=last_call_timeout=5,is_host={number == 0}',
-                 f'--local-addr=10.77.0.{number + 1}']) for number, machine in enumerate(machines)]
+                 f'--local-addr=10.77.0.{number + 1}']) for number, machine in enumerate(machines.values())]
     for line in kept.stdout:
         if line.startswith('epoch 2/'):
             break
-    name = machines[1][3]
-    for number in subprocess.run(['ip', 'netns', 'pids', name], capture_output=True, text=True).stdout.split():
-        os.kill(int(number), signal.SIGKILL)
+    pids = subprocess.run(['ip', 'netns', 'pids', list(machines)[1]], capture_output=True, text=True).stdout.split()
+    for pid in pids:
+        os.kill(int(pid), signal.SIGKILL)
     lost.communicate()
     out, err = kept.communicate(timeout=200)
     assert kept.returncode == 0, err
