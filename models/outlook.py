@@ -9,6 +9,11 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
+try:
+    from models.outlook_triton import mix
+except ImportError:  # Triton comes with PyTorch's builds for Linux and for CUDA
+    mix = None
+
 Window = tuple[int, int, int]
 
 
@@ -43,6 +48,9 @@ class OutlookAttention(nn.Module):
 
 def mix_windows(values: torch.Tensor, logits: torch.Tensor, window: Window, dropout: float = 0.) -> torch.Tensor:
     """values (B, H, W, heads, d), logits (B, h, w, k2 keys, heads, k2 queries) -> (B, H, W, heads, d)."""
+    if values.is_cuda and mix is not None and values.shape[-1].bit_count() == 1:
+        attn = F.dropout(logits.softmax(3, dtype=logits.dtype), dropout)  # dtype: autocast would make it fp32
+        return mix(attn, values, *window)
     if dropout or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():
         return mix_windows_plain(values, logits, window, dropout)
     return MixWindows.apply(values, logits, window)
