@@ -30,7 +30,7 @@ from common.runtime.errors import UserError, explain_failures
 from common.runtime.files import write_json
 from common.runtime.machine import retain_freed_memory
 from common.runtime.parallel import compiled, distributed, no_reduction, parallel
-from common.runtime.ranks import RANK, WORLD_SIZE
+from common.runtime.ranks import LAUNCHED, RANK, WORLD_SIZE
 from common.runtime.signals import StopRequest
 from common.settings import Settings
 from common.training import checkpoint
@@ -41,7 +41,7 @@ from common.training.guard import Diverged
 from common.training.history import best_of, print_epoch, training_columns, validation_columns, write_epoch
 from common.training.losses import build_mix, choose_loss
 from common.training.monitor import Monitor
-from common.training.plan import Size
+from common.training.plan import Size, make_stages
 from common.training.provenance import Provenance, find_weights
 from common.training.resume import check_resume, find_saved, is_complete, resumed_lr_scale
 from common.training.saver import Saver, output_folder
@@ -197,7 +197,10 @@ def build_state(cfg: Settings, data: Data, provenance: Provenance, content: dict
                      warmup_power=1) if cfg.USE_EMA else None
     model = parallel(net, device, amp_dtype, cfg.USE_DP, choose_loss(cfg, model_kwargs))
     targets = torch.zeros(rows, len(data.classes), device=device)
-    loss_model = compiled(model.train(), cfg.IMG_SIZE, targets) if cfg.COMPILE else model
+    loss_model = model
+    if cfg.COMPILE:
+        loss_model = compiled(model.train(), [size for _, size in make_stages(cfg.IMG_SIZE, cfg.START_SIZE)], targets,
+                              graphs=device.type == 'cuda' and cfg.ACCUMULATE_STEPS == 1 and not LAUNCHED)
     loss_model = distributed(loss_model, unused=cfg.FREEZE_EPOCHS > 0 or cfg.MODEL not in VARIANTS)
     plan = build_plan(cfg, data, clock, loss_model, targets, saved)
     state = TrainState(
@@ -217,7 +220,7 @@ def build_optimizer(cfg: Settings, net: torch.nn.Module, lr: float) -> tuple[tor
     """(AdamW, its schedule in percent of the compute of the run: a linear warm-up, then half a cosine)."""
     optimizer = create_optimizer_v2(net, 'adamw', lr=lr, betas=tuple(cfg.BETAS), weight_decay=cfg.WEIGHT_DECAY,
                                     layer_decay=cfg.LAYER_DECAY if cfg.LAYER_DECAY < 1 else None,
-                                    fused=next(net.parameters()).device.type in ('cpu', 'cuda'))
+                                    fused=True)  # it alone can skip an update by itself
     warmup, lowest = 100 * cfg.WARMUP, min(cfg.MIN_LR, lr)
     scheduler = CosineLRScheduler(optimizer, t_initial=100 - warmup, warmup_t=warmup, warmup_prefix=True,
                                   lr_min=lowest, warmup_lr_init=lowest, t_in_epochs=False)
@@ -270,7 +273,7 @@ def train_one_epoch(cfg: Settings, state: TrainState, data: Data, epoch: int,
                     after_update: Callable[[Update], None]) -> None:
     """What is left, by state.progress, of a pass over the training set. `after_update` is called after each update."""
     set_train_mode(state.net, heads_only=epoch < state.frozen_epochs)
-    batches = TimedBatches(data.train, epoch, skip=state.progress.updates * cfg.ACCUMULATE_STEPS)
+    batches = TimedBatches(data.train, epoch, state.device, skip=state.progress.updates * cfg.ACCUMULATE_STEPS)
     while (index := state.progress.updates) < state.plan.updates_in(epoch):
         start, waited = time.perf_counter(), batches.seconds
         number = epoch * state.plan.updates_per_epoch + index + 1  # of the update, in the whole run
@@ -280,7 +283,6 @@ def train_one_epoch(cfg: Settings, state: TrainState, data: Data, epoch: int,
         meter = BatchMeter(cfg.SMOOTHING)
         for batch, (images, labels) in enumerate(itertools.islice(batches, count)):
             seed_batch(cfg.SEED, number, batch)
-            images, labels = images.to(state.device, non_blocking=True), labels.to(state.device, non_blocking=True)
             images = resize(images, size)                       # smaller at first
             images, targets = state.mix(images, labels)         # Mixup or CutMix now and then; smoothed targets
             with no_reduction(state.loss_model, batch + 1 < count):
@@ -290,20 +292,20 @@ def train_one_epoch(cfg: Settings, state: TrainState, data: Data, epoch: int,
             meter.add(loss, logits, labels, targets)
 
         state.scaler.unscale_(state.optimizer)                  # so that the norm is of the true gradients
-        norm = torch.nn.utils.clip_grad_norm_(state.net.parameters(), cfg.CLIP_GRAD or math.inf).item()
-        loss, correct, unmixed = meter.read()
-        finite = math.isfinite(loss) and math.isfinite(norm)
-        if finite:
-            state.scaler.step(state.optimizer)
-            if state.ema:
-                state.ema.update(state.net, step=number)
-        else:                                                   # skipped: it leaves no trace, in BatchNorm neither
-            for buffer, before in zip(state.net.buffers(), buffers, strict=True):
-                buffer.copy_(before)
+        norm = torch.nn.utils.clip_grad_norm_(state.net.parameters(), cfg.CLIP_GRAD or math.inf)
+        finite = norm.isfinite()                                # else the update is skipped, without waiting for a GPU:
+        state.optimizer.found_inf = 1. - finite.float()         # AdamW itself leaves weights and moments alone,
+        state.scaler.step(state.optimizer)
+        for buffer, before in zip(state.net.buffers(), buffers, strict=True):
+            buffer.copy_(torch.where(finite, buffer, before))   # and BatchNorm's averages are those of before
         state.scaler.update()
+        if state.ema:
+            state.ema.update(state.net, step=number)
         state.optimizer.zero_grad()
         state.scheduler.step_update(100 * state.plan.compute_share(number))
-        after_update(Update(number, size, loss, norm, finite, cfg.BATCH_SIZE * count, unmixed, correct,
+        loss, correct, unmixed = meter.read()                   # here a GPU is waited for
+        norm = norm.item()
+        after_update(Update(number, size, loss, norm, math.isfinite(norm), cfg.BATCH_SIZE * count, unmixed, correct,
                             batches.seconds - waited, time.perf_counter() - start))
 
 

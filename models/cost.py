@@ -3,7 +3,6 @@
 The step runs on fake tensors, which have shapes but no contents; the bytes of all storages that exist at the same time
 are added up.
 """
-import copy
 import weakref
 from collections.abc import Callable
 
@@ -78,9 +77,7 @@ def training_memory(net: nn.Module, img_size: tuple[int, int], batch_size: int, 
 
 def run_on_fakes(net: nn.Module, shape: tuple[int, ...], dtype: torch.dtype | None, backward: bool,
                  observer: TorchDispatchMode) -> int:
-    """Run a copy of the network, made of fake tensors, on a batch of that shape. Returns the bytes of its state."""
-    net = copy.copy(net)  # the copy shares all parameters and buffers
-    net.mix_token = False  # the box is drawn from random numbers, and fake tensors have no numbers
+    """Run the network, with fake tensors for its own, on a batch of that shape. Returns the bytes of its state."""
     module, device = ForwardBackward(net, dtype), next(net.parameters()).device
     fake = FakeTensorMode()
     tensors = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]

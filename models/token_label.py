@@ -3,32 +3,31 @@
 MixToken swaps a box of tokens between each image and its partner in the reversed batch. The class token then learns the
 mixture of both labels, every other token the label of the image that it came from.
 """
-import math
-
 import torch
 import torch.nn.functional as F
 
-Box = tuple[int, int, int, int]
+Box = torch.Tensor | tuple[int, int, int, int]  # (top, left, bottom, right) on a grid of cells, the ends exclusive
 
 
-def random_box(height: int, width: int) -> Box:
-    """MixToken's box on a grid of height x width cells: (top, left, bottom, right), the ends exclusive.
+def random_box(height: int, width: int, device: torch.device) -> torch.Tensor:
+    """MixToken's box on a grid of height x width cells: (top, left, bottom, right), four whole numbers on the device.
 
     Its share of the area is 1 - λ with λ ~ Beta(1, 1), which is the uniform distribution, minus what the border cuts
-    off. Drawn with torch's global random number generator.
+    off. Drawn with torch's generator of the device, and never read: a GPU need not be waited for.
     """
-    side = math.sqrt(1 - torch.rand(()).item())
-    half_h, half_w = int(height * side) // 2, int(width * side) // 2
-    y, x = torch.randint(height, ()).item(), torch.randint(width, ()).item()
-    return max(y - half_h, 0), max(x - half_w, 0), min(y + half_h, height), min(x + half_w, width)
+    share = (1 - torch.rand((), device=device)).sqrt()  # of each side
+    half_h, half_w = ((side * share).long() // 2 for side in (height, width))
+    y, x = (torch.randint(side, (), device=device) for side in (height, width))  # the centre
+    return torch.stack([(y - half_h).clamp(min=0), (x - half_w).clamp(min=0),
+                        (y + half_h).clamp(max=height), (x + half_w).clamp(max=width)])
 
 
-def swap_box(x: torch.Tensor, box: Box) -> torch.Tensor:
+def swap_box(maps: torch.Tensor, box: Box) -> torch.Tensor:
     """Inside the box every map gets the content of its partner in the reversed batch. (B, H, W, C) -> (B, H, W, C)."""
     top, left, bottom, right = box
-    mixed = x.clone()
-    mixed[:, top:bottom, left:right] = x.flip(0)[:, top:bottom, left:right]
-    return mixed
+    y, x = (torch.arange(side, device=maps.device) for side in maps.shape[1:3])
+    inside = ((y >= top) & (y < bottom))[:, None] & ((x >= left) & (x < right))  # (H, W)
+    return torch.where(inside[..., None], maps.flip(0), maps)
 
 
 def combine_logits(logits: torch.Tensor, token_logits: torch.Tensor) -> torch.Tensor:

@@ -189,7 +189,7 @@ class VOLO(nn.Module):
         x = self.patch_embed(x).permute(0, 2, 3, 1)  # (B, H/8, W/8, C)
         box = (0, 0, 0, 0)
         if self.mix_token and self.training:
-            box = random_box(x.shape[1] // POOLING_SCALE, x.shape[2] // POOLING_SCALE)
+            box = random_box(x.shape[1] // POOLING_SCALE, x.shape[2] // POOLING_SCALE, x.device)
             x = swap_box(x, [POOLING_SCALE * side for side in box])
         outlookers, downsample, *transformers = self.network
         x = downsample(self.run_blocks(outlookers, x))  # (B, H/16, W/16, dim)

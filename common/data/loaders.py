@@ -63,25 +63,39 @@ def in_turn(batches: list[list]) -> list:
 
 
 class TimedBatches:
-    """The batches of an epoch from an EpochSampler's loader, after the first `skip`, and the `seconds` waited for them.
+    """The batches of an epoch from an EpochSampler's loader, after the first `skip`, on the device; and the `seconds`
+    waited for them.
 
-    One pass only.
+    One pass only. A GPU gets the next batch while it works on this one.
     """
 
-    def __init__(self, loader: DataLoader, epoch: int, skip: int = 0):
+    def __init__(self, loader: DataLoader, epoch: int, device: torch.device, skip: int = 0):
         loader.batch_sampler.epoch, loader.batch_sampler.skip = epoch, skip
-        self.batches = iter(loader)
-        self.seconds = 0.
+        self.batches, self.device, self.seconds = iter(loader), device, 0.
+        self.copying = torch.cuda.Stream() if device.type == 'cuda' else None
+        self.following = self.read() if self.copying else None
 
     def __iter__(self):
         return self
 
     def __next__(self) -> tuple[torch.Tensor, torch.Tensor]:
+        batch = self.following if self.copying else self.read()
+        if batch is None:
+            raise StopIteration
+        if self.copying:
+            torch.cuda.current_stream().wait_stream(self.copying)
+            for tensor in batch:
+                tensor.record_stream(torch.cuda.current_stream())  # its memory is free for others only after that
+            self.following = self.read()
+        return batch
+
+    def read(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The next batch, on its way to the device; None at the end."""
         start = time.perf_counter()
-        try:
-            return next(self.batches)
-        finally:
-            self.seconds += time.perf_counter() - start
+        batch = next(self.batches, None)
+        self.seconds += time.perf_counter() - start
+        with torch.cuda.stream(self.copying):
+            return batch and tuple(tensor.to(self.device, non_blocking=True) for tensor in batch)
 
 
 def image_paths(loader: DataLoader, first: int, count: int) -> list[str]:

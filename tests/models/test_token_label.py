@@ -113,7 +113,7 @@ def reference_loss(logits, tokens, box, targets):
 
 @pytest.mark.parametrize('box', [(0, 0, 0, 0), (1, 0, 3, 2), (0, 1, 3, 5), (0, 0, 3, 5)])
 def test_forward_loss_and_gradients_equal_the_plain_reference(monkeypatch, box):
-    monkeypatch.setattr('models.volo.random_box', lambda height, width: box)
+    monkeypatch.setattr('models.volo.random_box', lambda height, width, device: box)
     torch.manual_seed(0)
     model = tiny_volo(layers=LAYERS, img_size=(48, 80), return_dense=True, mix_token=True).double()
     with torch.no_grad():  # at the initial scale all tokens are nearly alike
@@ -154,17 +154,17 @@ def test_losses_of_replicas_are_those_of_the_whole_batch():
 
 def test_boxes_lie_on_the_grid_and_follow_torchs_generator():
     torch.manual_seed(3)
-    boxes = [random_box(7, 10) for _ in range(500)]
+    boxes = [random_box(7, 10, torch.device('cpu')).tolist() for _ in range(500)]
     assert all(0 <= top <= bottom <= 7 and 0 <= left <= right <= 10 for top, left, bottom, right in boxes)
     area = sum((b - t) * (r - left) for t, left, b, r in boxes) / 500 / 70
     assert 0.15 < area < 0.5  # 0.5 less what the border and rounding cut off
     torch.manual_seed(3)
-    assert boxes == [random_box(7, 10) for _ in range(500)]
+    assert boxes == [random_box(7, 10, torch.device('cpu')).tolist() for _ in range(500)]
 
 
 def test_mix_token_swaps_and_swaps_back(monkeypatch):
     """With the whole grid in the box each image is computed as its partner, and its token logits return to it."""
-    monkeypatch.setattr('models.volo.random_box', lambda height, width: (0, 0, height, width))
+    monkeypatch.setattr('models.volo.random_box', lambda height, width, device: (0, 0, height, width))
     model = models.create_model('volo_d1', img_size=32, num_classes=5, layers=(1, 1, 1, 1), embed_dims=(24, 48),
                                 num_heads=(2, 4), stem_hidden_dim=16, return_dense=True, mix_token=True)
     images = torch.randn(4, 3, 32, 32)

@@ -29,8 +29,8 @@ def test_compiling_that_fails_leaves_the_model_as_it_was(monkeypatch, capsys):
 
     model = small_model()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    monkeypatch.setattr(torch, 'compile', lambda model: broken)
-    assert compiled(model, (32, 32), torch.zeros(2, 5)) is model
+    monkeypatch.setattr(torch, 'compile', lambda model, **options: broken)
+    assert compiled(model, [(32, 32)], torch.zeros(2, 5)) is model
     assert 'going on without, since RuntimeError: no C++ compiler\n' in capsys.readouterr().out
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -39,7 +39,7 @@ def test_compiling_that_fails_leaves_the_model_as_it_was(monkeypatch, capsys):
 @pytest.mark.skipif(not shutil.which('g++'), reason='torch.compile needs g++')
 def test_a_compiled_model_computes_the_same(capsys):
     model, plain = small_model(), small_model()
-    faster = compiled(model, (32, 32), torch.zeros(2, 5))
+    faster = compiled(model, [(32, 32)], torch.zeros(2, 5))
     assert 'going on without' not in capsys.readouterr().out and faster is not model
     for found, expected in zip(model.state_dict().values(), plain.state_dict().values(), strict=True):
         assert torch.equal(found, expected)  # the trial left nothing behind, in BatchNorm either
@@ -63,7 +63,7 @@ def test_dataparallel_is_used_with_several_gpus(monkeypatch):
 def test_replicas_compute_their_own_losses(monkeypatch, token_label):
     """What DataParallel does with a batch of five on two GPUs, here one share after the other."""
     boxes = []
-    monkeypatch.setattr('models.volo.random_box', lambda height, width: boxes.pop(0))
+    monkeypatch.setattr('models.volo.random_box', lambda height, width, device: boxes.pop(0))
     kwargs = {'return_dense': True, 'mix_token': True} if token_label else {}
     net = models.create_model('volo_d1', img_size=32, num_classes=3, **TINY, **kwargs)
     model = parallel(net, torch.device('cpu'), None, False, token_loss if token_label else class_loss)

@@ -85,7 +85,7 @@ def test_the_rehearsal_leaves_no_trace(data, seconds):
     assert state.clock.count(SIZE) >= 3 and state.clock.count((64, 64)) >= 3
     net = copy.deepcopy(state.net.state_dict())
     random = torch.get_rng_state()
-    budget.rehearse(cfg, state.clock, state.loss_model, torch.zeros(8, 2), state.plan)
+    budget.rehearse(cfg, state.clock, state.loss_model, torch.zeros(8, 2, device=state.device), state.plan)
     assert torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(net[name], value) for name, value in state.net.state_dict().items())
     assert all(p.grad is None for p in state.net.parameters())
@@ -131,7 +131,8 @@ def test_another_budget_goes_on_from_the_share_of_it_that_is_over(data, seconds)
     old = prepare(time_budget=1)
     plan = Plan(40, [(1., SIZE)], 2, 1, 1., revised_at=10, revised_share=0.4)
     state.clock.started = seconds.now - 60
-    found = budget.build_plan(cfg, sets, state.clock, state.loss_model, torch.zeros(8, 2), saved(old, plan, 60., 20))
+    found = budget.build_plan(cfg, sets, state.clock, state.loss_model, torch.zeros(8, 2, device=state.device),
+                              saved(old, plan, 60., 20))
     assert found.share(40) == pytest.approx(0.5) and found.updates > 60
     cfg.TIME_BUDGET = None
     found = budget.build_plan(cfg, sets, state.clock, state.loss_model, None, saved(old, plan, 60., 20))

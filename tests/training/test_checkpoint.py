@@ -55,7 +55,7 @@ def test_before_the_largest_images_best_pth_is_a_network_for_smaller_ones(data, 
     monkeypatch.setattr(train, 'write_epoch', lambda *args: (shutil.copy('out/best.pth', f'{len(args[4])}.pth'),
                                                              real(*args)))
     run(img_size=64, start_size=0.5, epochs=4)
-    first, best = (torch.load(path, weights_only=True) for path in ('1.pth', 'out/best.pth'))
+    first, best = (checkpoint.load(Path(name)) for name in ('1.pth', 'out/best.pth'))
     assert first['transform']['img_size'] == [32, 32] and first['state_dict']['pos_embed'].shape[1:3] == (2, 2)
     assert best['transform']['img_size'] == [64, 64] and best['state_dict']['pos_embed'].shape[1:3] == (4, 4)
     assert [(row['height'], row['width']) for row in best['history']] == [(32, 32), (32, 32), (48, 48), (64, 64)]

@@ -88,8 +88,9 @@ def train_plainly(start, batches, kwargs):
     return net.state_dict(), average, norms
 
 
-def test_the_loop_does_what_the_plain_one_does(data, first_save):
+def test_the_loop_does_what_the_plain_one_does(data, first_save, monkeypatch):
     """Warm-up, cosine, AdamW with decay where it belongs, clipping, accumulation, Mixup, smoothing, EMA."""
+    monkeypatch.setattr(train, 'choose_device', lambda: torch.device('cpu'))  # as the plain one
     run(**CHANGES)
     loader = load(prepare(**CHANGES)).train
 
