@@ -1,18 +1,21 @@
 """Outlook attention: every window of a map mixes its values by a softmax; overlapping windows add up.
 
-Its core has two equivalent formulations: mix_windows_plain with Unfold and Fold, as in algorithm 1 of the paper
-(arXiv:2106.13112), and MixWindows, which is faster and needs less memory. `window` is (kernel_size, padding, stride),
-as in torch.nn.Unfold. Shapes: H x W tokens in the map, h x w windows, k2 = kernel_size² tokens in a window.
+Its core has three equivalent formulations: mix_windows_plain with Unfold and Fold, as in algorithm 1 of the paper
+(arXiv:2106.13112); MixWindows, which is faster and needs less memory; and, on a GPU, models/outlook_triton.py.
+`window` is (kernel_size, padding, stride), as in torch.nn.Unfold. Shapes: H x W tokens in the map, h x w windows,
+k2 = kernel_size² tokens in a window.
 """
+import contextlib
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-try:
-    from models.outlook_triton import mix
-except ImportError:  # Triton comes with PyTorch's builds for Linux and for CUDA
-    mix = None
+mix = None
+if torch.cuda.is_available():
+    with contextlib.suppress(ImportError):  # PyTorch for Windows comes without Triton
+        from models.outlook_triton import mix
 
 Window = tuple[int, int, int]
 
@@ -48,9 +51,9 @@ class OutlookAttention(nn.Module):
 
 def mix_windows(values: torch.Tensor, logits: torch.Tensor, window: Window, dropout: float = 0.) -> torch.Tensor:
     """values (B, H, W, heads, d), logits (B, h, w, k2 keys, heads, k2 queries) -> (B, H, W, heads, d)."""
-    if values.is_cuda and mix is not None and values.shape[-1].bit_count() == 1:
-        attn = F.dropout(logits.softmax(3, dtype=logits.dtype), dropout)  # dtype: autocast would make it fp32
-        return mix(attn, values, *window)
+    if mix and values.is_cuda and values.shape[-1].bit_count() == 1:
+        attn = logits.softmax(3, dtype=logits.dtype)  # autocast would make it fp32, were there no dtype
+        return mix(F.dropout(attn, dropout), values, *window)
     if dropout or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():
         return mix_windows_plain(values, logits, window, dropout)
     return MixWindows.apply(values, logits, window)

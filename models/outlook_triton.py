@@ -8,15 +8,16 @@ import triton
 import triton.language as tl
 from torch.library import triton_op, wrap_triton
 
-ROWS = 32     # tokens of one head, or windows, that a program works on
-WARPS = 4
+ROWS = 32     # tokens, or windows, of one head that a program works on
+WARPS = 4     # of 32 threads; each thread has eight channels
 
 
 @triton_op('volo::mix', mutates_args=())
 def mix(attn: torch.Tensor, values: torch.Tensor, kernel_size: int, padding: int, stride: int) -> torch.Tensor:
-    """Every window's values mixed by its attention, the overlapping windows added up, on a GPU.
+    """Every window's values mixed by its attention, the overlapping windows added up.
 
-    attn (B, h, w, k2 keys, heads, k2 queries), values (B, H, W, heads, d) -> (B, H, W, heads, d). d is a power of two.
+    attn (B, h, w, k2 keys, heads, k2 queries), values (B, H, W, heads, d) -> (B, H, W, heads, d), all of one dtype. d
+    is a power of two.
     """
     return spread(attn, values, (kernel_size, padding, stride), transposed=False)
 
@@ -35,7 +36,7 @@ def spread(attn: torch.Tensor, values: torch.Tensor, window: tuple[int, int, int
 
 
 def exact(x: torch.Tensor) -> tl.dtype:
-    """What sums are kept in."""
+    """The dtype of sums."""
     return tl.float64 if x.dtype == torch.float64 else tl.float32
 
 
