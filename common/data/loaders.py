@@ -2,6 +2,7 @@
 import itertools
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -94,7 +95,7 @@ class TimedBatches:
         start = time.perf_counter()
         batch = next(self.batches, None)
         self.seconds += time.perf_counter() - start
-        with torch.cuda.stream(self.copying):
+        with torch.cuda.stream(self.copying) if self.copying else nullcontext():
             return batch and tuple(tensor.to(self.device, non_blocking=True) for tensor in batch)
 
 
