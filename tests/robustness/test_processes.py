@@ -105,6 +105,8 @@ def test_a_killed_process_is_started_again_and_all_go_on(data):
     os.kill(int(workers[-1]), signal.SIGKILL)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
+    assert err.count('train.py: another process of this run ended or cannot be reached (') == 1
+    assert 'train.py", line' not in err
     assert 'resume: shared/last.pth, after epoch' in out
     assert_learnt_the_same(last(), last('shared'))
 
