@@ -38,6 +38,14 @@ def test_crop_is_for_validation_only():
     assert np.asarray(fit(transform)(image)).mean() > 250 > np.asarray(fit(transform, training=True)(image)).mean()
 
 
+@pytest.mark.parametrize('crop', [None, 0.9])
+def test_interpolation_decides_how_pictures_are_resized(crop):
+    image = Image.effect_noise((96, 64), 60).convert('RGB')
+    results = {np.asarray(fit(dataclasses.replace(TRANSFORM, crop=crop, interpolation=name))(image)).tobytes()
+               for name in ('nearest', 'bilinear', 'bicubic')}
+    assert len(results) == 3
+
+
 @pytest.mark.parametrize('name, value', [('rotation', 180), ('flip', 1), ('flip_vertical', 1), ('shift', 0.3),
                                          ('zoom', (0.5, 0.6)), ('blur', 1), ('jitter', 0.9), ('cutout', 1)])
 def test_every_augmentation_does_something(name, value):

@@ -83,6 +83,7 @@ def test_with_other_settings_too(data, monkeypatch, changes):
     whole = finished()
     shutil.rmtree('out')
     stop_at(monkeypatch, 'add', BATCHES + 2)
+    shutil.rmtree('first', ignore_errors=True)  # the run does not need the initial weights again
     run(**CHANGES, resume='auto')
     assert_same_run(whole, finished())
 
