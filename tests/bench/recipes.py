@@ -113,15 +113,15 @@ def run_timm(options: str, pflop: float, seed: int) -> Trained:
     dataset.transform = create_transform(
         (3, *size), is_training=True, scale=args.scale, vflip=args.vflip, color_jitter=args.color_jitter,
         interpolation='random', re_prob=args.reprob, re_mode='pixel', mean=transform.mean, std=transform.std)
-    kwargs, device = {'img_size': args.img_size, 'drop_path_rate': args.drop_path}, choose_device()
-    net = timm.create_model('volo_d1_224', num_classes=len(dataset.classes), **kwargs).to(device)
+    net = timm.create_model('volo_d1_224', num_classes=len(dataset.classes), img_size=args.img_size,
+                            drop_path_rate=args.drop_path).to(choose_device())
     optimizer = create_optimizer_v2(net, 'adamw', lr=args.lr, weight_decay=args.weight_decay)
     epoch = len(dataset) // args.batch_size
     schedule = CosineLRScheduler(
         optimizer, count_updates(net, size, args.batch_size, pflop), warmup_t=args.warmup_epochs * epoch,
         warmup_lr_init=1e-5, t_in_epochs=False)
     return run_loop(
-        net, kwargs, dataset, transform, args.batch_size, pflop, optimizer,
+        net, {}, dataset, transform, args.batch_size, pflop, optimizer,
         ModelEmaV3(net, 0.9998, use_warmup=True),
         Mixup(0.8, 1.0, prob=args.mixup_prob, label_smoothing=0.1, num_classes=len(dataset.classes)),
         schedule.step_update)
