@@ -299,13 +299,13 @@ def train_one_epoch(cfg: Settings, state: TrainState, data: Data, epoch: int,
         for buffer, before in zip(state.net.buffers(), buffers, strict=True):
             buffer.copy_(torch.where(finite, buffer, before))   # and BatchNorm's averages are those of before
         state.scaler.update()
-        if state.ema:
-            state.ema.update(state.net, step=number)
         state.optimizer.zero_grad()
         state.scheduler.step_update(100 * state.plan.compute_share(number))
         loss, correct, unmixed = meter.read()                   # here a GPU is waited for
-        norm = norm.item()
-        after_update(Update(number, size, loss, norm, math.isfinite(norm), cfg.BATCH_SIZE * count, unmixed, correct,
+        norm, finite = norm.item(), bool(finite)
+        if finite and state.ema:
+            state.ema.update(state.net, step=number)
+        after_update(Update(number, size, loss, norm, finite, cfg.BATCH_SIZE * count, unmixed, correct,
                             batches.seconds - waited, time.perf_counter() - start))
 
 
