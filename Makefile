@@ -21,7 +21,7 @@ demo: $(VENV)/.ready
 	$(BIN)/python test.py
 
 test: $(VENV)/.ready-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
 
 test-all: $(VENV)/.ready-dev
 	$(BIN)/python -m pytest -q -n auto --dist worksteal -m 'slow or not slow'

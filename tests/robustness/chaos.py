@@ -39,7 +39,8 @@ def main(cfg):
         os.chdir(folder)
         print(kill_makedata(cfg.KILLS, random.Random(cfg.SEED)))
         print(kill_training(cfg.KILLS, random.Random(cfg.SEED), cfg.EPOCHS))
-        print(kill_processes(cfg.KILLS // 3, random.Random(cfg.SEED)))
+        if cfg.KILLS >= 3:
+            print(kill_processes(cfg.KILLS // 3, random.Random(cfg.SEED)))
 
 
 def kill_makedata(kills, rng):

@@ -267,7 +267,7 @@ def test_digits_are_learnt(tmp_path, monkeypatch):
             folder.mkdir(parents=True, exist_ok=True)
             pixels = (images[index].reshape(8, 8) * 255 / 16).astype(np.uint8)
             Image.fromarray(pixels).save(folder / f'{index}.png')
-    run(epochs=8, batch_size=32, lr=2e-3, warmup=0.125, flip=0, blur=0, cutout=0, mixup_prob=0, ema_decay=0.9,
+    run(epochs=4, batch_size=32, lr=2e-3, warmup=0.125, flip=0, blur=0, cutout=0, mixup_prob=0, ema_decay=0.9,
         model_kwargs={**TINY, 'embed_dims': (48, 96), 'num_heads': (2, 4)})
     history = torch.load('out/last.pth', weights_only=True)['history']
     assert history[-1]['train_loss'] < history[0]['train_loss']

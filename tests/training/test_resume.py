@@ -48,9 +48,8 @@ def stop_at(monkeypatch, name, count, signum=signal.SIGTERM):
 
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, function)
-        with pytest.raises(Stopped) as stopped:
+        with pytest.raises(Stopped, match=f'^{signum:d}$'):
             run(**CHANGES, resume='auto')
-    assert stopped.value.args == (signum,)
 
 
 @pytest.mark.parametrize('stops', [
@@ -286,7 +285,7 @@ def start(*more):
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, 'HF_HUB_OFFLINE': '1'})
 
 
-@pytest.mark.parametrize('signum', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize('signum', [signal.SIGINT, signal.SIGTERM])
 def test_signals_save_and_leave_with_their_own_exit_code(data, signum):
     """Both reach the loader workers too: from a terminal, or from a scheduler that signals the whole job."""
     process = start('--epochs=10000')
