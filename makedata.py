@@ -18,15 +18,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import Image
-from tqdm.contrib.concurrent import thread_map
 
 from common import settings
-from common.data.folders import class_folders, find_pictures, is_image, list_files, refuse_empty, stamp
+from common.data.folders import find_files, find_pictures, is_image, pictures_of, refuse_empty, stamp
 from common.data.images import bad_image, decode, header, regular
-from common.runtime.console import Bar, printable
+from common.runtime.console import printable
 from common.runtime.errors import UserError
 from common.runtime.files import locked, writable_folder, write_json
-from common.runtime.machine import THREADS
+from common.runtime.threads import map_in_threads
 
 SOURCE_DIR = 'data1'          # a folder with one sub-folder of pictures for each class
 TARGET_DIR = 'data'           # is replaced as a whole, but only if this script made it
@@ -54,9 +53,10 @@ def main(cfg: settings.Settings) -> None:
 def split(cfg: settings.Settings) -> None:
     """Build the new split beside TARGET_DIR, put it in its place, and print what there is to know of the pictures."""
     earlier = read_manifest(cfg)
-    found = find_pictures(cfg.SOURCE_DIR)
+    files = find_files(cfg.SOURCE_DIR)
+    found = pictures_of(files, cfg.SOURCE_DIR)
     stamps = [stamp(path) for _, path in found]
-    report_others(cfg.SOURCE_DIR)
+    report_others([path for _, path in files])
     report_likeness({name for name, _ in found})
     with staging(Path(cfg.TARGET_DIR)) as folder:
         entries = read_entries(found, folder, cfg)
@@ -122,10 +122,10 @@ def read_manifest(cfg: settings.Settings) -> dict[str, str]:
     return sides if same else {}
 
 
-def report_others(source: str) -> None:
+def report_others(paths: list[str]) -> None:
     """Print how many files of which endings are left out for their names."""
-    others = Counter(path.suffix.lower() for name in class_folders(source) for path in list_files(Path(source, name))
-                     if path.suffix and not is_image(path) and path.name not in _LITTER)
+    others = Counter(path.suffix.lower() for path in map(Path, itertools.filterfalse(is_image, paths))
+                     if path.suffix and path.name not in _LITTER)
     if others:
         print('left out, no pictures to Pillow: '
               + ', '.join(f'{n} {printable(kind)}' for kind, n in others.most_common()))
@@ -172,7 +172,7 @@ def staging(target: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def read_entries(found: list[tuple[str, Path]], folder: Path, cfg: settings.Settings) -> list[dict]:
+def read_entries(found: list[tuple[str, str]], folder: Path, cfg: settings.Settings) -> list[dict]:
     """[{source, class, sha256, name: path below the class, taken: the file in folder}], without unreadable pictures.
 
     Raises UserError where a class has no readable ones.
@@ -180,11 +180,10 @@ def read_entries(found: list[tuple[str, Path]], folder: Path, cfg: settings.Sett
     def take_one(number, path):
         return take(path, folder / _TAKEN / str(number), cfg)
 
-    paths = [path for _, path in found]
-    results = thread_map(take_one, range(len(paths)), paths, max_workers=THREADS, tqdm_class=Bar,
-                         desc='copying' if not cfg.LINK else 'reading', unit='img')
+    paths = [Path(path) for _, path in found]
+    results = map_in_threads(take_one, range(len(paths)), paths, desc='copying' if not cfg.LINK else 'reading')
     entries = []
-    for (name, path), (taken, digest, problem) in zip(found, results, strict=True):
+    for (name, _), path, (taken, digest, problem) in zip(found, paths, results, strict=True):
         if problem:
             print(f'left out: {problem}')
             continue

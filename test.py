@@ -83,7 +83,7 @@ def find_pictures(test_dir: str) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise UserError(f'TEST_DIR = {test_dir!r}: no such file or folder')
-    paths = list_images(path)
+    paths = [Path(name) for name in list_images(path)]
     if not paths:
         raise UserError(f'TEST_DIR = {test_dir!r}: no pictures in it')
     return paths

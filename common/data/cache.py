@@ -19,16 +19,18 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm.contrib.concurrent import thread_map
 
+from common.data import ledger
 from common.data.folders import stamp
 from common.data.images import BadImage, open_image
-from common.runtime.console import Bar
+from common.data.packed import Rows
 from common.runtime.errors import UserError
-from common.runtime.files import locked, replacing, writable_folder, write_json
-from common.runtime.machine import THREADS, free_memory, memory_file
+from common.runtime.files import locked, writable_folder, writing
+from common.runtime.machine import free_memory, memory_file
+from common.runtime.threads import map_in_threads
 
 FOLDER = Path('.cache')
+NOTED = 1000  # files after which a cache on disk is that of a run that ends here
 
 
 class ImageCache:
@@ -47,11 +49,11 @@ class ImageCache:
     def _clear(self) -> None:
         self.array: np.ndarray | None = None  # uint8 (image, height, width, RGB)
         self.source: tuple | None = None      # the arguments of open_array that give this array in any process
-        self.slots: dict[str, int] = {}       # path: index in the array
+        self.rows = Rows({})                  # of the array
 
     def __call__(self, path: str | Path) -> Image.Image:
-        slot = self.slots.get(str(path))
-        return self._decode(path) if slot is None else Image.fromarray(self.array[slot])
+        row = self.rows.get(str(path))
+        return self._decode(path) if row is None else Image.fromarray(self.array[row])
 
     def __getstate__(self) -> dict[str, Any]:
         """What a spawned worker process gets: where the pixels are, in place of the pixels."""
@@ -64,11 +66,12 @@ class ImageCache:
     def load(self, paths: list[str], where: str | None, kind: str = '') -> dict[str, str]:
         """Read every file once and return {path: problem} of those that are not readable images.
 
-        `where` is 'ram', 'disk' or None: the images are not cached. What FOLDER has of an earlier run, the image or
-        only that the file is readable, is valid for as long as the file has the same size and modification time;
-        unreadable files are tried again. `kind`, a text, tells apart caches that must not be mixed up.
+        `where` is 'ram', 'disk' or None: the images are not cached. What FOLDER has of an earlier run, even one that
+        was killed, the image or only that the file is readable, is valid for as long as the file has the same size and
+        modification time; unreadable files are tried again. `kind`, a text, tells apart caches that must not be mixed
+        up.
         """
-        self._clear()  # Windows does not replace a file that is mapped
+        self._clear()
         key = json.dumps([kind, self.size, os.path.abspath(os.path.commonpath(paths))])
         file = FOLDER / hashlib.sha256(key.encode()).hexdigest()[:16]
         if where == 'disk':
@@ -80,35 +83,41 @@ class ImageCache:
     def _decode(self, path: str | Path) -> Image.Image:
         return self.fit(open_image(path, self.least))
 
-    def _read(self, paths: list[str], slots: Iterable[int], array: np.ndarray | None) -> dict[str, str]:
-        """Decode files into these slots of an array, if there is one; {path: problem} of the unreadable ones."""
-        def read(path, slot):
+    def _read(self, paths: list[str], array: np.ndarray | None = None,
+              note: Callable[[list[tuple[int, str, str | None]]], None] = lambda done: None) -> dict[str, str]:
+        """Decode files, into the rows of an array if there is one; {path: problem} of the unreadable ones.
+
+        `note` gets what is done, [(row, path, problem or None)], some at a time.
+        """
+        def read(row, path):
             try:
                 image = self._decode(path)
             except BadImage as error:
                 return str(error)
             if array is not None:
-                array[slot] = image
+                array[row] = image
             return None
 
-        problems = thread_map(read, paths, slots, max_workers=THREADS, tqdm_class=Bar, desc='reading images',
-                              unit='img')
-        return {path: problem for path, problem in zip(paths, problems, strict=True) if problem}
+        bad, done = {}, []
+        for row, problem in enumerate(map_in_threads(read, range(len(paths)), paths, desc='reading images')):
+            done.append((row, paths[row], problem))
+            if problem:
+                bad[paths[row]] = problem
+            if len(done) == NOTED or row == len(paths) - 1:
+                note(done)
+                done = []
+        return bad
 
     def _check(self, paths: list[str], file: Path) -> dict[str, str]:
-        """load() for None. The file is JSON: {path: [bytes, modification time]} of the readable ones."""
+        """load() for None. The file has [path, bytes, modification time] of the readable ones."""
+        def note(done):
+            with suppress(UserError, OSError):  # the next run reads the files again, then
+                writable_folder(FOLDER, 'CACHE')
+                ledger.append(file, ([path, *stamps[path]] for _, path, problem in done if not problem))
+
         stamps = {path: stamp(path) for path in paths}
-        try:
-            known = json.loads(file.read_text(encoding='utf-8'))
-            missing = [path for path in paths if known.get(path) != stamps[path]]
-        except (OSError, ValueError, AttributeError, RecursionError):  # no file, or no whole one
-            missing = paths
-        bad = self._read(missing, range(len(missing)), None)
-        if len(missing) > len(bad):
-            with suppress(UserError):  # the next run reads the files again, then
-                write_json(writable_folder(FOLDER, 'CACHE') / file.name,
-                           {path: stamps[path] for path in paths if path not in bad})
-        return bad
+        known = {path: entry for path, *entry in ledger.read(file, 3)}
+        return self._read([path for path in paths if known.get(path) != stamps[path]], note=note)
 
     def _load_into_memory(self, paths: list[str]) -> dict[str, str]:
         """load() for 'ram'."""
@@ -117,44 +126,41 @@ class ImageCache:
         except OSError as error:
             raise UserError(f"CACHE = 'ram': no memory that worker processes share ({error}): choose 'disk' or None"
                             ) from None
-        bad = self._read(paths, range(len(paths)), self.array)
-        self.slots = {path: slot for slot, path in enumerate(paths) if path not in bad}
+        bad = self._read(paths, self.array)
+        self.rows = Rows({path: row for row, path in enumerate(paths) if path not in bad})
         return bad
 
     def _load_from_disk(self, paths: list[str], file: Path) -> dict[str, str]:
-        """load() for 'disk'. The file: uint8 images, then the index that read_index() returns, as JSON."""
+        """load() for 'disk'. The file has the images, and beside it lies a ledger of what they are (read_index)."""
         writable_folder(FOLDER, 'CACHE')
         with locked(f'{file}.lock'):  # two runs may want the same
             stamps = {path: stamp(path) for path in paths}
-            index = read_index(file, self.size)
-            if {path: entry[:2] for path, entry in index.items()} != stamps:
-                self._write_file(file, paths, stamps, index)
-                index = read_index(file, self.size)
-            self.source = (file.absolute(), (len(index), *self.size, 3))
+            index, length = read_index(file, self.size)
+            known = {path: index[path] for path in paths if path in index and index[path][1:3] == stamps[path]}
+            if len(known) < len(paths):
+                if length > 2 * len(known) or not known:  # most of it is of files that are not there any more
+                    known, length = ({}, 0) if remove(file) else (known, length)
+                self._append(file, [path for path in paths if path not in known], stamps, length)
+                index, length = read_index(file, self.size)
+                known = {path: index[path] for path in paths}
+            self.source = (file.absolute(), (length, *self.size, 3))
             self.array = open_array(*self.source)
-        self.slots = {path: slot for slot, (path, entry) in enumerate(index.items()) if not entry[2]}
-        bad = [path for path in index if path not in self.slots]
-        return self._read(bad, range(len(bad)), None)
+        self.rows = Rows({path: row for path, (row, *_, problem) in known.items() if not problem})
+        return self._read([path for path, entry in known.items() if entry[3]])
 
-    def _write_file(self, file: Path, paths: list[str], stamps: dict[str, list[int]], old: dict[str, list]) -> None:
-        """Make the file anew; of the images in the `old` index, those whose files did not change are copied."""
-        known = {path: slot for slot, (path, entry) in enumerate(old.items()) if stamps.get(path) == entry[:2]}
-        missing = [slot for slot, path in enumerate(paths) if path not in known]
-        shape = (*self.size, 3)
-        check_room('disk', len(paths), self.size, shutil.disk_usage(FOLDER).free)
-        with replacing(file) as aside:
-            reserve(aside, len(paths) * math.prod(shape))
-            array = np.memmap(aside, np.uint8, 'r+', shape=(len(paths), *shape))
-            for slot, path in enumerate(paths):
-                if path in known:
-                    offset = known[path] * math.prod(shape)
-                    array[slot] = np.fromfile(file, np.uint8, math.prod(shape), offset=offset).reshape(shape)
-            bad = {path: old[path][2] for path in known} | self._read([paths[slot] for slot in missing], missing, array)
+    def _append(self, file: Path, paths: list[str], stamps: dict[str, list[int]], length: int) -> None:
+        """Read files into new rows of the file, after the first `length`."""
+        def note(done):
             array.flush()
-            del array  # Windows does not move a file that is mapped
-            with open(aside, 'ab') as out:
-                index = json.dumps({path: [*stamps[path], bad.get(path)] for path in paths}).encode()
-                out.write(index + len(index).to_bytes(8, 'little'))
+            ledger.append(file.with_suffix('.index'), (
+                [path, length + row, *stamps[path], problem] for row, path, problem in done))
+
+        row_bytes = math.prod((*self.size, 3))
+        check_room('disk', len(paths), self.size, shutil.disk_usage(FOLDER).free)
+        with writing(file):
+            reserve(file, length * row_bytes, (length + len(paths)) * row_bytes)
+            array = np.memmap(file, np.uint8, 'r+', length * row_bytes, (len(paths), *self.size, 3))
+            self._read(paths, array, note)
 
 
 def open_array(source: Path | ctypes.Array, shape: tuple[int, ...], mode: str = 'r') -> np.ndarray:
@@ -182,29 +188,32 @@ def shared_array(shape: tuple[int, ...]) -> tuple[np.ndarray, tuple]:
     return open_array(memory, shape), (memory, shape)
 
 
-def reserve(file: Path, length: int) -> None:
-    """Make a file of so many bytes; on a full disk OSError, where a mapped file would crash later."""
-    with open(file, 'wb') as out:
+def reserve(file: Path, kept: int, length: int) -> None:
+    """Give a file a length; `kept` bytes of it stay. On a full disk OSError, where a mapped file would crash later."""
+    with open(file, 'ab') as out:
+        out.truncate(kept)
         if hasattr(os, 'posix_fallocate'):
-            os.posix_fallocate(out.fileno(), 0, length)
+            os.posix_fallocate(out.fileno(), kept, length - kept)
         out.truncate(length)
 
 
-def read_index(file: Path, size: tuple[int, int]) -> dict[str, list]:
-    """{path: [bytes, modification time, problem or None]}, in the order of a cache file; {} where it is not whole."""
+def remove(file: Path) -> bool:
+    """Delete the images and their index. Returns False under Windows while another run has them open."""
     try:
-        with open(file, 'rb') as content:
-            content.seek(-8, os.SEEK_END)
-            end = content.tell()
-            length = int.from_bytes(content.read(), 'little')
-            content.seek(end - length)
-            index = json.loads(content.read(length))
-        if end - length != len(index) * size[0] * size[1] * 3 or any(
-                not isinstance(entry, list) or len(entry) != 3 for entry in index.values()):
-            return {}
-        return index
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
-        return {}
+        file.unlink(missing_ok=True)
+    except PermissionError:
+        return False
+    file.with_suffix('.index').unlink(missing_ok=True)
+    return True
+
+
+def read_index(file: Path, size: tuple[int, int]) -> tuple[dict[str, list], int]:
+    """({path: [row, bytes, modification time, problem or None]}, number of rows in use) of a file of images."""
+    rows, rest = divmod(file.stat().st_size if file.exists() else 0, math.prod((*size, 3)))
+    index = {} if rest else {
+        path: entry for path, *entry in ledger.read(file.with_suffix('.index'), 5)
+        if isinstance(entry[0], int) and 0 <= entry[0] < rows}
+    return index, max((entry[0] + 1 for entry in index.values()), default=0)
 
 
 def choose_cache(wanted: str | None, count: int, size: tuple[int, int]) -> str | None:

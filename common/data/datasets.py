@@ -10,6 +10,7 @@ from torchvision import datasets
 
 from common.data.folders import class_folders, list_images, refuse_empty, stamp
 from common.data.images import open_image
+from common.data.packed import Samples
 from common.runtime.errors import UserError
 from common.runtime.files import write_text
 from common.runtime.ranks import RANK
@@ -26,6 +27,7 @@ class ImageFolder(datasets.ImageFolder):
                  allow_empty: bool = False):
         self.expected = classes
         super().__init__(str(root), transform, loader=open_image, allow_empty=allow_empty)
+        self._keep(self.samples)
         if not self.samples:
             raise UserError(f'{root}: no pictures in it')
 
@@ -41,19 +43,22 @@ class ImageFolder(datasets.ImageFolder):
 
     @staticmethod
     def make_dataset(directory: str, class_to_idx: dict[str, int], allow_empty: bool = False,
-                     **unused) -> list[tuple[str, int]]:
+                     **unused) -> Samples:
         """[(path, class index)], the files that the other scripts see, too."""
-        samples = [(str(path), index) for name, index in class_to_idx.items()
-                   for path in list_images(Path(directory, name))]
+        samples = Samples((path, index) for name, index in class_to_idx.items()
+                          for path in list_images(Path(directory, name)))
         if not allow_empty:
-            filled = {index for _, index in samples}
+            filled = {*samples.targets.tolist()}
             refuse_empty(directory, {name for name, index in class_to_idx.items() if index in filled})
         return samples
 
     def leave_out(self, paths: Container[str]) -> None:
         """Drop files, such as unreadable ones, from the set."""
-        self.samples = self.imgs = [sample for sample in self.samples if sample[0] not in paths]
-        self.targets = [target for _, target in self.samples]
+        self._keep(Samples(sample for sample in self.samples if sample[0] not in paths))
+
+    def _keep(self, samples):
+        self.samples = self.imgs = samples
+        self.targets = samples.targets
 
 
 class SeededImageFolder(ImageFolder):
@@ -83,9 +88,14 @@ def open_split(data_dir: str) -> tuple['SeededImageFolder', ImageFolder]:
 
 def fingerprint(*sets: ImageFolder) -> str:
     """A text that changes with the names, classes and sizes in bytes of the files in data sets."""
-    entries = [(Path(path).relative_to(dataset.root).as_posix(), target, stamp(path)[0]) for dataset in sets
-               for path, target in dataset.samples]
-    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
+    digest, separator = hashlib.sha256(), '['  # of the JSON of a list that would take much memory
+    for dataset in sets:
+        for path, target in dataset.samples:
+            entry = [Path(path).relative_to(dataset.root).as_posix(), target, stamp(path)[0]]
+            digest.update(f'{separator}{json.dumps(entry)}'.encode())
+            separator = ', '
+    digest.update(b']')
+    return digest.hexdigest()
 
 
 def leave_out(train_set: ImageFolder, val_set: ImageFolder, bad: dict[str, str], listing: Path) -> None:

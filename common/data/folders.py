@@ -1,7 +1,7 @@
 """Folders of pictures, with one sub-folder for each class: which files count, and in which order."""
 import os
 import unicodedata
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from PIL import Image
@@ -23,29 +23,47 @@ def is_hidden(name: str) -> bool:
     return name.startswith(('.', '__'))
 
 
-def list_files(folder: str | Path) -> list[Path]:
-    """All files below a folder, sorted by path. Links are followed; no folder is entered twice, and no hidden one.
+def list_files(folder: str | Path) -> Iterator[str]:
+    """Yields the paths of all files below a folder, in the order of their names, folder by folder.
 
-    Raises UserError for a folder that cannot be read.
+    Links are followed; no folder is entered twice, and no hidden one. Raises UserError for a folder that cannot be
+    read.
     """
-    def refuse(error):
-        raise UserError(f'{error.filename}: this folder cannot be read ({error.strerror})')
+    entered = set()  # the folders, as (device, inode)
+    left = [_read_folder(str(Path(folder)), entered)]  # of each folder on the way down, the entries to come
+    while left:
+        entry = next(left[-1], None)
+        if entry is None:
+            left.pop()
+        elif not _is_folder(entry):
+            yield entry.path
+        elif not is_hidden(entry.name):
+            left.append(_read_folder(entry.path, entered))
 
-    found, entered = [], set()
-    for place, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
-        status = os.stat(place)
+
+def _read_folder(folder, entered):
+    """The entries of a folder, sorted by name; none of one that has been entered."""
+    try:
+        status = os.stat(folder)
         if (status.st_dev, status.st_ino) in entered:
-            folders.clear()
-            continue
+            return iter(())
         entered.add((status.st_dev, status.st_ino))
-        folders[:] = sorted(name for name in folders if not is_hidden(name))
-        found += [Path(place, name) for name in names]
-    return sorted(found)
+        with os.scandir(folder) as entries:
+            return iter(sorted(entries, key=lambda entry: entry.name))
+    except OSError as error:
+        raise UserError(f'{folder}: this folder cannot be read ({error.strerror})') from None
 
 
-def list_images(folder: str | Path) -> list[Path]:
+def _is_folder(entry):
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads in a circle
+        return False
+
+
+def list_images(folder: str | Path) -> Iterator[str]:
     """The files of list_files that is_image takes for pictures."""
-    return [path for path in list_files(folder) if is_image(path)]
+    return filter(is_image, list_files(folder))
 
 
 def stamp(path: str | Path) -> list[int]:
@@ -77,11 +95,21 @@ def class_folders(folder: str | Path) -> list[str]:
     return names
 
 
-def find_pictures(folder: str | Path) -> list[tuple[str, Path]]:
-    """[(class, path)] of all pictures in a folder's class folders. Raises UserError where a class has none."""
-    found = [(name, path) for name in class_folders(folder) for path in list_images(Path(folder, name))]
+def find_files(folder: str | Path) -> list[tuple[str, str]]:
+    """[(class, path)] of all files in a folder's class folders."""
+    return [(name, path) for name in class_folders(folder) for path in list_files(Path(folder, name))]
+
+
+def pictures_of(files: Iterable[tuple[str, str]], folder: str | Path) -> list[tuple[str, str]]:
+    """Those of find_files(folder) that are pictures. Raises UserError where a class has none."""
+    found = [(name, path) for name, path in files if is_image(path)]
     refuse_empty(folder, {name for name, _ in found})
     return found
+
+
+def find_pictures(folder: str | Path) -> list[tuple[str, str]]:
+    """[(class, path)] of all pictures in a folder's class folders. Raises UserError where a class has none."""
+    return pictures_of(find_files(folder), folder)
 
 
 def refuse_empty(folder: str | Path, filled: Collection[str]) -> None:

@@ -1,4 +1,5 @@
 """Batches in an order that follows from seeds alone, read by worker processes."""
+import atexit
 import itertools
 import time
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from common.runtime.errors import UserError
 from common.runtime.machine import retain_freed_memory
 from common.runtime.ranks import RANK, WORLD_SIZE
-from common.runtime.signals import leave_signals_to_parent
+from common.runtime.signals import kill_workers, leave_signals_to_parent
 
 
 def own_rows(batch_size: int, rank: int = RANK, world_size: int = WORLD_SIZE) -> list[int]:
@@ -40,16 +41,16 @@ class EpochSampler(Sampler):
     def __len__(self) -> int:
         return self.length // self.batch_size
 
-    def order(self) -> list[tuple[int, int]]:
-        """All keys of the epoch."""
+    def order(self) -> np.ndarray:
+        """All keys of the epoch, int64 (length, 2)."""
         rng = np.random.default_rng([self.seed, self.epoch])
         seeds = rng.integers(2 ** 63, size=self.length)
-        return list(zip(rng.permutation(self.length).tolist(), seeds.tolist(), strict=True))
+        return np.stack([rng.permutation(self.length), seeds], 1)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = self.order()
+        order, rows = self.order(), np.array(self.rows)
         for batch in range(self.skip, len(self)):
-            yield [order[batch * self.batch_size + row] for row in self.rows]
+            yield [tuple(key) for key in order[batch * self.batch_size + rows].tolist()]
 
 
 def own_batches(length: int, batch_size: int) -> list[list[int]]:
@@ -120,4 +121,5 @@ def start_loader(dataset: Dataset, workers: int, **kwargs) -> DataLoader:
     loader = DataLoader(dataset, num_workers=workers, persistent_workers=workers > 0, worker_init_fn=init_worker,
                         pin_memory=torch.cuda.is_available(), generator=torch.Generator(), **kwargs)
     iter(loader)
+    atexit.register(kill_workers)  # a program that ends with a loader in a variable
     return loader

@@ -49,7 +49,8 @@ def locked(file: str | Path, refusal: str | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def _writing(path: str | Path) -> Iterator[None]:
+def writing(path: str | Path) -> Iterator[None]:
+    """Turns an OSError into a UserError: the file cannot be written."""
     try:
         yield
     except OSError as error:
@@ -63,7 +64,7 @@ def move(source: str | Path, target: str | Path) -> None:
     Under Windows a virus scanner or a cloud folder may have either open, which refuses the move; it is tried again for
     about six seconds.
     """
-    with _writing(target):
+    with writing(target):
         for pause in _PAUSES:
             with suppress(PermissionError):
                 os.replace(source, target)
@@ -78,7 +79,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     aside = path.with_name(f'.{path.name}.tmp')
     try:
-        with _writing(path):
+        with writing(path):
             aside.unlink(missing_ok=True)  # of a run that was killed; or a link to somewhere else
             yield aside
         move(aside, path)

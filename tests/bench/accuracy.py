@@ -108,7 +108,7 @@ def evaluate(name, saved, half):
     """The columns of these weights, a checkpoint's content: what they get right in that half of data/val."""
     if saved is None:
         return {f'{name}_{column}': None for column in ('acc1', 'balanced', 'macro_f1')}
-    paths = [path for path in list_images(Path('data/val')) if half_of(path) == half]
+    paths = [path for path in map(Path, list_images('data/val')) if half_of(path) == half]
     predictions = predict(saved, name, paths, 32, worker_count('auto'), 'auto', True)
     predictions = [prediction for prediction in predictions if not prediction.error]
     targets = [saved['classes'].index(prediction.path.parts[2]) for prediction in predictions]

@@ -5,7 +5,6 @@ import multiprocessing
 import os
 import pickle
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -22,6 +21,7 @@ from common.data.cache import ImageCache, choose_cache
 from common.data.datasets import ImageFolder
 from common.data.loaders import start_loader
 from common.data.transforms import Transform, least_side
+from common.runtime import threads
 from common.runtime.errors import UserError
 
 SIZE = (8, 12)
@@ -112,26 +112,22 @@ def test_memory_that_is_not_there_is_said(folder, monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='/proc lists what is mapped')
-def test_no_file_is_mapped_while_it_is_moved_or_replaced(folder, monkeypatch):
-    """Windows refuses both."""
-    def replace(source, target, real=os.replace):
-        mapped = Path('/proc/self/maps').read_text()
-        if str(Path(source).absolute()) in mapped or str(Path(target).absolute()) in mapped:
+def test_no_file_is_mapped_while_it_is_deleted(folder, monkeypatch):
+    """Windows refuses that."""
+    def unlink(path, missing_ok=False, real=Path.unlink):
+        if str(path.absolute()) in Path('/proc/self/maps').read_text():
             raise PermissionError(errno.EACCES, 'mapped')
-        real(source, target)
+        real(path, missing_ok)
 
-    monkeypatch.setattr(os, 'replace', replace)
-    monkeypatch.setattr(time, 'sleep', lambda seconds: None)
+    monkeypatch.setattr(Path, 'unlink', unlink)
     images = ImageCache(shrink, SIZE, 24)
     for grey in (10, 200):
-        Image.new('RGB', (20, 24), (grey,) * 3).save(folder / 'a' / '001.png')
+        for path in folder.rglob('*.png'):
+            Image.new('RGB', (20, 24), (grey,) * 3).save(path)
         images.load(paths_of(folder), 'disk')
-        assert (np.asarray(images(folder / 'a' / '001.png')) == grey).all()
-        Image.new('RGB', (20, 24), (grey + 1,) * 3).save(folder / 'a' / '001.png')
-        del images
-        images = ImageCache(shrink, SIZE, 24)
-        images.load(paths_of(folder), 'disk')
-        assert (np.asarray(images(folder / 'a' / '001.png')) == grey + 1).all()
+        assert all((image == grey).all() for image in pixels(images, paths_of(folder)))
+    [file] = cache.FOLDER.glob('*.pictures')
+    assert file.stat().st_size == 7 * 8 * 12 * 3
 
 
 def read_again(folder, monkeypatch):
@@ -159,6 +155,53 @@ def test_on_disk_only_what_changed_is_read_again(folder, monkeypatch):
     assert opened == ['000.png', '001.png', 'bad.jpg'] and len(bad) == 1
     plain = ImageCache(shrink, SIZE, 24)
     np.testing.assert_array_equal(found, pixels(plain, paths_of(folder)))
+
+
+@pytest.mark.parametrize('where', ['disk', None])
+def test_what_a_killed_run_has_read_is_not_read_again(folder, monkeypatch, where):
+    (folder / 'a' / 'bad.jpg').unlink()
+    opened, paths = [], paths_of(folder)
+
+    def open_image(path, at_least):
+        opened.append(path)
+        if len(opened) == 6:
+            raise KeyboardInterrupt
+        return original(path, at_least)
+
+    monkeypatch.setattr(cache, 'NOTED', 2)
+    monkeypatch.setattr(threads, 'AT_A_TIME', 1)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(cache, 'open_image', open_image)
+        ImageCache(shrink, SIZE, 24).load(paths, where)
+    opened.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, 'open_image', lambda path, at_least: opened.append(path) or original(path, at_least))
+        images = ImageCache(shrink, SIZE, 24)
+        images.load(paths, where)
+    assert opened == paths[4:]
+    np.testing.assert_array_equal(pixels(images, paths), pixels(ImageCache(shrink, SIZE, 24), paths))
+
+
+def test_new_pictures_are_added_and_old_ones_taken_out_when_they_are_most(folder):
+    def load():
+        images = ImageCache(shrink, SIZE, 24)
+        images.load(paths_of(folder), 'disk')
+        np.testing.assert_array_equal(pixels(images, paths_of(folder)),
+                                      pixels(ImageCache(shrink, SIZE, 24), paths_of(folder)))
+        [file] = cache.FOLDER.glob('*.pictures')
+        return file.stat().st_size / (8 * 12 * 3), file.read_bytes()
+
+    rows, first = load()
+    draw_folder(folder / 'c', {'new': 2}, seed=4)
+    more, second = load()
+    assert (rows, more) == (7, 9) and second.startswith(first)
+    kept = (folder / 'b' / '000.png').read_bytes()
+    for path in [*folder.rglob('a/*'), *folder.rglob('b/*')]:
+        path.unlink()
+    draw_folder(folder / 'd', {'new': 1}, seed=5)
+    assert load()[0] == 3
+    (folder / 'b' / '000.png').write_bytes(kept)
+    assert load()[0] == 4
 
 
 def test_without_a_cache_only_what_changed_is_checked_again(folder, monkeypatch):
@@ -190,6 +233,10 @@ def test_a_damaged_cache_is_made_anew(folder, monkeypatch):
         file.write_bytes(content)
         opened, found, _ = read_again(folder, monkeypatch)
         assert len(opened) == 8 and len(found) == 6 and file.read_bytes() == whole
+    index = file.with_suffix('.index')
+    index.write_bytes(index.read_bytes()[:-20])
+    opened, found, _ = read_again(folder, monkeypatch)
+    assert opened == ['002.png', 'bad.jpg'] and len(found) == 6
 
 
 def test_another_size_or_kind_is_another_cache(folder):

@@ -1,5 +1,6 @@
 """common/data/images.py and datasets.py: one opener for every picture, class folders, and the order of an epoch."""
 import multiprocessing
+import os
 import random
 import subprocess
 import sys
@@ -246,7 +247,7 @@ def test_a_name_that_is_too_long_is_that_of_no_folder():
 
 def test_listing_is_sorted_and_recursive(tmp_path):
     draw_folder(tmp_path, {'b': 2, 'a/deep': 1})
-    assert [path.relative_to(tmp_path).as_posix() for path in list_images(tmp_path)] == [
+    assert [os.path.relpath(path, tmp_path) for path in list_images(tmp_path)] == [
         'a/deep/000.png', 'b/000.png', 'b/001.png']
 
 
@@ -256,9 +257,9 @@ def test_hidden_folders_and_loops_are_not_entered(tmp_path):
     (tmp_path / 'a' / 'again').symlink_to(tmp_path / 'elsewhere')
     (tmp_path / 'a' / 'round').symlink_to(tmp_path / 'a')
     expected = ['000.png', 'again/000.png', 'again/001.png']
-    assert [path.relative_to(tmp_path / 'a').as_posix() for path in list_images(tmp_path / 'a')] == expected
+    assert [os.path.relpath(path, tmp_path / 'a') for path in list_images(tmp_path / 'a')] == expected
     found = ImageFolder(tmp_path / 'a' / '..', classes=['a', 'elsewhere'])
-    assert found.targets == [0, 0, 0, 1, 1]
+    assert found.targets.tolist() == [0, 0, 0, 1, 1]
 
 
 def test_one_class_is_nothing_to_learn(tmp_path):

@@ -176,5 +176,6 @@ def test_small_files(file, text):
     if not picture.exists():
         Image.new('RGB', (9, 9)).save(picture)
     assert ImageCache(lambda image: image, (9, 9), 9)._check([str(picture)], folder / 'x.checked') == {}
-    (folder / 'x.pictures').write_bytes(text.encode('utf-8', 'backslashreplace') + len(text).to_bytes(8, 'little'))
-    read_index(folder / 'x.pictures', (9, 9))
+    (folder / 'x.pictures').write_bytes(bytes(9 * 9 * 3))
+    (folder / 'x.index').write_text(text, encoding='utf-8', errors='backslashreplace')
+    assert read_index(folder / 'x.pictures', (9, 9))[1] in (0, 1)

@@ -155,6 +155,14 @@ def test_an_error_of_ours_ends_the_process_though_workers_are_waiting(tmp_path):
     assert done.returncode == 1 and 'a mistake of ours' in done.stderr.splitlines()[-1]
 
 
+def test_a_program_ends_that_still_has_a_loader(tmp_path):
+    draw_folder(tmp_path / 'pictures', {'a': 2})
+    code = ('from common.data.datasets import ImageFolder; from common.data.loaders import start_loader\n'
+            'loader = start_loader(ImageFolder("pictures"), 1)')
+    subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(ROOT)}, timeout=60,
+                   check=True)
+
+
 def test_results_do_not_depend_on_who_reads_what_is_printed(tmp_path):
     draw_folder(tmp_path / 'data1', {'a': 6, 'b': 6})
     with open('/dev/full', 'w') as full:

@@ -3,6 +3,7 @@ import csv
 import io
 import json
 import sys
+from pathlib import Path
 
 import odd_pictures
 import pytest
@@ -42,7 +43,7 @@ def project(tmp_path_factory):
 @pytest.fixture(scope='module')
 def files(project):
     """{path: whether it is a readable picture} of all files of data1 that are named like one."""
-    return {path: readable(path) for path in list_images(project[0] / 'data1')}
+    return {path: readable(path) for path in map(Path, list_images(project[0] / 'data1'))}
 
 
 def test_which_of_them_are_pictures(files):
@@ -69,7 +70,7 @@ def test_makedata_takes_every_readable_one(project, files):
 
 
 def test_training_leaves_out_just_the_unreadable_ones(project):
-    bad = [path for path in list_images(project[0] / 'data') if not readable(path, 64)]
+    bad = [path for path in map(Path, list_images(project[0] / 'data')) if not readable(path, 64)]
     lines = (project[0] / 'checkpoints' / 'volo_d1' / 'bad_images.txt').read_text(encoding='utf-8').splitlines()
     names = [line.partition(': not a readable image')[0] for line in lines]
     assert sorted(names) == sorted(printable(path.relative_to(project[0]).as_posix()) for path in bad) and len(bad) > 20

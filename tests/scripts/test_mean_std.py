@@ -37,7 +37,7 @@ def check_against_numpy(folder, tmp_path):
     per_picture, per_pixel = numpy_stats(folder)
     np.testing.assert_allclose([found['mean'], found['std']], per_picture, atol=1e-5)
     np.testing.assert_allclose([found['pixel_mean'], found['pixel_std']], per_pixel, atol=1e-5)
-    assert found['images'] == len(list_images(folder)) and found['data_dir'] == str(folder)
+    assert found['images'] == len([*list_images(folder)]) and found['data_dir'] == str(folder)
     assert f'\nMEAN: tuple | None = ({round(found["mean"][0], 6)}, ' in result.stdout
 
 
