@@ -72,7 +72,8 @@ class ImageCache:
         up.
         """
         self._clear()
-        key = json.dumps([kind, self.size, os.path.abspath(os.path.commonpath(paths))])
+        folder = os.path.commonpath([min(paths), max(paths)])  # that of all of them
+        key = json.dumps([kind, self.size, os.path.abspath(folder)])
         file = FOLDER / hashlib.sha256(key.encode()).hexdigest()[:16]
         if where == 'disk':
             return self._load_from_disk(paths, file.with_suffix('.pictures'))
@@ -115,9 +116,9 @@ class ImageCache:
                 writable_folder(FOLDER, 'CACHE')
                 ledger.append(file, ([path, *stamps[path]] for _, path, problem in done if not problem))
 
-        stamps = {path: stamp(path) for path in paths}
         known = {path: entry for path, *entry in ledger.read(file, 3)}
-        return self._read([path for path in paths if known.get(path) != stamps[path]], note=note)
+        stamps = {path: now for path in paths if known.get(path) != (now := stamp(path))}
+        return self._read([*stamps], note=note)
 
     def _load_into_memory(self, paths: list[str]) -> dict[str, str]:
         """load() for 'ram'."""

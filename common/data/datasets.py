@@ -1,6 +1,7 @@
 """The split that makedata.py made, as PyTorch data sets whose randomness follows from seeds alone."""
 import hashlib
 import json
+import os
 import random
 from collections.abc import Callable, Container
 from pathlib import Path
@@ -90,8 +91,9 @@ def fingerprint(*sets: ImageFolder) -> str:
     """A text that changes with the names, classes and sizes in bytes of the files in data sets."""
     digest, separator = hashlib.sha256(), '['  # of the JSON of a list that would take much memory
     for dataset in sets:
+        start = len(str(Path(dataset.root, ' '))) - 1
         for path, target in dataset.samples:
-            entry = [Path(path).relative_to(dataset.root).as_posix(), target, stamp(path)[0]]
+            entry = [path[start:].replace(os.sep, '/'), target, stamp(path)[0]]
             digest.update(f'{separator}{json.dumps(entry)}'.encode())
             separator = ', '
     digest.update(b']')
