@@ -48,7 +48,11 @@ def test_file_agrees_with_numpy_also_for_pictures_of_several_sizes(tmp_path):
 
 
 def test_seedlings_agree_with_numpy(tmp_path, seedlings):
-    check_against_numpy(seedlings, tmp_path)
+    folder = tmp_path / 'pictures'
+    folder.mkdir()
+    for place in sorted(seedlings.iterdir())[:2]:
+        (folder / place.name).symlink_to(place)
+    check_against_numpy(folder, tmp_path)
 
 
 def test_few_open_files_are_enough(tmp_path):
