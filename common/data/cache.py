@@ -159,7 +159,7 @@ class ImageCache:
         row_bytes = math.prod((*self.size, 3))
         check_room('disk', len(paths), self.size, shutil.disk_usage(FOLDER).free)
         with writing(file):
-            reserve(file, length * row_bytes, (length + len(paths)) * row_bytes)
+            reserve(file, (length + len(paths)) * row_bytes)
             array = np.memmap(file, np.uint8, 'r+', length * row_bytes, (len(paths), *self.size, 3))
             self._read(paths, array, note)
 
@@ -189,12 +189,11 @@ def shared_array(shape: tuple[int, ...]) -> tuple[np.ndarray, tuple]:
     return open_array(memory, shape), (memory, shape)
 
 
-def reserve(file: Path, kept: int, length: int) -> None:
-    """Give a file a length; `kept` bytes of it stay. On a full disk OSError, where a mapped file would crash later."""
+def reserve(file: Path, length: int) -> None:
+    """Give a file so many bytes; those that it has stay. On a full disk OSError, where a mapped one would crash later."""
     with open(file, 'ab') as out:
-        out.truncate(kept)
         if hasattr(os, 'posix_fallocate'):
-            os.posix_fallocate(out.fileno(), kept, length - kept)
+            os.posix_fallocate(out.fileno(), 0, length)
         out.truncate(length)
 
 
