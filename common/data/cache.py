@@ -190,7 +190,7 @@ def shared_array(shape: tuple[int, ...]) -> tuple[np.ndarray, tuple]:
 
 
 def reserve(file: Path, length: int) -> None:
-    """Give a file so many bytes; those that it has stay. On a full disk OSError, where a mapped one would crash later."""
+    """Give a file so many bytes; those that it has stay. On a full disk OSError, where a mapped one crashes later."""
     with open(file, 'ab') as out:
         if hasattr(os, 'posix_fallocate'):
             os.posix_fallocate(out.fileno(), 0, length)
