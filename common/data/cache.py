@@ -30,7 +30,7 @@ from common.runtime.machine import free_memory, memory_file
 from common.runtime.threads import map_in_threads
 
 FOLDER = Path('.cache')
-NOTED = 1000  # files after which a cache on disk is that of a run that ends here
+NOTED = 1000  # files that are read between two notes of what has been done, which a killed run leaves
 
 
 class ImageCache:

@@ -7,8 +7,9 @@ from pathlib import Path
 def append(file: Path, values: Iterable[list]) -> None:
     """Add a line for each value. Raises OSError."""
     lines = ''.join(f'{json.dumps(value)}\n' for value in values)
-    with open(file, 'ab') as out:
-        out.write(f'\n{lines}'.encode())  # after a line that was cut off
+    if lines:
+        with open(file, 'ab') as out:
+            out.write(f'\n{lines}'.encode())  # after a line that was cut off
 
 
 def read(file: Path, length: int) -> Iterator[list]:
