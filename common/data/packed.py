@@ -32,9 +32,6 @@ class Samples(Sequence):
         start = self.ends[number - 1] if number else 0
         return os.fsdecode(self.names[start:self.ends[number]].tobytes()), int(self.targets[number])
 
-    def __eq__(self, other: Sequence) -> bool:
-        return list(self) == list(other)
-
 
 class Rows:
     """Read-only {path: row}, in 16 bytes for each path."""

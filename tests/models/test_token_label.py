@@ -43,31 +43,35 @@ def outlook_attention(x, p):
     return out @ p['proj.weight'].T + p['proj.bias']
 
 
-def reference(p, images, box):
-    """(class logits, token logits) of a VOLO in training mode with the parameters p, tokens mixed inside the box."""
-    def sub(prefix):
-        return {name[len(prefix):]: value for name, value in p.items() if name.startswith(prefix)}
+def norm(x, q):
+    return F.layer_norm(x, x.shape[-1:], q['weight'], q['bias'])
 
-    def norm(x, q):
-        return F.layer_norm(x, x.shape[-1:], q['weight'], q['bias'])
 
-    def mlp(x, q):
-        return F.gelu(x @ q['fc1.weight'].T + q['fc1.bias']) @ q['fc2.weight'].T + q['fc2.bias']
+def mlp(x, q):
+    return F.gelu(x @ q['fc1.weight'].T + q['fc1.bias']) @ q['fc2.weight'].T + q['fc2.bias']
 
-    def mix(x, scale):
-        keep = torch.ones(x.shape[1:3], dtype=torch.bool)
-        keep[scale * box[0]:scale * box[2], scale * box[1]:scale * box[3]] = False
-        return torch.where(keep[None, :, :, None], x, x.flip(0))
 
-    x = images
+def stem(p, x):
     for conv, bn, stride in ((0, 1, 2), (3, 4, 1), (6, 7, 1)):
         kernel = p[f'patch_embed.conv.{conv}.weight']
         x = F.conv2d(x, kernel, stride=stride, padding=kernel.shape[-1] // 2)
         mean, var = x.mean((0, 2, 3), keepdim=True), x.var((0, 2, 3), keepdim=True, unbiased=False)
         scale, shift = (p[f'patch_embed.conv.{bn}.{name}'].view(1, -1, 1, 1) for name in ('weight', 'bias'))
         x = ((x - mean) / (var + 1e-5).sqrt() * scale + shift).relu()
-    x = F.conv2d(x, p['patch_embed.proj.weight'], p['patch_embed.proj.bias'], stride=4).permute(0, 2, 3, 1)
-    x = mix(x, 2)
+    return F.conv2d(x, p['patch_embed.proj.weight'], p['patch_embed.proj.bias'], stride=4).permute(0, 2, 3, 1)
+
+
+def reference(p, images, box):
+    """(class logits, token logits) of a VOLO in training mode with the parameters p, tokens mixed inside the box."""
+    def sub(prefix):
+        return {name[len(prefix):]: value for name, value in p.items() if name.startswith(prefix)}
+
+    def mix(x, scale):
+        keep = torch.ones(x.shape[1:3], dtype=torch.bool)
+        keep[scale * box[0]:scale * box[2], scale * box[1]:scale * box[3]] = False
+        return torch.where(keep[None, :, :, None], x, x.flip(0))
+
+    x = mix(stem(p, images), 2)
     for i in range(LAYERS[0]):
         q = sub(f'network.0.{i}.')
         part = {name: {k[len(name) + 1:]: v for k, v in q.items() if k.startswith(f'{name}.')}
