@@ -46,10 +46,10 @@ class Trained:
 
 def run_train(options: str, pflop: float, seed: int) -> Trained:
     """train.py with these options, and as many epochs as the compute is enough for. IMG_SIZE = 'auto' follows from the
-    compute, by the rule that makes it follow from a TIME_BUDGET.
+    compute, by the rule that makes it follow from a TIME_BUDGET. A run that was interrupted goes on.
     """
     argv = ['--pretrained', 'false', *shlex.split(options), '--validate-every', '1000000', '--seed', str(seed),
-            '--output-dir', 'out']
+            '--output-dir', 'out', '--resume', 'auto']
     cfg, dataset = train.resolved(settings.read(train, argv)), ImageFolder('data/train')
     if cfg.IMG_SIZE == 'auto':
         sides = [side for side in auto.SIDES
