@@ -2,85 +2,126 @@
 
     python makedata.py
 
-copies the pictures below data1/ (the source is never changed) and writes data/split.json: the settings, and for every
-file its source, class, side and SHA-256. Byte-identical files land on the same side. Run again after pictures were
-added, it leaves those that were there before on their side.
+copies the pictures below data1/ (the source is never changed) and writes data/split.csv: for every file its source,
+class, side, group and SHA-256; the settings are in data/split.json. What belongs together lands on the same side: files
+that are byte-identical, pictures that are the same but for size, quality, a small crop or a turn, and what GROUP says.
+Run again after pictures were added, it leaves those that were there before on their side.
 """
 import hashlib
 import io
 import itertools
-import json
 import os
-import shutil
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from common import settings
-from common.data.folders import find_files, find_pictures, is_image, pictures_of, refuse_empty, stamp
+from common.data.folders import class_folders, is_image, list_files, refuse_empty, stamp
+from common.data.grouping import TEST, TRAIN, VAL, alike, choose_sides, join
 from common.data.images import bad_image, decode, header, regular
+from common.data.labels import read_labels
+from common.data.manifest import LITTER, PICTURES, SIDES, read_sides, writing_manifest
+from common.data.near_duplicates import SIZE as THUMBNAIL
+from common.data.near_duplicates import find_near_duplicates, thumbnail
+from common.data.packed import Rows, Samples
+from common.data.shards import writing_shards
+from common.data.stores import litdata
 from common.runtime.console import printable
 from common.runtime.errors import UserError
-from common.runtime.files import locked, writable_folder, write_json
+from common.runtime.files import beside, harmless, is_there, locked, replacing_folder, writable_folder
 from common.runtime.threads import map_in_threads
 
 SOURCE_DIR = 'data1'          # a folder with one sub-folder of pictures for each class
+LABELS: str | None = None     # instead of sub-folders, a CSV file with the columns file (its path below SOURCE_DIR),
+                              # class and, if you like, group
 TARGET_DIR = 'data'           # is replaced as a whole, but only if this script made it
 VAL_RATIO = 0.3               # share of each class that goes to val
+TEST_RATIO = 0.0              # share of each class that goes to data/test, which train.py never reads
 SEED = 42                     # another number gives another split
+NEAR_DUPLICATES: bool | str = 'auto'  # keep pictures on one side that are the same but for quality, size, a crop of up
+                              # to 5 %, quarter turns or mirroring; 'auto' does so for up to 20,000 pictures
+GROUP: str | None = None      # what else stays together, such as the pictures of one plant, burst or video: 'folder'
+                              # (each folder below a class), or a regular expression: where it finds the same in two
+                              # paths below SOURCE_DIR
 MAX_SIDE: int | None = None   # pixels; larger pictures are shrunk to this while copying: they take less room, and are
                               # read sooner at the start of each training
 LINK = False                  # True: hard links instead of copies. They take no room, but are the source's own files:
                               # whoever edits a picture in data/ edits it there too
+SHARDS = False                # True: data/train and data/val hold large files of many pictures each, for network disks
+                              # and millions of pictures; train.py reads them as it reads folders
 
-_TAKEN = 'taken'  # where pictures wait in the new folder until all are known
-_MANIFEST = 'split.json'  # (names with a leading underscore are no settings)
-_MADE_BY = 'makedata.py'
-_LITTER = {'.DS_Store', 'Thumbs.db', 'desktop.ini'}  # what file managers leave in every folder that they show
-_SAVE_OPTIONS = {  # of shrunken copies; other formats become PNG
-    '.jpg': {'quality': 95}, '.jpeg': {'quality': 95}, '.png': {}, '.webp': {'quality': 95}}
+_TAKEN = 'taken'  # where pictures wait in the new folder until all are known (names with an underscore are no settings)
+_MOST_COMPARED = 20_000
+_SHRUNK_FORMATS = {'.jpg': 'JPEG', '.jpeg': 'JPEG', '.png': 'PNG', '.webp': 'WEBP'}  # any other becomes PNG
+
+
+@dataclass
+class Pictures:
+    """The N pictures of SOURCE_DIR that can be read, in columns."""
+    samples: Samples         # (path, index of the class)
+    classes: list[str]
+    numbers: np.ndarray      # (N,) each one's file in _TAKEN
+    sha256: np.ndarray       # (N,) of the source, as 64 hexadecimal digits
+    shrunk: np.ndarray       # (N,) whether it is larger than MAX_SIDE
+    groups: np.ndarray       # (N,) the number of the group that stays together
+
+
+@dataclass
+class Taken:
+    """What is known of one file, of an unreadable one only the problem."""
+    problem: str
+    sha256: str = ''
+    is_shrunk: bool = False
+    is_link: bool = False
+    thumbnail: np.ndarray | None = None
 
 
 def main(cfg: settings.Settings) -> None:
     check(cfg)
-    with locked(_aside(Path(cfg.TARGET_DIR), 'lock'), f'TARGET_DIR = {cfg.TARGET_DIR!r}: another makedata.py is there'):
+    with locked(beside(Path(cfg.TARGET_DIR), 'lock'), f'TARGET_DIR = {cfg.TARGET_DIR!r}: another makedata.py is there'):
         split(cfg)
 
 
 def split(cfg: settings.Settings) -> None:
     """Build the new split beside TARGET_DIR, put it in its place, and print what there is to know of the pictures."""
-    earlier = read_manifest(cfg)
-    files = find_files(cfg.SOURCE_DIR)
-    found = pictures_of(files, cfg.SOURCE_DIR)
-    stamps = [stamp(path) for _, path in found]
-    report_others([path for _, path in files])
-    report_likeness({name for name, _ in found})
-    with staging(Path(cfg.TARGET_DIR)) as folder:
-        entries = read_entries(found, folder, cfg)
-        report_duplicates(entries)
-        sides = choose_sides(entries, cfg, earlier)
-        for entry in entries:
-            arrange(entry, sides[entry['sha256']], folder)
-        for name in {entry['class'] for entry in entries}:
-            for side in ('train', 'val'):
-                (folder / side / name).mkdir(parents=True, exist_ok=True)
-        (folder / _TAKEN).rmdir()
-        if find_pictures(cfg.SOURCE_DIR) != found or [stamp(path) for _, path in found] != stamps:
+    target = Path(cfg.TARGET_DIR)
+    earlier = read_sides(target, cfg) if is_there(target) else Rows([])
+    classes, found, labelled = find_pictures(cfg)
+    stamps = read_stamps(found)
+    report_likeness(classes)
+    with replacing_folder(target) as folder:
+        (folder / _TAKEN).mkdir()
+        pictures = take_all(classes, found, labelled, folder, cfg)
+        report_duplicates(pictures)
+        before = np.array([earlier.get(digest.decode(), -1) for digest in pictures.sha256])
+        sides = choose_sides(pictures.sha256, pictures.samples.targets, pictures.groups, before,
+                             (cfg.VAL_RATIO, cfg.TEST_RATIO), cfg.SEED)
+        arrange(pictures, sides, folder, cfg)
+        if find_pictures(cfg, quiet=True)[1] != found or (read_stamps(found) != stamps).any():
             raise UserError(f'{cfg.SOURCE_DIR} changed while it was read: run makedata.py again when it is complete')
-        write_json(folder / _MANIFEST, {'made_by': _MADE_BY, 'settings': vars(cfg), 'files': [
-            {key: entry[key] for key in ('file', 'source', 'class', 'side', 'sha256')} for entry in entries]})
-    print_table(entries, cfg)
+    print_table(pictures, sides, cfg)
 
 
 def check(cfg: settings.Settings) -> None:
     """Raise UserError for settings with which there can be no split."""
     if not 0 < cfg.VAL_RATIO < 1:
         raise UserError(f'VAL_RATIO = {cfg.VAL_RATIO} must lie between 0 and 1')
+    if not 0 <= cfg.TEST_RATIO < 1 - cfg.VAL_RATIO:
+        raise UserError(f'TEST_RATIO = {cfg.TEST_RATIO} must be at least 0 and leave something beside VAL_RATIO')
     if not 0 <= cfg.SEED < 2 ** 32:
         raise UserError(f'SEED = {cfg.SEED} must lie between 0 and {2 ** 32 - 1}')
+    if cfg.NEAR_DUPLICATES not in (True, False, 'auto'):
+        raise UserError(f"NEAR_DUPLICATES = {cfg.NEAR_DUPLICATES!r}: choose True, False or 'auto'")
+    try:
+        re.compile(cfg.GROUP or '')
+    except re.error as error:
+        raise UserError(f"GROUP = {cfg.GROUP!r} must be None, 'folder' or a regular expression ({error})") from None
     if cfg.MAX_SIDE is not None and cfg.MAX_SIDE < 16:
         raise UserError(f'MAX_SIDE = {cfg.MAX_SIDE} is too small for a picture: give 16 pixels or more, or None')
     if Path(cfg.TARGET_DIR).name in ('', '..'):
@@ -88,49 +129,42 @@ def check(cfg: settings.Settings) -> None:
     source, target = Path(cfg.SOURCE_DIR).resolve(), Path(cfg.TARGET_DIR).resolve()
     if source == target or source in target.parents or target in source.parents:
         raise UserError(f'SOURCE_DIR = {cfg.SOURCE_DIR!r} and TARGET_DIR = {cfg.TARGET_DIR!r} must lie apart')
+    if cfg.SHARDS:
+        litdata()
     writable_folder(Path(cfg.TARGET_DIR).parent, 'TARGET_DIR')
 
 
-def read_manifest(cfg: settings.Settings) -> dict[str, str]:
-    """{sha256: side} of the split that is there; {} when there is none, or it has another VAL_RATIO or SEED.
+def find_pictures(cfg: settings.Settings, quiet: bool = False) -> tuple[list[str], Samples, list[str | None] | None]:
+    """(class names, [(path, class index)], the group of each that LABELS gives or None).
 
-    Raises UserError if TARGET_DIR is anything but a split of this script's, or holds a file that it did not put there.
+    Prints, unless `quiet`, how many files of which endings are left out for their names.
     """
-    target = Path(cfg.TARGET_DIR)
-    if not os.path.lexists(target):
-        if not _aside(target, 'old').exists():
-            return {}
-        _aside(target, 'old').rename(target)  # a run was killed just before it put the new split in place
-    advice = 'move it away or choose another TARGET_DIR; it was not touched'
-    try:
-        manifest = json.loads((target / _MANIFEST).read_text(encoding='utf-8'))
-        files = {entry['file']: entry for entry in manifest['files']}
-        ours = manifest['made_by'] == _MADE_BY and not target.is_symlink()
-        sides = {entry['sha256']: entry['side'] for entry in files.values()}
-        ours = ours and all(isinstance(digest, str) for digest in sides) and {*sides.values()} <= {'train', 'val'}
-        same = all(manifest['settings'][name] == getattr(cfg, name) for name in ('VAL_RATIO', 'SEED'))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        ours = False
-    if not ours:
-        raise UserError(f'{target} exists and was not made by {_MADE_BY}: {advice}')
-    known = files.keys() | {_MANIFEST}
-    for place, folders, names in os.walk(target):
-        links = [name for name in folders if Path(place, name).is_symlink()]
-        for path in (Path(place, name) for name in names + links):
-            if path.relative_to(target).as_posix() not in known and path.name not in _LITTER:
-                raise UserError(f'{path} was not put there by {_MADE_BY} and would be lost: {advice}')
-    return sides if same else {}
+    if cfg.LABELS:
+        return read_labels(cfg.LABELS, cfg.SOURCE_DIR)
+    classes, others = class_folders(cfg.SOURCE_DIR), Counter()
 
+    def pictures() -> Iterator[tuple[str, int]]:
+        for index, name in enumerate(classes):
+            for path in list_files(Path(cfg.SOURCE_DIR, name)):
+                if is_image(path):
+                    yield path, index
+                elif os.path.basename(path) not in LITTER:
+                    others[os.path.splitext(path)[1].lower()] += 1
 
-def report_others(paths: list[str]) -> None:
-    """Print how many files of which endings are left out for their names."""
-    others = Counter(path.suffix.lower() for path in map(Path, itertools.filterfalse(is_image, paths))
-                     if path.suffix and path.name not in _LITTER)
-    if others:
+    found = Samples(pictures())
+    refuse_empty(classes, {classes[target] for target in np.unique(found.targets)}, cfg.SOURCE_DIR)
+    others.pop('', None)
+    if others and not quiet:
         print('left out, no pictures to Pillow: '
               + ', '.join(f'{n} {printable(kind)}' for kind, n in others.most_common()))
-    if others.keys() & {'.heic', '.heif'}:
-        print('to read them too: python -m pip install pillow-heif')
+        if others.keys() & {'.heic', '.heif'}:
+            print('to read them too: python -m pip install pillow-heif')
+    return classes, found, None
+
+
+def read_stamps(samples: Samples) -> np.ndarray:
+    """(N, 2): size and modification time of each file."""
+    return np.fromiter((stamp(path) for path, _ in samples), np.dtype((np.int64, 2)), len(samples))
 
 
 def report_likeness(names: Iterable[str]) -> None:
@@ -138,91 +172,66 @@ def report_likeness(names: Iterable[str]) -> None:
     groups = defaultdict(list)
     for name in sorted(names):
         groups[name.casefold()].append(name)
-    for alike in groups.values():
-        if len(alike) > 1:
-            print(f'warning: {" and ".join(alike)} are different classes here, but one on Windows and macOS')
+    for names in groups.values():
+        if len(names) > 1:
+            print(f'warning: {" and ".join(names)} are different classes here, but one on Windows and macOS')
 
 
-def _aside(target, purpose):
-    return target.with_name(f'.{target.name}.makedata-{purpose}')
+def take_all(classes: list[str], found: Samples, labelled: list[str | None] | None, folder: Path,
+             cfg: settings.Settings) -> Pictures:
+    """Read all pictures once, and have them wait in _TAKEN. Raises UserError where a class has no readable ones."""
+    compare = len(found) <= _MOST_COMPARED if cfg.NEAR_DUPLICATES == 'auto' else cfg.NEAR_DUPLICATES
+    if not compare and cfg.NEAR_DUPLICATES:
+        print(f'NEAR_DUPLICATES = True would look for them among {len(found)} pictures, too: it takes long')
+    sha256, shrunk = np.zeros(len(found), 'S64'), np.zeros(len(found), bool)
+    thumbnails, copies = np.empty((compare * len(found), THUMBNAIL, THUMBNAIL, 3), np.uint8), 0
 
+    def take_one(number, sample):
+        return take(Path(sample[0]), folder / _TAKEN / str(number), compare, cfg)
 
-@contextmanager
-def staging(target: Path) -> Iterator[Path]:
-    """Yields an empty folder beside `target` to build in; at the end it takes target's place, or goes on an error.
-
-    Raises UserError where it cannot be written.
-    """
-    aside, old = _aside(target, 'new'), _aside(target, 'old')
-    for folder in (aside, old):
-        shutil.rmtree(folder, ignore_errors=True)
-    try:
-        (aside / _TAKEN).mkdir(parents=True)
-        yield aside
-        if target.exists():
-            target.rename(old)
-        aside.rename(target)
-    except OSError as error:
-        if old.exists() and not target.exists():
-            old.rename(target)
-        raise UserError(f'{target} cannot be written ({error.strerror or error}): close programs that have files of it '
-                        'open, free some space, or choose another TARGET_DIR') from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def read_entries(found: list[tuple[str, str]], folder: Path, cfg: settings.Settings) -> list[dict]:
-    """[{source, class, sha256, name: path below the class, taken: the file in folder}], without unreadable pictures.
-
-    Raises UserError where a class has no readable ones.
-    """
-    def take_one(number, path):
-        return take(path, folder / _TAKEN / str(number), cfg)
-
-    paths = [Path(path) for _, path in found]
-    results = map_in_threads(take_one, range(len(paths)), paths, desc='copying' if not cfg.LINK else 'reading')
-    entries = []
-    for (name, _), path, (taken, digest, problem) in zip(found, paths, results, strict=True):
-        if problem:
-            print(f'left out: {problem}')
+    taken = map_in_threads(take_one, range(len(found)), found, desc='reading' if cfg.LINK else 'copying')
+    for number, one in enumerate(taken):
+        if one.problem:
+            print(f'left out: {one.problem}')
             continue
-        below = path.relative_to(Path(cfg.SOURCE_DIR, name)).as_posix()
-        if taken.suffix and taken.suffix != path.suffix.lower():
-            below += '.shrunk.png'
-            if len(os.fsencode(Path(below).name)) > 255:  # the most that file systems take
-                below = Path(below).with_name(f'{digest}.png').as_posix()
-        entries.append({'source': path.as_posix(), 'class': name, 'sha256': digest, 'name': below, 'taken': taken})
-    refuse_empty(cfg.SOURCE_DIR, {entry['class'] for entry in entries})
-    if cfg.LINK and any(not entry['taken'].samefile(entry['source']) for entry in entries if not entry['taken'].suffix):
+        sha256[number], shrunk[number] = one.sha256, one.is_shrunk
+        copies += not one.is_shrunk and not one.is_link
+        if compare:
+            thumbnails[number] = one.thumbnail
+    numbers = np.flatnonzero(sha256 != b'')
+    samples = Samples(found[number] for number in numbers)
+    refuse_empty(classes, {classes[target] for target in np.unique(samples.targets)}, cfg.SOURCE_DIR)
+    if cfg.LINK and copies:
         print(f'LINK: {cfg.TARGET_DIR} lies where no hard links to {cfg.SOURCE_DIR} can be made, so these are copies')
-    return entries
+    pairs = [alike(sha256[numbers].tolist()), alike(group_of(path, cfg) for path, _ in samples)]
+    if labelled:
+        pairs.append(alike(labelled[number] for number in numbers))
+    if compare:
+        pairs.append(find_near_duplicates(thumbnails[numbers]))
+    return Pictures(samples, classes, numbers, sha256[numbers], shrunk[numbers], join(len(numbers), *pairs))
 
 
-def take(path: Path, file: Path, cfg: settings.Settings) -> tuple[Path, str, None] | tuple[None, None, str]:
-    """Read a picture once, for its SHA-256 and its copy, link or, with a suffix added, shrunken version at `file`.
-
-    Returns (the file, SHA-256, None), or (None, None, what is wrong) where it is no readable picture.
-    """
-    small = None
+def take(path: Path, file: Path, compare: bool, cfg: settings.Settings) -> Taken:
+    """Read a picture once, for its copy, link or shrunken version at `file` and for what else is to be known of it."""
     try:
         content = regular(path).read_bytes()
         with header(io.BytesIO(content)) as image:
-            size = image.size
-        if cfg.MAX_SIDE and max(size) > cfg.MAX_SIDE:
-            small = decode(io.BytesIO(content), path, at_least=2 * cfg.MAX_SIDE)
+            is_large = cfg.MAX_SIDE is not None and max(image.size) > cfg.MAX_SIDE
+        if compare or is_large:
+            at_least = max(2 * cfg.MAX_SIDE if is_large else 0, 2 * THUMBNAIL)
+            picture = decode(io.BytesIO(content), path, at_least)
     except (MemoryError, UserError):
         raise
     except Exception as error:  # Pillow's errors on a damaged file are of a dozen types
-        return None, None, str(bad_image(path, error))
-    if small:
-        small.thumbnail((cfg.MAX_SIDE, cfg.MAX_SIDE), Image.Resampling.LANCZOS)
-        suffix = path.suffix.lower() if path.suffix.lower() in _SAVE_OPTIONS else '.png'
-        file = file.with_suffix(suffix)
-        small.save(file, **_SAVE_OPTIONS[suffix])
-    elif not (cfg.LINK and link(path, file)):
+        return Taken(str(bad_image(path, error)))
+    small = thumbnail(picture) if compare else None
+    if is_large:
+        picture.thumbnail((cfg.MAX_SIDE, cfg.MAX_SIDE), Image.Resampling.LANCZOS)
+        picture.save(file, _SHRUNK_FORMATS.get(path.suffix.lower(), 'PNG'), quality=95)
+    is_link = not is_large and cfg.LINK and link(path, file)
+    if not is_large and not is_link:
         file.write_bytes(content)
-    return file, hashlib.sha256(content).hexdigest(), None
+    return Taken('', hashlib.sha256(content).hexdigest(), is_large, is_link, small)
 
 
 def link(path: Path, file: Path) -> bool:
@@ -234,75 +243,93 @@ def link(path: Path, file: Path) -> bool:
     return True
 
 
-def report_duplicates(entries: list[dict]) -> None:
+def group_of(path: str, cfg: settings.Settings) -> str | None:
+    """What GROUP finds in a picture's path; pictures with the same stay together. None: with no other."""
+    below = Path(path).relative_to(cfg.SOURCE_DIR)
+    if cfg.GROUP == 'folder':
+        return below.parent.as_posix() if len(below.parts) > 2 - bool(cfg.LABELS) else None
+    match = re.search(cfg.GROUP, below.as_posix()) if cfg.GROUP else None
+    return match and repr(match.groups() or match.group())
+
+
+def report_duplicates(pictures: Pictures) -> None:
     """Print how many pictures there are more than once, and warn of those in several classes."""
-    classes = defaultdict(set)
-    for entry in entries:
-        classes[entry['sha256']].add(entry['class'])
-    if len(classes) < len(entries):
-        print(f'{len(entries) - len(classes)} files are byte-identical to another; each such group stays on one side')
-    for digest, names in classes.items():
-        if len(names) > 1:
-            files = ', '.join(printable(entry['source']) for entry in entries if entry['sha256'] == digest)
-            print(f'warning: the same picture in {len(names)} classes, so at least one label is wrong: {files}')
+    count = len(pictures.samples)
+    distinct = len(np.unique(pictures.sha256))
+    if distinct < count:
+        print(f'{count - distinct} files are byte-identical to another')
+    sizes = np.bincount(pictures.groups)
+    sizes = sizes[sizes > 1]
+    if len(sizes):
+        print(f'{sizes.sum()} pictures belong to {len(sizes)} groups, each of which stays on one side')
+    order = pictures.sha256.argsort(kind='stable')
+    for _, equal in itertools.groupby(order, lambda number: pictures.sha256[number]):
+        equal = list(equal)
+        labels = {pictures.samples[number][1] for number in equal} if len(equal) > 1 else ()
+        if len(labels) > 1:
+            files = ', '.join(printable(pictures.samples[number][0]) for number in equal)
+            print(f'warning: the same picture in {len(labels)} classes, so at least one label is wrong: {files}')
 
 
-def choose_sides(entries: list[dict], cfg: settings.Settings, earlier: dict[str, str]) -> dict[str, str]:
-    """{sha256: 'train' or 'val'}: VAL_RATIO of each class's distinct pictures to val, but at least one to each side.
-
-    Pictures of an earlier split keep their side; only new ones are drawn.
-    """
-    sides, groups = {}, defaultdict(dict)
-    for entry in entries:
-        if entry['sha256'] not in sides:  # a picture in two classes counts in the first
-            sides[entry['sha256']] = earlier.get(entry['sha256'])
-            groups[entry['class']][entry['sha256']] = None
-    from sklearn.model_selection import train_test_split  # here, since it takes a second to import
-
-    for digests in map(sorted, groups.values()):
-        if len({sides[digest] for digest in digests}) == 1:  # all on one side: pictures were taken away; draw anew
-            sides |= dict.fromkeys(digests)
-        new = [digest for digest in digests if sides[digest] is None]
-        wanted = min(max(1, round(cfg.VAL_RATIO * len(digests))), len(digests) - 1)
-        wanted -= sum(sides[digest] == 'val' for digest in digests)
-        if 0 < wanted < len(new):
-            train, val = train_test_split(new, test_size=wanted, random_state=cfg.SEED)
+def arrange(pictures: Pictures, sides: np.ndarray, folder: Path, cfg: settings.Settings) -> None:
+    """Put every picture in its place, as a file of its side and class or in the shards of its side; list them all."""
+    used = [name for number, name in enumerate(SIDES) if number in (TRAIN, VAL) or (sides == number).any()]
+    order = np.arange(len(sides))
+    if cfg.SHARDS:  # any part of the shards is then a fair sample
+        order = np.random.default_rng(cfg.SEED).permutation(order)
+    with writing_manifest(folder, cfg) as rows, ExitStack() as stack:
+        if cfg.SHARDS:
+            writers = {side: stack.enter_context(writing_shards(folder / side)) for side in used}
         else:
-            train, val = (new, []) if wanted <= 0 else ([], new)
-        sides |= dict.fromkeys(train, 'train') | dict.fromkeys(val, 'val')
-    return sides
+            for side, name in itertools.product(used, pictures.classes):
+                (folder / side / name).mkdir(parents=True)
+        for place in order:
+            path, target = pictures.samples[place]
+            name, side, file = pictures.classes[target], SIDES[sides[place]], name_below(pictures, place, cfg)
+            taken = folder / _TAKEN / str(pictures.numbers[place])
+            if cfg.SHARDS:
+                writers[side].add(taken.read_bytes(), name, f'{name}/{file}')
+                taken.unlink()
+            else:
+                target = folder / side / name / file
+                target.parent.mkdir(parents=True, exist_ok=True)
+                taken.rename(target)
+            rows.writerow([f'{side}/{name}/{file}', Path(path).as_posix(), harmless(name), side, pictures.groups[place],
+                           pictures.sha256[place].decode()])
+    (folder / _TAKEN).rmdir()
 
 
-def arrange(entry: dict, side: str, folder: Path) -> None:
-    """Move what was taken of a picture to its side and class, and enter both in `entry`."""
-    file = Path(side, entry['class'], entry['name'])
-    (folder / file).parent.mkdir(parents=True, exist_ok=True)
-    for number in itertools.count(1):
-        if not (folder / file).exists():
-            break
-        file = file.with_name(f'{entry["sha256"]}-{number}{file.suffix}')  # a shrunken copy has the name of another
-    entry['taken'].rename(folder / file)
-    entry |= {'side': side, 'file': file.as_posix()}
+def name_below(pictures: Pictures, place: int, cfg: settings.Settings) -> str:
+    """The path of a picture below its class: that of its source, or another where it became a PNG."""
+    path, target = pictures.samples[place]
+    below = Path(path).relative_to(cfg.SOURCE_DIR if cfg.LABELS else Path(cfg.SOURCE_DIR, pictures.classes[target]))
+    if not pictures.shrunk[place] or below.suffix.lower() in _SHRUNK_FORMATS:
+        return below.as_posix()
+    file = f'{below.name}.shrunk.png'
+    if len(os.fsencode(file)) > 255 or os.path.lexists(f'{path}.shrunk.png'):  # the most that file systems take
+        file = f'{pictures.sha256[place].decode()}-{place}.png'
+    return below.with_name(file).as_posix()
 
 
-def print_table(entries: list[dict], cfg: settings.Settings) -> None:
+def print_table(pictures: Pictures, sides: np.ndarray, cfg: settings.Settings) -> None:
     """Print the pictures of each class on each side, and warn of classes that are small beside others."""
-    counts = Counter((entry['class'], entry['side']) for entry in entries)
-    names = sorted({entry['class'] for entry in entries})
-    width = max(len('class'), *map(len, names))
-    print(f'\n{"class":{width}}  train    val')
-    for name in names:
-        print(f'{name:{width}} {counts[name, "train"]:6} {counts[name, "val"]:6}')
-    print(f'{"all":{width}} {sum(counts[n, "train"] for n in names):6} {sum(counts[n, "val"] for n in names):6}')
-    sizes = {name: counts[name, 'train'] + counts[name, 'val'] for name in names}
-    most, least = max(sizes, key=sizes.get), min(sizes, key=sizes.get)
-    if sizes[most] >= 2 * sizes[least]:
-        print(f'\nimbalance: {most} has {sizes[most] / sizes[least]:.1f} times as many pictures as {least}; '
+    used = [number for number in range(len(SIDES)) if number != TEST or (sides == TEST).any()]
+    counts = np.zeros((len(pictures.classes), len(SIDES)), int)
+    np.add.at(counts, (pictures.samples.targets, sides), 1)
+    width = max(len('class'), *map(len, pictures.classes))
+    for name, row in [('class', SIDES), *zip(pictures.classes, counts, strict=True), ('all', counts.sum(0))]:
+        print(f'{name:{width}} ' + ' '.join(f'{row[number]:>6}' for number in used))
+    sizes = counts.sum(1)
+    if sizes.max() >= 2 * sizes.min():
+        most, least = pictures.classes[sizes.argmax()], pictures.classes[sizes.argmin()]
+        print(f'\nimbalance: {most} has {sizes.max() / sizes.min():.1f} times as many pictures as {least}; '
               'look at the balanced accuracy that train.py reports, beside ACC1')
-    for name in names:
-        if not counts[name, 'val']:
-            print(f'warning: {name} is too small to split: it has no picture in val, so nothing will measure it')
-    print(f'\n{cfg.TARGET_DIR}/train, {cfg.TARGET_DIR}/val and {cfg.TARGET_DIR}/{_MANIFEST} are written')
+    for name, row in zip(pictures.classes, counts, strict=True):
+        for number in used[1:]:
+            if not row[number]:
+                print(f'warning: {name} has no picture in {SIDES[number]}, so nothing will measure it there')
+    print(f'\n{", ".join(f"{cfg.TARGET_DIR}/{SIDES[number]}" for number in used)} and {cfg.TARGET_DIR}/{PICTURES} are '
+          'written')
 
 
 if __name__ == '__main__':

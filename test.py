@@ -13,7 +13,8 @@ import torch
 
 from common import settings
 from common.data.folders import list_images
-from common.data.images import BadImage, open_image
+from common.data.images import BadImage
+from common.data.stores import Shards, Store, open_store
 from common.evaluation.metrics import scores
 from common.evaluation.predictor import Prediction, predict
 from common.reporting.plots import contact_sheet, plot_confusion
@@ -49,16 +50,17 @@ def main(cfg: Settings) -> None:
         check_saved(saved)
     except WeightsError as error:
         raise UserError(f'{cfg.CHECKPOINT}: {error}') from None
-    paths = find_pictures(cfg.TEST_DIR)
+    store = open_store(cfg.TEST_DIR)
+    paths = find_pictures(cfg.TEST_DIR, store)
     with process_group(), explain_failures('lower BATCH_SIZE', 'nothing was written'):
         out = on_first(writable_folder, cfg.OUTPUT_DIR, 'OUTPUT_DIR')
         predictions = predict(saved, cfg.CHECKPOINT, paths, cfg.BATCH_SIZE, worker_count(cfg.NUM_WORKERS), cfg.USE_AMP,
-                              cfg.USE_DP)
+                              cfg.USE_DP, store)
     if RANK == 0:
-        write_results(cfg, out, saved['classes'], paths, predictions)
+        write_results(cfg, out, saved['classes'], store, paths, predictions)
 
 
-def write_results(cfg: Settings, out: Path, classes: list[str], paths: list[Path],
+def write_results(cfg: Settings, out: Path, classes: list[str], store: Store, paths: list[Path],
                   predictions: list[Prediction]) -> None:
     rows = [describe_prediction(p, cfg.TEST_DIR, classes) for p in predictions]
     again = (out / 'predictions.json').exists()  # then the reports in that folder are of an earlier run
@@ -67,7 +69,7 @@ def write_results(cfg: Settings, out: Path, classes: list[str], paths: list[Path
         result = row['error'] or f'{row["class"]} ({row["confidence"]:.1%})'
         print(f'{printable(row["path"])} → {printable(result)}')
     truth = true_classes(paths, cfg.TEST_DIR, classes)
-    draw_sheet(out, predictions, rows, truth, classes)
+    draw_sheet(out, store, predictions, rows, truth, classes)
     for name in ('report.txt', 'report.json', 'confusion.png'):
         if again and (out / name).is_file():
             (out / name).unlink()
@@ -77,8 +79,10 @@ def write_results(cfg: Settings, out: Path, classes: list[str], paths: list[Path
     print(f'\n{len(rows) - failed} pictures named, {failed} unreadable; see {out}/predictions.csv, .json and .png')
 
 
-def find_pictures(test_dir: str) -> list[Path]:
+def find_pictures(test_dir: str, store: Store) -> list[Path]:
     path = Path(test_dir)
+    if isinstance(store, Shards):
+        return [Path(name) for name, _ in store.all]
     if path.is_file():
         return [path]
     if not path.is_dir():
@@ -118,16 +122,17 @@ def true_classes(paths: list[Path], test_dir: str, classes: list[str]) -> dict[P
     return truth
 
 
-def draw_sheet(out: Path, predictions: list[Prediction], rows: list[dict], truth: dict, classes: list[str]) -> None:
+def draw_sheet(out: Path, store: Store, predictions: list[Prediction], rows: list[dict], truth: dict,
+               classes: list[str]) -> None:
     """Up to _SHEET of the pictures, evenly over the list; green is right, red is wrong, black has no known truth."""
     pairs = list(zip(predictions, rows, strict=True))
     count = min(_SHEET, len(pairs))
-    cells = [sheet_cell(*pairs[i * len(pairs) // count], truth, classes) for i in range(count)]
+    cells = [sheet_cell(store, *pairs[i * len(pairs) // count], truth, classes) for i in range(count)]
     with warn_instead():
         contact_sheet(out / 'predictions.png', cells, f'{len(cells)} of {len(rows)} predictions')
 
 
-def sheet_cell(prediction: Prediction, row: dict, truth: dict, classes: list[str]) -> tuple:
+def sheet_cell(store: Store, prediction: Prediction, row: dict, truth: dict, classes: list[str]) -> tuple:
     """(image or None, text, colour) of a prediction."""
     if prediction.error:
         return None, f'{row["path"][-24:]}\nunreadable', 'black'
@@ -137,7 +142,7 @@ def sheet_cell(prediction: Prediction, row: dict, truth: dict, classes: list[str
         colour = 'green' if row['class'] == expected else 'red'
         text += '' if row['class'] == expected else f'\nis {expected}'
     try:
-        image = open_image(prediction.path, at_least=256)
+        image = store.open(prediction.path, at_least=256)
     except BadImage as error:  # it was readable a moment ago
         return None, str(error)[-24:], 'black'
     image.thumbnail((256, 256))

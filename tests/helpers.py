@@ -1,5 +1,6 @@
 """What several tests share: a network small enough to train in a test, folders of pictures, ways to run the scripts."""
 import contextlib
+import csv
 import io
 import json
 import os
@@ -100,6 +101,12 @@ def read_json(path):
 
 def result():
     return read_json('out/result.json')
+
+
+def rows_of(folder):
+    """The rows of a split's split.csv."""
+    with open(folder / 'split.csv', newline='', encoding='utf-8', errors='surrogateescape') as file:
+        return list(csv.DictReader(file))
 
 
 def split(*arguments):

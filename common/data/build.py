@@ -44,7 +44,8 @@ def build_data(cfg: Settings, split: tuple[ImageFolder, ImageFolder],
         raise UserError(f'DATA_DIR = {cfg.DATA_DIR!r}: its pictures are not the same on all machines')
     return Data(
         train_set.classes, transform, found,
-        train=start_loader(train_set, workers, batch_sampler=EpochSampler(len(train_set), cfg.BATCH_SIZE, cfg.SEED)),
+        train=start_loader(train_set, workers, batch_sampler=EpochSampler(
+            len(train_set), cfg.BATCH_SIZE, cfg.SEED, train_set.blocks())),
         val=start_loader(val_set, (workers + 1) // 2, batch_sampler=own_batches(len(val_set), cfg.BATCH_SIZE)))
 
 
@@ -55,17 +56,16 @@ def read_images(cfg: Settings, transform: Transform, train_set: ImageFolder, val
           + ('each is decoded again in every epoch' if where is None else f'kept at {cfg.IMG_SIZE} pixels: {where}'))
     bad = {}
     for dataset, training in ((train_set, True), (val_set, False)):
-        paths = [path for path, _ in dataset.samples]
-        dataset.loader, problems = on_each_machine(read_set, cfg, transform, paths, training, where)
+        dataset.loader, problems = on_each_machine(read_set, cfg, transform, dataset, training, where)
         bad |= problems
     leave_out(train_set, val_set, bad, Path(cfg.OUTPUT_DIR, 'bad_images.txt'))
     if len(train_set) < cfg.BATCH_SIZE:
         raise UserError(f'{len(train_set)} training images but BATCH_SIZE = {cfg.BATCH_SIZE}: lower BATCH_SIZE')
 
 
-def read_set(cfg: Settings, transform: Transform, paths: list[str], training: bool,
+def read_set(cfg: Settings, transform: Transform, dataset: ImageFolder, training: bool,
              where: str | None) -> tuple[ImageCache, dict[str, str]]:
-    """(a cache of these files, {path: problem} of the unreadable ones)."""
-    cache = ImageCache(fit(transform, training), cfg.IMG_SIZE, least_side(transform, training))
+    """(a cache of a data set's files, {path: problem} of the unreadable ones)."""
+    cache = ImageCache(fit(transform, training), cfg.IMG_SIZE, least_side(transform, training), dataset.store)
     kind = f'{cfg.INTERPOLATION} {None if training else cfg.CROP} {images.BIT_DEPTH}'
-    return cache, cache.load(paths, where, kind)
+    return cache, cache.load([path for path, _ in dataset.samples], where, kind)

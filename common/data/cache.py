@@ -21,9 +21,9 @@ import numpy as np
 from PIL import Image
 
 from common.data import ledger
-from common.data.folders import stamp
-from common.data.images import BadImage, open_image
+from common.data.images import BadImage
 from common.data.packed import Rows
+from common.data.stores import Files, Store
 from common.runtime.errors import UserError
 from common.runtime.files import locked, writable_folder, writing
 from common.runtime.machine import free_memory, memory_file
@@ -36,20 +36,22 @@ NOTED = 1000  # files that are read between two notes of what has been done, whi
 class ImageCache:
     """A function from a path to its image at the network's size: RGB, as `fit` made it of the decoded file.
 
-    `size` is (height, width) in pixels. A JPEG may be decoded at a fraction of its size, but to no side smaller than
-    `least`. Before load() is called, and for paths that it was not given, every call decodes the file.
+    `size` is (height, width) in pixels, `store` where the files lie. A JPEG may be decoded at a fraction of its size,
+    but to no side smaller than `least`. Before load() is called, and for paths that it was not given, every call
+    decodes the file.
 
     Worker processes of a data loader read the same copy of the pixels, whether they are forked or spawned.
     """
 
-    def __init__(self, fit: Callable[[Image.Image], Image.Image], size: Iterable[int], least: int):
-        self.fit, self.size, self.least = fit, tuple(size), least
+    def __init__(self, fit: Callable[[Image.Image], Image.Image], size: Iterable[int], least: int,
+                 store: Store = Files):
+        self.fit, self.size, self.least, self.store = fit, tuple(size), least, store
         self._clear()
 
     def _clear(self) -> None:
         self.array: np.ndarray | None = None  # uint8 (image, height, width, RGB)
         self.source: tuple | None = None      # the arguments of open_array that give this array in any process
-        self.rows = Rows({})                  # of the array
+        self.rows = Rows([])                  # of the array
 
     def __call__(self, path: str | Path) -> Image.Image:
         row = self.rows.get(str(path))
@@ -82,7 +84,7 @@ class ImageCache:
         return self._load_into_memory(paths)
 
     def _decode(self, path: str | Path) -> Image.Image:
-        return self.fit(open_image(path, self.least))
+        return self.fit(self.store.open(path, self.least))
 
     def _read(self, paths: list[str], array: np.ndarray | None = None,
               note: Callable[[list[tuple[int, str, str | None]]], None] = lambda done: None) -> dict[str, str]:
@@ -117,7 +119,7 @@ class ImageCache:
                 ledger.append(file, ([path, *stamps[path]] for _, path, problem in done if not problem))
 
         known = {path: entry for path, *entry in ledger.read(file, 3)}
-        stamps = {path: now for path in paths if known.get(path) != (now := stamp(path))}
+        stamps = {path: now for path in paths if known.get(path) != (now := self.store.stamp(path))}
         return self._read([*stamps], note=note)
 
     def _load_into_memory(self, paths: list[str]) -> dict[str, str]:
@@ -128,14 +130,15 @@ class ImageCache:
             raise UserError(f"CACHE = 'ram': no memory that worker processes share ({error}): choose 'disk' or None"
                             ) from None
         bad = self._read(paths, self.array)
-        self.rows = Rows({path: row for row, path in enumerate(paths) if path not in bad})
+        good = [row for row, path in enumerate(paths) if path not in bad]
+        self.rows = Rows((paths[row] for row in good), good)
         return bad
 
     def _load_from_disk(self, paths: list[str], file: Path) -> dict[str, str]:
         """load() for 'disk'. The file has the images, and beside it lies a ledger of what they are (read_index)."""
         writable_folder(FOLDER, 'CACHE')
         with locked(f'{file}.lock'):  # two runs may want the same
-            stamps = {path: stamp(path) for path in paths}
+            stamps = {path: self.store.stamp(path) for path in paths}
             index, length = read_index(file, self.size)
             known = {path: index[path] for path in paths if path in index and index[path][1:3] == stamps[path]}
             if len(known) < len(paths):
@@ -146,7 +149,8 @@ class ImageCache:
                 known = {path: index[path] for path in paths}
             self.source = (file.absolute(), (length, *self.size, 3))
             self.array = open_array(*self.source)
-        self.rows = Rows({path: row for path, (row, *_, problem) in known.items() if not problem})
+        good = {path: entry[0] for path, entry in known.items() if not entry[3]}
+        self.rows = Rows(good, good.values())
         return self._read([path for path, entry in known.items() if entry[3]])
 
     def _append(self, file: Path, paths: list[str], stamps: dict[str, list[int]], length: int) -> None:

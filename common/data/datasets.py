@@ -6,19 +6,21 @@ import random
 from collections.abc import Callable, Container
 from pathlib import Path
 
+import numpy as np
 import torch
 from torchvision import datasets
 
-from common.data.folders import class_folders, list_images, refuse_empty, stamp
-from common.data.images import open_image
+from common.data.folders import refuse_empty
 from common.data.packed import Samples
+from common.data.stores import open_store
 from common.runtime.errors import UserError
 from common.runtime.files import write_text
 from common.runtime.ranks import RANK
 
 
 class ImageFolder(datasets.ImageFolder):
-    """torchvision's ImageFolder over open_image: (transformed picture, class index), classes sorted by name.
+    """torchvision's ImageFolder over open_image: (transformed picture, class index), classes sorted by name. The folder
+    may also be one of shards.
 
     `classes` may be given to fix the indices, by name; the folder must then have just those. An empty class is an error
     unless `allow_empty`.
@@ -26,15 +28,15 @@ class ImageFolder(datasets.ImageFolder):
 
     def __init__(self, root: Path | str, transform: Callable | None = None, classes: list[str] | None = None,
                  allow_empty: bool = False):
-        self.expected = classes
-        super().__init__(str(root), transform, loader=open_image, allow_empty=allow_empty)
+        self.expected, self.store = classes, open_store(root)
+        super().__init__(str(root), transform, loader=self.store.open, allow_empty=allow_empty)
         self._keep(self.samples)
         if not self.samples:
             raise UserError(f'{root}: no pictures in it')
 
     def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
-        names = class_folders(directory)
-        if self.expected is not None and names != sorted(self.expected):
+        names = self.store.classes()
+        if self.expected is not None and set(names) != set(self.expected):
             extra, missing = sorted(set(names) - set(self.expected)), sorted(set(self.expected) - set(names))
             raise UserError(f'{directory}: the classes must be those of the training set, but '
                             + ' and '.join([f'{", ".join(extra)} is extra'] * bool(extra)
@@ -42,16 +44,18 @@ class ImageFolder(datasets.ImageFolder):
         names = list(self.expected or names)
         return names, {name: index for index, name in enumerate(names)}
 
-    @staticmethod
-    def make_dataset(directory: str, class_to_idx: dict[str, int], allow_empty: bool = False,
+    def make_dataset(self, directory: str, class_to_idx: dict[str, int], allow_empty: bool = False,
                      **unused) -> Samples:
         """[(path, class index)], the files that the other scripts see, too."""
-        samples = Samples((path, index) for name, index in class_to_idx.items()
-                          for path in list_images(Path(directory, name)))
+        samples = self.store.samples(class_to_idx)
         if not allow_empty:
             filled = {*samples.targets.tolist()}
-            refuse_empty(directory, {name for name, index in class_to_idx.items() if index in filled})
+            refuse_empty(class_to_idx, {name for name, index in class_to_idx.items() if index in filled}, directory)
         return samples
+
+    def blocks(self) -> np.ndarray | None:
+        """Numbers (N,) of the parts of the set that are best read one after the other; None: in any order."""
+        return self.store.blocks(self.samples)
 
     def leave_out(self, paths: Container[str]) -> None:
         """Drop files, such as unreadable ones, from the set."""
@@ -93,7 +97,7 @@ def fingerprint(*sets: ImageFolder) -> str:
     for dataset in sets:
         start = len(str(Path(dataset.root, ' '))) - 1
         for path, target in dataset.samples:
-            entry = [path[start:].replace(os.sep, '/'), target, stamp(path)[0]]
+            entry = [path[start:].replace(os.sep, '/'), target, dataset.store.stamp(path)[0]]
             digest.update(f'{separator}{json.dumps(entry)}'.encode())
             separator = ', '
     digest.update(b']')

@@ -89,31 +89,28 @@ def class_folders(folder: str | Path) -> list[str]:
         raise UserError(f'{folder}: this folder cannot be read ({error.strerror})') from None
     if not names:
         raise UserError(f'{folder}: no sub-folders in it, and each class needs one of its own')
-    for name in names:
-        if any(unicodedata.category(character) == 'Cc' for character in name):
-            raise UserError(f'{folder}: the folder {name!r} has control characters in its name, rename it')
+    refuse_class_names(names, folder)
     return names
 
 
-def find_files(folder: str | Path) -> list[tuple[str, str]]:
-    """[(class, path)] of all files in a folder's class folders."""
-    return [(name, path) for name in class_folders(folder) for path in list_files(Path(folder, name))]
-
-
-def pictures_of(files: Iterable[tuple[str, str]], folder: str | Path) -> list[tuple[str, str]]:
-    """Those of find_files(folder) that are pictures. Raises UserError where a class has none."""
-    found = [(name, path) for name, path in files if is_image(path)]
-    refuse_empty(folder, {name for name, _ in found})
-    return found
+def refuse_class_names(names: Iterable[str], place: str | Path) -> None:
+    """Raise UserError for a class that cannot be the name of a folder."""
+    for name in names:
+        if any(unicodedata.category(character) == 'Cc' for character in name):
+            raise UserError(f'{place}: the class {name!r} has control characters in its name, rename it')
+        if '/' in name or '\\' in name * (os.sep == '\\') or is_hidden(name):
+            raise UserError(f'{place}: the class {name!r} cannot be the name of a folder, rename it')
 
 
 def find_pictures(folder: str | Path) -> list[tuple[str, str]]:
     """[(class, path)] of all pictures in a folder's class folders. Raises UserError where a class has none."""
-    return pictures_of(find_files(folder), folder)
+    found = [(name, path) for name in class_folders(folder) for path in list_images(Path(folder, name))]
+    refuse_empty(class_folders(folder), {name for name, _ in found}, folder)
+    return found
 
 
-def refuse_empty(folder: str | Path, filled: Collection[str]) -> None:
-    """Raise UserError where a class folder is not among `filled`, the names of those with pictures."""
-    empty = [name for name in class_folders(folder) if name not in filled]
+def refuse_empty(names: Iterable[str], filled: Collection[str], place: str | Path) -> None:
+    """Raise UserError for classes that are not among `filled`, the names of those with pictures."""
+    empty = [name for name in names if name not in filled]
     if empty:
-        raise UserError(f'{folder}: no pictures in {", ".join(empty)}: add some or remove the folder')
+        raise UserError(f'{place}: no pictures in {", ".join(empty)}: add some or remove the class')

@@ -14,6 +14,8 @@ from common.runtime.machine import retain_freed_memory
 from common.runtime.ranks import RANK, WORLD_SIZE
 from common.runtime.signals import kill_workers, leave_signals_to_parent
 
+BLOCKS = 16  # shards that an epoch reads from at a time
+
 
 def own_rows(batch_size: int, rank: int = RANK, world_size: int = WORLD_SIZE) -> list[int]:
     """The rows of a batch that a process has: a share of the images, each with its partner in the reversed batch."""
@@ -31,12 +33,13 @@ class EpochSampler(Sampler):
 
     Both follow from the run's seed and the attribute `epoch` alone: they depend neither on the number of workers nor on
     whether the run was interrupted before, nor on the number of processes, of which each has its own rows of a batch.
-    The first `skip` batches of the epoch are left out.
+    The first `skip` batches of the epoch are left out. `blocks` (length,) says which samples lie together: the epoch
+    goes through BLOCKS of them at a time, in random order.
     """
 
-    def __init__(self, length: int, batch_size: int, seed: int):
+    def __init__(self, length: int, batch_size: int, seed: int, blocks: np.ndarray | None = None):
         self.length, self.batch_size, self.seed, self.epoch, self.skip = length, batch_size, seed, 0, 0
-        self.rows = own_rows(batch_size)
+        self.rows, self.blocks = own_rows(batch_size), blocks
 
     def __len__(self) -> int:
         return self.length // self.batch_size
@@ -45,7 +48,11 @@ class EpochSampler(Sampler):
         """All keys of the epoch, int64 (length, 2)."""
         rng = np.random.default_rng([self.seed, self.epoch])
         seeds = rng.integers(2 ** 63, size=self.length)
-        return np.stack([rng.permutation(self.length), seeds], 1)
+        order = rng.permutation(self.length)
+        if self.blocks is not None:
+            turn = rng.permutation(self.blocks.max() + 1) // BLOCKS  # of each block
+            order = order[turn[self.blocks[order]].argsort(kind='stable')]
+        return np.stack([order, seeds], 1)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order, rows = self.order(), np.array(self.rows)

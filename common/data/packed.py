@@ -1,11 +1,11 @@
-"""Lists and maps of paths in a few arrays.
+"""Lists and maps of many paths in a few arrays.
 
 Ordinary ones fill the memory of every worker process: whoever reads an object counts a reference in it, and so gets a
 copy of its page of memory.
 """
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -25,6 +25,10 @@ class Samples(Sequence):
     def __len__(self) -> int:
         return len(self.ends)
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Samples) and all(map(
+            np.array_equal, (self.names, self.ends, self.targets), (other.names, other.ends, other.targets)))
+
     def __getitem__(self, index: int | slice) -> tuple[str, int] | list[tuple[str, int]]:
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
@@ -34,19 +38,19 @@ class Samples(Sequence):
 
 
 class Rows:
-    """Read-only {path: row}, in 16 bytes for each path."""
+    """Read-only map from a text, such as a path, to a number, by default its place; in 16 bytes for each."""
 
-    def __init__(self, rows: Mapping[str, int]):
-        digests = np.fromiter(map(_digest, rows), np.uint64, len(rows))
+    def __init__(self, texts: Iterable[str], numbers: Iterable[int] | None = None):
+        digests = np.fromiter(map(_digest, texts), np.uint64)
         order = digests.argsort()
         self.digests = digests[order]
-        self.rows = np.fromiter(rows.values(), np.int64, len(rows))[order]
+        self.numbers = order if numbers is None else np.fromiter(numbers, np.int64, len(order))[order]
 
-    def get(self, path: str) -> int | None:
-        place = self.digests.searchsorted(digest := _digest(path))
-        return int(self.rows[place]) if place < len(self.rows) and self.digests[place] == digest else None
+    def get(self, text: str, default: int | None = None) -> int | None:
+        place = self.digests.searchsorted(digest := _digest(text))
+        return int(self.numbers[place]) if place < len(self.numbers) and self.digests[place] == digest else default
 
 
-def _digest(path):
-    """64 bits of a hash: of ten million paths, two have the same with a probability of 3e-6."""
-    return np.uint64(int.from_bytes(hashlib.blake2b(os.fsencode(path), digest_size=8).digest(), 'little'))
+def _digest(text):
+    """64 bits of a hash: of ten million texts, two have the same with a probability of 3e-6."""
+    return np.uint64(int.from_bytes(hashlib.blake2b(os.fsencode(text), digest_size=8).digest(), 'little'))

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from common.data.cache import ImageCache
 from common.data.images import BadImage
 from common.data.loaders import in_turn, init_worker, own_batches
+from common.data.stores import Files, Store
 from common.data.transforms import Transform, eval_transform, fit, least_side
 from common.runtime.console import Bar
 from common.runtime.device import choose_amp_dtype, choose_device, describe_device
@@ -29,9 +30,9 @@ class Prediction:
 class ImageFiles(Dataset):
     """(transformed image, '') for every path, or (None, what is wrong with the file)."""
 
-    def __init__(self, paths: list[Path], transform: Transform):
+    def __init__(self, paths: list[Path], transform: Transform, store: Store):
         self.paths, self.transform = paths, eval_transform(transform)
-        self.open = ImageCache(fit(transform), transform.img_size, least_side(transform))
+        self.open = ImageCache(fit(transform), transform.img_size, least_side(transform), store)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -51,7 +52,7 @@ def collate(items: list) -> tuple[torch.Tensor | None, list[str]]:
 
 @torch.no_grad()  # not inference_mode, which the threads of DataParallel would leave
 def predict(saved: dict, name: str, paths: list[Path], batch_size: int, workers: int, use_amp: bool | str,
-            use_dp: bool) -> list[Prediction]:
+            use_dp: bool, store: Store = Files) -> list[Prediction]:
     """A Prediction for every path, in the same order; several processes predict a share each, and all have the whole.
 
     `saved` is the content of a checkpoint of train.py, `name` what errors call it. `use_amp` may be 'auto': as in
@@ -61,7 +62,7 @@ def predict(saved: dict, name: str, paths: list[Path], batch_size: int, workers:
     amp_dtype = choose_amp_dtype(device) if (trained_with_amp(saved) if use_amp == 'auto' else use_amp) else None
     print(describe_device(device, amp_dtype))
     indices = own_batches(len(paths), batch_size)
-    loader = DataLoader(ImageFiles(paths, Transform.from_dict(saved['transform'])), batch_sampler=indices,
+    loader = DataLoader(ImageFiles(paths, Transform.from_dict(saved['transform']), store), batch_sampler=indices,
                         collate_fn=collate, pin_memory=device.type == 'cuda', num_workers=min(workers, len(paths)),
                         worker_init_fn=init_worker)
     batches = iter(loader)  # reading begins while the network is built

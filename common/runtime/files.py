@@ -2,6 +2,7 @@
 import csv
 import json
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -105,12 +106,51 @@ def write_csv(path: str | Path, rows: list[dict[str, Any]]) -> None:
     Texts are quoted and have escapes for invisible characters; one that a spreadsheet would take for a formula and run
     gets an apostrophe in front. Raises UserError if the file cannot be written.
     """
-    def cell(value):
-        if not isinstance(value, str):
-            return value
-        return printable(f"'{value}" if value[:1] in _FORMULA else value)
-
     with replacing(path) as aside, open(aside, 'w', newline='', encoding='utf-8-sig') as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[-1]), quoting=csv.QUOTE_NONNUMERIC)
         writer.writeheader()
-        writer.writerows({key: cell(value) for key, value in row.items()} for row in rows)
+        writer.writerows({key: harmless(value) for key, value in row.items()} for row in rows)
+
+
+def harmless(value: Any) -> Any:
+    """A cell for a spreadsheet: a text gets escapes for invisible characters, and an apostrophe before a formula."""
+    if not isinstance(value, str):
+        return value
+    return printable(f"'{value}" if value[:1] in _FORMULA else value)
+
+
+def beside(folder: Path, purpose: str) -> Path:
+    """What lies hidden beside a folder while it is replaced: its 'new' content, the 'old' one, a 'lock'."""
+    return folder.with_name(f'.{folder.name}.{purpose}')
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """Yields an empty folder to build in, beside `folder`; at the end it takes its place, after an error it goes.
+
+    Raises UserError where it cannot be written.
+    """
+    new, old = beside(folder, 'new'), beside(folder, 'old')
+    for rest in (new, old):
+        shutil.rmtree(rest, ignore_errors=True)
+    try:
+        new.mkdir(parents=True)
+        yield new
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+    except OSError as error:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        raise UserError(f'{folder} cannot be written ({error.strerror or error}): close programs that have files of it '
+                        'open, free some space, or choose another folder') from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def is_there(folder: Path) -> bool:
+    """Whether a folder exists, which replacing_folder() may have been killed just before it put it in place again."""
+    if not os.path.lexists(folder) and beside(folder, 'old').exists():
+        beside(folder, 'old').rename(folder)
+    return os.path.lexists(folder)

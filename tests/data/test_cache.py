@@ -20,6 +20,7 @@ from common.data import cache
 from common.data.cache import ImageCache, choose_cache
 from common.data.datasets import ImageFolder
 from common.data.loaders import start_loader
+from common.data.stores import Files
 from common.data.transforms import Transform, least_side
 from common.runtime import threads
 from common.runtime.errors import UserError
@@ -134,14 +135,19 @@ def read_again(folder, monkeypatch):
     """(names of the files that a later run decodes, its images, its bad files)."""
     opened = []
     with monkeypatch.context() as patch:
-        patch.setattr(cache, 'open_image', lambda path, at_least: opened.append(path) or original(path, at_least))
+        patch.setattr(Files, 'open', noted(opened))
         images = ImageCache(shrink, SIZE, 24)
         bad = images.load(paths_of(folder), 'disk')
         found = pixels(images, paths_of(folder))
     return sorted(os.path.basename(path) for path in opened), found, bad
 
 
-original = cache.open_image
+original = Files.open
+
+
+def noted(opened):
+    """Files.open that also adds each path to a list."""
+    return staticmethod(lambda path, at_least: opened.append(path) or original(path, at_least))
 
 
 def test_on_disk_only_what_changed_is_read_again(folder, monkeypatch):
@@ -171,11 +177,11 @@ def test_what_a_killed_run_has_read_is_not_read_again(folder, monkeypatch, where
     monkeypatch.setattr(cache, 'NOTED', 2)
     monkeypatch.setattr(threads, 'AT_A_TIME', 1)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(cache, 'open_image', open_image)
+        patch.setattr(Files, 'open', staticmethod(open_image))
         ImageCache(shrink, SIZE, 24).load(paths, where)
     opened.clear()
     with monkeypatch.context() as patch:
-        patch.setattr(cache, 'open_image', lambda path, at_least: opened.append(path) or original(path, at_least))
+        patch.setattr(Files, 'open', noted(opened))
         images = ImageCache(shrink, SIZE, 24)
         images.load(paths, where)
     assert opened == paths[4:]
@@ -206,7 +212,7 @@ def test_new_pictures_are_added_and_old_ones_taken_out_when_they_are_most(folder
 
 def test_without_a_cache_only_what_changed_is_checked_again(folder, monkeypatch):
     opened = []
-    monkeypatch.setattr(cache, 'open_image', lambda path, at_least: opened.append(path) or original(path, at_least))
+    monkeypatch.setattr(Files, 'open', noted(opened))
 
     def check():
         opened.clear()

@@ -22,9 +22,10 @@ def test_samples_are_a_sequence():
 
 
 def test_rows_are_found_by_path():
-    rows = pickle.loads(pickle.dumps(Rows({path: 3 * number for number, path in enumerate(PATHS)})))
+    rows = pickle.loads(pickle.dumps(Rows(iter(PATHS), [0, 3, 6, 9])))
     assert [rows.get(path) for path in PATHS] == [0, 3, 6, 9]
-    assert [rows.get(path) for path in ('data/a', 'x')] == [None] * 2 and Rows({}).get('x') is None
+    assert [rows.get(path) for path in ('data/a', 'x')] == [None] * 2 and Rows([]).get('x', 7) == 7
+    assert [Rows(PATHS).get(path) for path in PATHS] == [0, 1, 2, 3]
 
 
 def test_results_come_in_order_and_few_calls_wait(monkeypatch):

@@ -8,7 +8,6 @@ and the split must be those of a run that nobody killed. Needs os.fork and /proc
 """
 import contextlib
 import hashlib
-import json
 import os
 import random
 import signal
@@ -22,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
-from helpers import TINY, arguments_of, draw_folder, launch
+from helpers import TINY, arguments_of, draw_folder, launch, rows_of
 
 import makedata
 import train
@@ -49,12 +48,12 @@ def kill_makedata(kills, rng):
     seconds = finish(makedata, '--target-dir', 'calm')
     for _ in range(kills):
         die(makedata, rng.uniform(0, 1.2 * seconds))
-        assert_whole_split(Path('data'), Path('.data.makedata-old'))
+        assert_whole_split(Path('data'), Path('.data.old'))
     finish(makedata)
     assert_whole_split(Path('data'))
     files, calm = ({path.relative_to(root): path.read_bytes() for path in Path(root).rglob('*.png')}
                    for root in ('data', 'calm'))
-    assert files == calm and not Path('.data.makedata-new').exists()
+    assert files == calm and not Path('.data.new').exists()
     return f'makedata.py: {kills} kills within {1.2 * seconds:.1f} s of the start, the split is the same'
 
 
@@ -62,7 +61,7 @@ def assert_whole_split(*places):
     """The first of the places that is there is a split with all its files; before the first split there is none."""
     for place in places:
         if place.exists():
-            entries = json.loads((place / 'split.json').read_text())['files']
+            entries = rows_of(place)
             for entry in entries:
                 assert hashlib.sha256((place / entry['file']).read_bytes()).hexdigest() == entry['sha256']
             assert len(entries) == 200

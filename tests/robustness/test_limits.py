@@ -2,7 +2,6 @@
 
 Mounting a file system takes root; where the tests may not do that, those that need it are skipped.
 """
-import json
 import os
 import signal
 import subprocess
@@ -11,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, TINY, configure, draw_folder, files_below, run, split
+from helpers import ROOT, TINY, configure, draw_folder, files_below, rows_of, run, split
 
 import makedata
 import mean_std
@@ -93,7 +92,7 @@ def test_makedata_on_a_disk_that_is_too_small(disk, tmp_path, monkeypatch):
     draw_folder(source, {'c': 60}, size=(200, 200), seed=5)
     done = split('--target-dir', disk / 'data')
     assert done.returncode == 2 and 'No space left on device' in done.stderr and 'free some space' in done.stderr
-    assert files_below(disk / 'data') == before and sorted(os.listdir(disk)) == ['.data.makedata-lock', 'data']
+    assert files_below(disk / 'data') == before and sorted(os.listdir(disk)) == ['.data.lock', 'data']
 
 
 def test_training_with_too_little_memory(data):
@@ -138,7 +137,7 @@ def test_makedata_on_a_source_that_changes(tmp_path, monkeypatch):
         assert done.returncode == 2 and 'data1 changed while it was read' in done.stderr
         assert files_below(tmp_path / 'data') == before
     assert split().returncode == 0
-    assert len(json.loads((tmp_path / 'data' / 'split.json').read_text())['files']) == 11
+    assert len(rows_of(tmp_path / 'data')) == 11
 
 
 def test_an_error_of_ours_ends_the_process_though_workers_are_waiting(tmp_path):
