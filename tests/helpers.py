@@ -103,6 +103,16 @@ def result():
     return read_json('out/result.json')
 
 
+def scene(seed, size=(240, 200)):
+    """A smooth picture with some edges, as photographs are."""
+    rng = np.random.default_rng(seed)
+    picture = Image.fromarray(rng.integers(0, 256, (7, 8, 3), np.uint8)).resize(size, Image.Resampling.BICUBIC)
+    for _ in range(12):
+        x, y = rng.integers(0, 200), rng.integers(0, 160)
+        picture.paste(tuple(rng.integers(0, 256, 3).tolist()), (x, y, x + rng.integers(5, 60), y + rng.integers(5, 60)))
+    return picture
+
+
 def rows_of(folder):
     """The rows of a split's split.csv."""
     with open(folder / 'split.csv', newline='', encoding='utf-8', errors='surrogateescape') as file:

@@ -1,0 +1,76 @@
+"""What belongs together lies on one side, and the shares are right all the same."""
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from common.data.grouping import TEST, TRAIN, VAL, alike, choose_sides, join
+
+
+def digests(count, seed=0):
+    return np.array([f'{number:064x}' for number in np.random.default_rng(seed).permutation(count)], 'S64')
+
+
+def draw(groups, targets=None, earlier=None, ratios=(0.3, 0.), seed=42):
+    groups, count = np.array(groups), len(groups)
+    return choose_sides(digests(count), np.zeros(count, int) if targets is None else np.array(targets), groups,
+                        np.full(count, -1) if earlier is None else np.array(earlier), ratios, seed)
+
+
+def test_join_follows_every_link():
+    groups = join(7, alike(['a', 'b', None, 'a', None, 'c', 'c']), np.array([[3, 6]]))
+    assert groups[0] == groups[3] == groups[6] == groups[5] and len({*groups.tolist()}) == 4
+
+
+def test_single_pictures_are_drawn_as_scikit_learn_draws_them():
+    from sklearn.model_selection import train_test_split
+    sides, names = draw(np.arange(40)), digests(40)
+    train, val = train_test_split(np.sort(names), test_size=12, random_state=42)
+    assert {*names[sides == VAL]} == {*val} and {*names[sides == TRAIN]} == {*train}
+
+
+@pytest.mark.parametrize('seed', range(20))
+def test_no_group_is_divided_and_shares_are_kept(seed):
+    rng = np.random.default_rng(seed)
+    groups = np.repeat(np.arange(60), rng.integers(1, 9, 60))
+    targets = groups % 3
+    sides = draw(groups, targets, ratios=(0.2, 0.1), seed=seed)
+    assert all(len({*sides[groups == group].tolist()}) == 1 for group in range(60))
+    for target in range(3):
+        counts = np.bincount(sides[targets == target], minlength=3)
+        assert (abs(counts - np.array([0.7, 0.2, 0.1]) * counts.sum())[1:] <= 8 / 2 + 0.5).all()  # half a group
+
+
+@pytest.mark.parametrize('groups, expected', [
+    ([0], {TRAIN: 1}), ([0, 1], {TRAIN: 1, VAL: 1}), ([0, 1, 2], {TRAIN: 1, VAL: 1, TEST: 1}), ([0, 0, 0], {TRAIN: 3})])
+def test_small_classes(groups, expected):
+    assert Counter(draw(groups, ratios=(0.3, 0.1)).tolist()) == expected
+
+
+def test_one_large_group_is_left_to_train():
+    sides = draw([0] * 90 + list(range(1, 11)))
+    assert (sides[:90] == TRAIN).all() and (sides[90:] == VAL).any()
+
+
+def test_train_is_never_empty():
+    for seed in range(10):
+        assert (draw([0] * 6 + [1] * 4, ratios=(0.9, 0.), seed=seed) == TRAIN).any()
+
+
+def test_pictures_keep_their_side_and_new_ones_follow_their_group():
+    first = draw(np.arange(30))
+    again = draw([*range(30), 3, 4, *range(30, 38)], earlier=[*first, *[-1] * 10])
+    assert (again[:30] == first).all() and (again[30:32] == first[3:5]).all()
+    assert Counter(again.tolist())[VAL] == 12
+
+
+def test_a_group_that_was_on_two_sides_goes_to_train():
+    """What has been learnt from must not measure."""
+    assert (draw([0, 0, 1, 1, 2, 3], earlier=[VAL, TRAIN, TEST, VAL, TRAIN, VAL])
+            == [TRAIN, TRAIN, VAL, VAL, TRAIN, VAL]).all()
+
+
+def test_a_group_over_two_classes_is_not_divided():
+    groups = [*range(10), *range(5, 15)]
+    sides = draw(groups, [0] * 10 + [1] * 10)
+    assert all(len({*sides[np.array(groups) == group].tolist()}) == 1 for group in groups)

@@ -1,0 +1,83 @@
+"""Near-duplicates: found whatever was done to the copy, and nothing else is taken for one."""
+import io
+import random
+
+import numpy as np
+import pytest
+from helpers import SEEDLINGS, scene
+from PIL import Image
+
+from common.data.folders import list_images
+from common.data.images import open_image
+from common.data.near_duplicates import find_near_duplicates, thumbnail
+
+
+def saved(picture, **options):
+    file = io.BytesIO()
+    picture.save(file, **options)
+    return Image.open(file)
+
+
+def resized(picture, factor):
+    return picture.resize([round(factor * side) for side in picture.size], Image.Resampling.BICUBIC)
+
+
+def cropped(picture, *shares):
+    width, height = picture.size
+    left, top, right, below = (round(share * side) for share, side in zip(shares, (width, height) * 2, strict=True))
+    return picture.crop((left, top, width - right, height - below))
+
+
+COPIES = {
+    'quality 60': lambda picture: saved(picture, format='JPEG', quality=60),
+    'quality 95': lambda picture: saved(picture, format='JPEG', quality=95),
+    'smaller': lambda picture: resized(picture, 0.7),
+    'larger': lambda picture: resized(picture, 1.3),
+    'without the left and upper 5 %': lambda picture: cropped(picture, .05, .05, 0, 0),
+    'without the outer 2.5 %': lambda picture: cropped(picture, .025, .025, .025, .025),
+    'without the outer 5 %': lambda picture: cropped(picture, .05, .05, .05, .05),
+    'turned': lambda picture: picture.transpose(Image.Transpose.ROTATE_90),
+    'mirrored': lambda picture: picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+    'all at once': lambda picture: saved(resized(cropped(picture, 0, .04, .02, 0), 0.8).transpose(
+        Image.Transpose.TRANSVERSE), format='JPEG', quality=80)}
+
+
+def found(pictures):
+    pairs = find_near_duplicates(np.stack([thumbnail(picture.convert('RGB')) for picture in pictures]))
+    return {tuple(sorted(pair)) for pair in pairs.tolist()}
+
+
+@pytest.mark.parametrize('copy', COPIES)
+def test_a_copy_is_found(copy):
+    scenes = [scene(seed) for seed in range(20)]
+    copies = [COPIES[copy](picture) for picture in scenes]
+    assert found(scenes + copies) == {(number, number + 20) for number in range(20)}
+
+
+def test_flat_pictures_are_like_none():
+    flat = [Image.new('RGB', (90, 90), (grey, grey, grey)) for grey in range(100, 110)]
+    assert found(flat) == set()
+
+
+def test_one_that_is_there_many_times_leads_to_all():
+    pairs = found([scene(1)] * 30 + [scene(2), saved(scene(1), format='JPEG', quality=80)])
+    assert {(number, number + 1) for number in range(29)} <= pairs
+    assert {number for pair in pairs for number in pair} == {*range(30), 31}
+
+
+def test_a_single_picture():
+    assert found([scene(1)]) == set()
+
+
+@pytest.mark.skipif(not SEEDLINGS.is_dir(), reason=f'needs the photographs of {SEEDLINGS}')
+def test_photographs():
+    """Of photographs of one kind, on the same soil, two copies in a hundred may be missed, and no pair is wrong."""
+    paths = sorted(list_images(SEEDLINGS / 'Maize')) + sorted(list_images(SEEDLINGS / 'Cleavers'))
+    pictures = [open_image(path) for path in random.Random(1).sample(paths, 150)]
+    known = found(pictures)  # the set has some itself
+    copies = [COPIES[name](picture) for picture, name in zip(pictures, list(COPIES) * 15, strict=True)]
+    pairs = found(pictures + copies)
+    expected = {(number, number + 150) for number in range(150)}
+    assert len(expected - pairs) <= 3
+    assert {pair for pair in pairs if pair[1] < 150} == known and len(known) <= 1
+    assert len({(first, second % 150) for first, second in pairs if first % 150 != second % 150} - known) == 0
