@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from common.data.stores import COLUMNS, LISTING, litdata
+from common.runtime.console import printable
 
 SHARD_BYTES = 64 * 2 ** 20
 
@@ -21,7 +22,7 @@ class ShardWriter:
 
     def add(self, content: bytes, name: str, file: str) -> None:
         """`name` is the picture's class, `file` its own name, CLASS/… ."""
-        self.cache[self.count] = {'image': content, 'class': name, 'file': file}
+        self.cache[self.count] = {'image': content, 'class': printable(name), 'file': printable(file)}  # in valid UTF-8
         self.listing.writerow([file, name, len(content)])
         self.count += 1
 
