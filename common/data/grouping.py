@@ -57,15 +57,13 @@ def draw(sides: np.ndarray, members: np.ndarray, ratios: tuple[float, float], se
     sizes = np.bincount(members, minlength=len(sides))
     new = members[sides[members] < 0]
     left = [*dict.fromkeys(new[np.random.RandomState(seed).permutation(len(new))].tolist())]
-    spare = len(members) - 1  # train has one at least
     for side, ratio in ((VAL, ratios[0]), (TEST, ratios[1])):
-        wanted = min(max(1, round(ratio * len(members))), spare) if ratio else 0
+        wanted = max(1, round(ratio * len(members))) if ratio else 0
         have = (sides[members] == side).sum()
         for group in list(left):
-            is_last = len(left) == 1 and not (sides[members] == TRAIN).any()
-            if have + sizes[group] / 2 <= wanted and not is_last:
+            train_has_none = len(left) == 1 and not (sides[members] == TRAIN).any()
+            if have + sizes[group] / 2 <= wanted and not train_has_none:
                 sides[group] = side
                 have += sizes[group]
                 left.remove(group)
-        spare -= have
     sides[left] = TRAIN

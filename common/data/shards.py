@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from common.data.stores import COLUMNS, LISTING, litdata
-from common.runtime.console import printable
 
 SHARD_BYTES = 64 * 2 ** 20
 
 
 class ShardWriter:
-    """Adds pictures to the shards of a folder, in litdata's format: {'image': content of the file, 'class', 'file'}.
+    """Adds pictures to the shards of a folder, in litdata's format, each as the bytes of its file.
 
     `listing` is the csv writer of the folder's LISTING, `cache` what litdata writes with.
     """
@@ -22,7 +21,7 @@ class ShardWriter:
 
     def add(self, content: bytes, name: str, file: str) -> None:
         """`name` is the picture's class, `file` its own name, CLASS/… ."""
-        self.cache[self.count] = {'image': content, 'class': printable(name), 'file': printable(file)}  # in valid UTF-8
+        self.cache[self.count] = content
         self.listing.writerow([file, name, len(content)])
         self.count += 1
 

@@ -98,8 +98,9 @@ class Shards:
     def read(self, number: int) -> bytes:
         """The picture's file. Each thread of each process has the shards open for itself: their files have a place."""
         if getattr(self.local, 'process', None) != os.getpid():
-            self.local.process, self.local.dataset = os.getpid(), litdata().StreamingDataset(self.root)
-        return self.local.dataset[number]['image']
+            self.local.process = os.getpid()
+            self.local.dataset = litdata().StreamingDataset(self.root, batch_decode=False)  # not its neighbours, too
+        return self.local.dataset[number]
 
 
 Store = Files | Shards | type[Files]  # the class itself opens any path of a file
@@ -110,7 +111,7 @@ def litdata() -> ModuleType:
     try:
         import litdata
     except ImportError:
-        raise UserError('shards need another package: python -m pip install litdata') from None
+        raise UserError('shards need another package: python -m pip install -U litdata') from None
     return litdata
 
 

@@ -2,8 +2,10 @@
 
     python tests/bench/listing.py --count 1000000        writes so many tiny pictures to FOLDER first, once
 
-Each step is a process of its own; those that leave a cache are run twice. The last one reads all pictures in random
-order with WORKERS worker processes, and adds up the memory that each of them has for itself.
+    python tests/bench/listing.py --folder photos --steps shards,read_files,read_shards     your own, in photos/train
+
+Each step is a process of its own; those that leave a cache are run twice. The last two read all pictures in random
+order with WORKERS worker processes, from files and from shards, and add up the memory that each of them has for itself.
 """
 import subprocess
 import sys
@@ -40,21 +42,30 @@ _READ = '''
 import numpy as np
 from common.data.datasets import SeededImageFolder
 from common.data.loaders import EpochSampler, start_loader
-dataset = SeededImageFolder('{folder}/train', lambda image: np.array(image))
-loader = start_loader(dataset, {workers}, batch_sampler=EpochSampler(len(dataset), 250, 1))
+dataset = SeededImageFolder('{folder}/train', lambda image: np.array(image.resize((64, 64))))
+loader = start_loader(dataset, {workers}, batch_sampler=EpochSampler(len(dataset), 50, 1, dataset.blocks()))
 own = 0
 for batch, _ in enumerate(loader):
+    if batch == 2:
+        begin = time.perf_counter()
     if batch == len(loader) - 20:
         own = sum(int(line.split()[1]) for worker in loader._iterator._workers
                   for line in open(f'/proc/{{worker.pid}}/smaps_rollup') if line.startswith('Private'))
+print(f'pictures/s {{(batch - 2) * 50 / (time.perf_counter() - begin):.0f}}')
 print(f'GiB of all workers together, not shared: {{own / 2 ** 20:.2f}}')
+'''
+_SPLIT = '''
+import makedata
+from common import settings
+makedata.main(settings.read(makedata, [
+    '--source-dir', '{folder}/train', '--target-dir', '{folder}-{kind}', '{option}', 'true', '--val-ratio', '0.01']))
 '''
 _CODE = {
     'list': "from common.data.folders import find_pictures\nfind_pictures('{folder}/train')",
     'check': _LOAD.replace('{where!r}', 'None'), 'cache': _LOAD.replace('{where!r}', "'disk'"),
-    'split': "import makedata\nfrom common import settings\nmakedata.main(settings.read(makedata, ["
-             "'--source-dir', '{folder}/train', '--target-dir', '{folder}-split', '--link', 'true']))",
-    'read': _READ}
+    'split': _SPLIT.replace('{kind}', 'split').replace('{option}', '--link'),
+    'shards': _SPLIT.replace('{kind}', 'shards').replace('{option}', '--shards'),
+    'read_files': _READ, 'read_shards': _READ.replace('{folder}', '{folder}-shards')}
 _AGAIN = ('check', 'cache')
 
 
@@ -65,7 +76,7 @@ def main(cfg):
         script = _MEASURE.format(root=str(Path(__file__).resolve().parents[2]), code=code)
         for time in range(1 + (name in _AGAIN)):
             done = subprocess.run([sys.executable, '-c', script], stdout=subprocess.PIPE, text=True, check=True)
-            found = [line for line in done.stdout.splitlines() if line.startswith(('seconds', 'GiB'))]
+            found = [line for line in done.stdout.splitlines() if line.startswith(('seconds', 'GiB', 'pictures/s'))]
             print(f'{name}{", again" * time}: {"; ".join(found)}', flush=True)
 
 

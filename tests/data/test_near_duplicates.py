@@ -9,7 +9,7 @@ from PIL import Image
 
 from common.data.folders import list_images
 from common.data.images import open_image
-from common.data.near_duplicates import find_near_duplicates, thumbnail
+from common.data.near_duplicates import find_near_duplicates, is_same, thumbnail
 
 
 def saved(picture, **options):
@@ -56,7 +56,16 @@ def test_a_copy_is_found(copy):
 
 def test_flat_pictures_are_like_none():
     flat = [Image.new('RGB', (90, 90), (grey, grey, grey)) for grey in range(100, 110)]
+    for picture in flat[5:]:
+        picture.paste((90, 90, 90), (0, 0, 3, 90))
     assert found(flat) == set()
+
+
+def test_the_same_place_seen_from_another_is_no_copy():
+    whole = scene(5, (400, 300))
+    for share in (0.2, 0.3):
+        assert not is_same(thumbnail(whole), thumbnail(cropped(whole, share, 0, 0, 0)))
+    assert is_same(thumbnail(whole), thumbnail(cropped(whole, 0.05, 0, 0, 0)))
 
 
 def test_one_that_is_there_many_times_leads_to_all():

@@ -1,5 +1,6 @@
 """Shards: the pictures of files, in any order, read by any number of processes."""
 import json
+import multiprocessing
 import os
 import pickle
 import shutil
@@ -90,6 +91,18 @@ def test_worker_processes_read_them(sharded, workers):
     assert sums == expected
 
 
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='this system starts processes anew')
+def test_a_forked_process_opens_them_itself(sharded):
+    """The place in an open file would be shared."""
+    store = open_split('data')[0].store
+    store.read(0)
+    child = multiprocessing.get_context('fork').Process(
+        target=lambda: (before := store.local.dataset, store.read(0), os._exit(store.local.dataset is before)))
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+
+
 def test_they_go_to_another_process(sharded):
     store = open_split('data')[0].store
     path = store.all[3][0]
@@ -155,6 +168,8 @@ def test_a_damaged_picture_in_a_shard_is_named(sharded):
     (lambda folder: (folder / 'index.json').write_text('[]'), 'make the shards again'),
     (lambda folder: (folder / 'pictures.csv').write_text('file,class\n'), 'make the shards again'),
     (lambda folder: (folder / 'pictures.csv').write_text('file,class,bytes\na/x.png,a,10\n'), 'make the shards again'),
+    (lambda folder: (folder / 'pictures.csv').write_text(
+        (folder / 'pictures.csv').read_text(errors='replace').replace('file,', 'name,')), 'has not the columns'),
     (lambda folder: (folder / 'pictures.csv').write_text('file,class,bytes\na/x.png,a\n'), 'make the shards again')])
 def test_shards_that_are_not_whole(sharded, damage, words):
     damage(sharded / 'data' / 'train')
@@ -178,6 +193,6 @@ def test_a_split_of_shards_is_replaced_and_foreign_files_are_not(sharded):
 
 def test_without_the_library_there_is_one_line(sharded, monkeypatch):
     monkeypatch.setitem(sys.modules, 'litdata', None)
-    assert 'pip install litdata' in split('--shards').stderr
-    with pytest.raises(UserError, match='pip install litdata'):
+    assert 'pip install -U litdata' in split('--shards').stderr
+    with pytest.raises(UserError, match='pip install -U litdata'):
         open_split('data')[0].store.read(0)
