@@ -103,6 +103,36 @@ def result():
     return read_json('out/result.json')
 
 
+def saved(picture, **options):
+    file = io.BytesIO()
+    picture.save(file, **options)
+    return Image.open(file)
+
+
+def resized(picture, factor):
+    return picture.resize([round(factor * side) for side in picture.size], Image.Resampling.BICUBIC)
+
+
+def cropped(picture, *shares):
+    width, height = picture.size
+    left, top, right, below = (round(share * side) for share, side in zip(shares, (width, height) * 2, strict=True))
+    return picture.crop((left, top, width - right, height - below))
+
+
+COPIES = {
+    'quality 60': lambda picture: saved(picture, format='JPEG', quality=60),
+    'quality 95': lambda picture: saved(picture, format='JPEG', quality=95),
+    'smaller': lambda picture: resized(picture, 0.7),
+    'larger': lambda picture: resized(picture, 1.3),
+    'without the left and upper 5 %': lambda picture: cropped(picture, .05, .05, 0, 0),
+    'without the outer 2.5 %': lambda picture: cropped(picture, .025, .025, .025, .025),
+    'without the outer 5 %': lambda picture: cropped(picture, .05, .05, .05, .05),
+    'turned': lambda picture: picture.transpose(Image.Transpose.ROTATE_90),
+    'mirrored': lambda picture: picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT),
+    'all at once': lambda picture: saved(resized(cropped(picture, 0, .04, .02, 0), 0.8).transpose(
+        Image.Transpose.TRANSVERSE), format='JPEG', quality=80)}
+
+
 def scene(seed, size=(240, 200)):
     """A smooth picture with some edges, as photographs are."""
     rng = np.random.default_rng(seed)
