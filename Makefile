@@ -24,7 +24,7 @@ test: $(VENV)/.ready-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
 
 test-all: $(VENV)/.ready-dev
-	$(BIN)/python -m pytest -q -n auto --dist worksteal -m 'slow or not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile -m 'slow or not slow'
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .

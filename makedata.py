@@ -189,7 +189,7 @@ def take_all(classes: list[str], found: Samples, labelled: list[str | None] | No
     def take_one(number, sample):
         return take(Path(sample[0]), folder / _TAKEN / str(number), compare, cfg)
 
-    taken = map_in_threads(take_one, range(len(found)), found, desc='reading' if cfg.LINK else 'copying')
+    taken = map_in_threads(take_one, range(len(found)), found, desc='reading' if cfg.LINK or cfg.SHARDS else 'copying')
     for number, one in enumerate(taken):
         if one.problem:
             print(f'left out: {one.problem}')
@@ -228,7 +228,7 @@ def take(path: Path, file: Path, compare: bool, cfg: settings.Settings) -> Taken
     if is_large:
         picture.thumbnail((cfg.MAX_SIDE, cfg.MAX_SIDE), Image.Resampling.LANCZOS)
         picture.save(file, _SHRUNK_FORMATS.get(path.suffix.lower(), 'PNG'), quality=95)
-    is_link = not is_large and cfg.LINK and link(path, file)
+    is_link = not is_large and (cfg.LINK or cfg.SHARDS) and link(path, file)  # into shards it is copied later
     if not is_large and not is_link:
         file.write_bytes(content)
     return Taken('', hashlib.sha256(content).hexdigest(), is_large, is_link, small)

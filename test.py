@@ -1,12 +1,13 @@
 """Step 4: name the class of every picture in a folder, with the weights that train.py kept.
 
-    python test.py                                              data/val, with the best weights
+    python test.py                                              data/test or else data/val, with the best weights
     python test.py --test-dir photos --checkpoint best.pth      any folder, flat or nested, or a single picture
 
 needs the checkpoint and nothing else: classes, image size and normalisation come out of it. Writes predictions.csv,
 predictions.json and the contact sheet predictions.png to OUTPUT_DIR; where the sub-folders of TEST_DIR are named like
 classes, also ACC1, ACC5 and a report per class.
 """
+import os
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from common.data.images import BadImage
 from common.data.stores import Shards, Store, open_store
 from common.evaluation.metrics import scores
 from common.evaluation.predictor import Prediction, predict
-from common.reporting.plots import contact_sheet, plot_confusion
+from common.reporting.plots import contact_sheet, plot_confusion, plot_reliability
 from common.reporting.tables import headline, write_scores
 from common.runtime.console import printable
 from common.runtime.distributed import on_first, process_group
@@ -30,7 +31,8 @@ from common.training import checkpoint
 from models import WeightsError, check_saved
 
 CHECKPOINT = 'checkpoints/volo_d1/best.pth'  # what train.py wrote
-TEST_DIR = 'data/val'             # a folder of pictures, flat or nested, or one picture
+TEST_DIR: str | None = None       # a folder of pictures, flat or nested, or one picture; None: data/test, where
+                                  # makedata.py made one, or else data/val
 OUTPUT_DIR = 'predictions'        # where the tables and the contact sheet go
 BATCH_SIZE = 32                   # pictures at a time; the predictions do not depend on it
 NUM_WORKERS: int | str = 'auto'   # worker processes that read pictures; 'auto' takes one for each core
@@ -40,6 +42,8 @@ _SHEET = 36                       # pictures on the contact sheet
 
 
 def main(cfg: Settings) -> None:
+    if cfg.TEST_DIR is None:
+        cfg = Settings(**{**vars(cfg), 'TEST_DIR': 'data/test' if Path('data/test').is_dir() else 'data/val'})
     if cfg.BATCH_SIZE < 1:
         raise UserError(f'BATCH_SIZE = {cfg.BATCH_SIZE} must be at least 1')
     if cfg.USE_AMP not in (True, False, 'auto'):
@@ -57,11 +61,12 @@ def main(cfg: Settings) -> None:
         predictions = predict(saved, cfg.CHECKPOINT, paths, cfg.BATCH_SIZE, worker_count(cfg.NUM_WORKERS), cfg.USE_AMP,
                               cfg.USE_DP, store)
     if RANK == 0:
-        write_results(cfg, out, saved['classes'], store, paths, predictions)
+        write_results(cfg, out, saved, store, paths, predictions)
 
 
-def write_results(cfg: Settings, out: Path, classes: list[str], store: Store, paths: list[Path],
+def write_results(cfg: Settings, out: Path, saved: dict, store: Store, paths: list[Path],
                   predictions: list[Prediction]) -> None:
+    classes = saved['classes']
     rows = [describe_prediction(p, cfg.TEST_DIR, classes) for p in predictions]
     again = (out / 'predictions.json').exists()  # then the reports in that folder are of an earlier run
     write_tables(out, rows)
@@ -70,11 +75,14 @@ def write_results(cfg: Settings, out: Path, classes: list[str], store: Store, pa
         print(f'{printable(row["path"])} → {printable(result)}')
     truth = true_classes(paths, cfg.TEST_DIR, classes)
     draw_sheet(out, store, predictions, rows, truth, classes)
-    for name in ('report.txt', 'report.json', 'confusion.png'):
+    for name in ('report.txt', 'report.json', 'confusion.png', 'calibration.png'):
         if again and (out / name).is_file():
             (out / name).unlink()
     if truth:
         report_accuracy(out, predictions, truth, classes)
+        if chose_weights(cfg.TEST_DIR, saved):
+            print('These pictures chose the weights, and perhaps your settings, so that on others the accuracy will be '
+                  'a little lower: makedata.py --test-ratio 0.15 keeps a part for this.')
     failed = sum(bool(row['error']) for row in rows)
     print(f'\n{len(rows) - failed} pictures named, {failed} unreadable; see {out}/predictions.csv, .json and .png')
 
@@ -91,6 +99,13 @@ def find_pictures(test_dir: str, store: Store) -> list[Path]:
     if not paths:
         raise UserError(f'TEST_DIR = {test_dir!r}: no pictures in it')
     return paths
+
+
+def chose_weights(test_dir: str, saved: dict) -> bool:
+    """Whether a folder is the validation set by which a checkpoint's weights were kept."""
+    settings_of_run = saved.get('settings')
+    data_dir = settings_of_run.get('DATA_DIR') if isinstance(settings_of_run, dict) else None
+    return isinstance(data_dir, str) and os.path.abspath(test_dir) == os.path.abspath(Path(data_dir, 'val'))
 
 
 def describe_prediction(prediction: Prediction, test_dir: str, classes: list[str]) -> dict:
@@ -157,6 +172,8 @@ def report_accuracy(out: Path, predictions: list[Prediction], truth: dict, class
     write_scores(out, result, classes, {'pictures': len(known)})
     with warn_instead():
         plot_confusion(out / 'confusion.png', result, classes)
+    with warn_instead():
+        plot_reliability(out / 'calibration.png', result)
     print(f'\n{headline(result)}, on {len(known)} pictures\n\n{result["report_text"]}')
 
 

@@ -38,7 +38,14 @@ from common.training.auto import choose_settings
 from common.training.budget import build_plan
 from common.training.clock import Clock
 from common.training.guard import Diverged
-from common.training.history import best_of, print_epoch, training_columns, validation_columns, write_epoch
+from common.training.history import (
+    best_of,
+    print_epoch,
+    print_result,
+    training_columns,
+    validation_columns,
+    write_epoch,
+)
 from common.training.losses import build_mix, choose_loss
 from common.training.monitor import Monitor
 from common.training.plan import Size, make_stages
@@ -158,8 +165,8 @@ def main(cfg: Settings) -> None:
             state, history = build_state(cfg, data, provenance, None, saved, clock), saved['history']
             del saved
             train_epochs(cfg, state, data, out, history)
-    best = best_of(history)
-    print(f'\nbest: epoch {best["epoch"]}, {best["weights"]} weights, ACC1 {best["acc1"]:.2f} %; all of it is in {out}')
+    print_result(history, len(data.val.dataset))
+    print(f'all of it is in {out}')
 
 
 def train_until_divergence(cfg: Settings, state: TrainState, data: Data, out: Path, history: list[dict]) -> bool:

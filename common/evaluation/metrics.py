@@ -9,26 +9,41 @@ import torch
 import torch.nn.functional as F
 from timm.utils import accuracy
 
+from common.evaluation.calibration import calibration_error, fit_temperature, reliability
 from common.runtime.distributed import add_up
 
 
 def scores(logits: torch.Tensor, targets: torch.Tensor, classes: list[str]) -> dict:
-    """Plain numbers from logits (N, classes) and targets (N,): loss, acc1, acc5, balanced_accuracy (percent),
-    report (scikit-learn's, as text and as a dict) and the confusion matrix (an array, rows: truth)."""
+    """From logits (N, classes) and targets (N,): loss, acc1, its interval, acc5, balanced_accuracy (percent), ece, the
+    temperature that would fit best, and ece with it (common/evaluation/calibration.py), report (scikit-learn's, as text
+    and as a dict), and as arrays the confusion matrix (rows: truth) and the reliability."""
     from sklearn.metrics import balanced_accuracy_score, classification_report, confusion_matrix  # takes a second
 
     acc1, acc5 = accuracy(logits, targets, topk=(1, 5))
     truth, guess = targets.numpy(), logits.argmax(1).numpy()
-    labels = list(range(len(classes)))
+    labels, temperature = list(range(len(classes))), fit_temperature(logits, targets)
     named = {'labels': labels, 'target_names': classes, 'zero_division': 0}
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='y_pred contains classes not in y_true')
         balanced = balanced_accuracy_score(truth, guess)
-    return {'loss': F.cross_entropy(logits, targets).item(), 'acc1': acc1.item(), 'acc5': acc5.item(),
-            'balanced_accuracy': 100 * float(balanced),
+    return {'loss': F.cross_entropy(logits, targets).item(),
+            'acc1': acc1.item(), 'acc1_interval': interval(acc1.item(), len(targets)),
+            'acc5': acc5.item(), 'balanced_accuracy': 100 * float(balanced),
+            'ece': calibration_error(logits, targets), 'temperature': temperature,
+            'calibrated_ece': calibration_error(logits / temperature, targets),
             'report_text': classification_report(truth, guess, **named, digits=3),
             'report': classification_report(truth, guess, **named, output_dict=True),
-            'confusion': confusion_matrix(truth, guess, labels=labels)}
+            'confusion': confusion_matrix(truth, guess, labels=labels), 'reliability': reliability(logits, targets)}
+
+
+def interval(acc1: float, count: int) -> tuple[float, float]:
+    """Between which percentages the ACC1 on many such images would lie, with 95 % confidence (Wilson), if it is `acc1`
+    on `count` of them.
+    """
+    from scipy.stats import binomtest  # takes half a second
+
+    found = binomtest(round(acc1 / 100 * count), count).proportion_ci(method='wilson')
+    return 100 * found.low, 100 * found.high
 
 
 class BatchMeter:

@@ -1,5 +1,6 @@
 """The network of a checkpoint over a list of image files, each of which gets its logits or its error."""
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,8 +56,9 @@ def predict(saved: dict, name: str, paths: list[Path], batch_size: int, workers:
             use_dp: bool, store: Store = Files) -> list[Prediction]:
     """A Prediction for every path, in the same order; several processes predict a share each, and all have the whole.
 
-    `saved` is the content of a checkpoint of train.py, `name` what errors call it. `use_amp` may be 'auto': as in
-    training. Raises UserError for weights that do not fit or give non-finite logits.
+    `saved` is the content of a checkpoint of train.py, `name` what errors call it. The logits are those of the network
+    divided by the checkpoint's temperature. `use_amp` may be 'auto': as in training. Raises UserError for weights that
+    do not fit or give non-finite logits.
     """
     device = choose_device()
     amp_dtype = choose_amp_dtype(device) if (trained_with_amp(saved) if use_amp == 'auto' else use_amp) else None
@@ -71,10 +73,10 @@ def predict(saved: dict, name: str, paths: list[Path], batch_size: int, workers:
     except WeightsError as error:
         raise UserError(f'{name}: {error}') from error
     model = parallel(net.to(device), device, amp_dtype, use_dp).eval()
-    predictions = []
+    temperature, predictions = temperature_of(saved), []
     with Bar(total=sum(map(len, indices)), desc='predicting', unit='img') as bar:
         for batch, (images, errors) in zip(indices, batches, strict=True):
-            logits = classify(model, images, device, name)
+            logits = classify(model, images, device, temperature, name)
             predictions.append([Prediction(paths[index], None if error else next(logits), error)
                                 for index, error in zip(batch, errors, strict=True)])
             bar.update(len(batch))
@@ -89,12 +91,19 @@ def trained_with_amp(saved: dict) -> bool:
     return not isinstance(settings, dict) or settings.get('USE_AMP') is not False
 
 
-def classify(model: torch.nn.Module, images: torch.Tensor | None, device: torch.device,
+def temperature_of(saved: dict) -> float:
+    """What train.py found to fit the validation set best; 1 in checkpoints of earlier versions."""
+    best = saved.get('best')
+    value = best.get('temperature') if isinstance(best, dict) else None
+    return value if isinstance(value, float) and 0 < value < math.inf else 1.
+
+
+def classify(model: torch.nn.Module, images: torch.Tensor | None, device: torch.device, temperature: float,
              name: str) -> Iterator[torch.Tensor]:
-    """The logits (classes,) of each image of a batch (B, 3, H, W), of none where there is no batch."""
+    """The calibrated logits (classes,) of each image of a batch (B, 3, H, W), of none where there is no batch."""
     if images is None:
         return iter(())
-    logits = model(images.to(device, non_blocking=True)).float().cpu()
+    logits = model(images.to(device, non_blocking=True)).float().cpu() / temperature
     if not logits.isfinite().all():
         raise UserError(f'{name}: its weights give non-finite logits')
     return iter(logits)

@@ -93,6 +93,23 @@ def plot_confusion(path: Path, scores: dict, classes: list[str]) -> None:
         axes.set(xlabel='predicted', ylabel='true', title=headline(scores))
 
 
+def plot_reliability(path: Path, scores: dict) -> None:
+    """Draw the accuracy of images over their confidence, on the diagonal where both agree, and how many there are."""
+    found = scores['reliability']
+    edges, there = np.linspace(0, 1, len(found['count']) + 1), found['count'] > 0
+    with drawn(path, 5, 5.5) as figure:
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+        upper.plot([0, 1], [0, 1], color='grey', linestyle='--', linewidth=1, label='confidence = accuracy')
+        upper.bar(edges[:-1][there], found['accuracy'][there], np.diff(edges)[there], align='edge', alpha=0.4)
+        upper.plot(found['confidence'][there], found['accuracy'][there], 'o-', label='images of that confidence')
+        upper.set(xlim=(0, 1), ylim=(0, 1), ylabel='accuracy', title=f'calibration error (ECE) {scores["ece"]:.3f}')
+        upper.legend(frameon=False, loc='upper left')
+        lower.bar(edges[:-1], found['count'], np.diff(edges), align='edge', alpha=0.4)
+        lower.set(xlabel='confidence', ylabel='images')
+        for axes in (upper, lower):
+            axes.spines[['top', 'right']].set_visible(False)
+
+
 def contact_sheet(path: Path, cells: list[tuple[Image.Image | None, str, str]], title: str, columns: int = 6) -> None:
     """Draw small images with a text below each: `cells` is [(image or None, text, colour)]."""
     columns = min(columns, len(cells))

@@ -4,7 +4,8 @@ from pathlib import Path
 import torch
 
 from common.data.build import Data
-from common.reporting.plots import plot_confusion, plot_training
+from common.evaluation.metrics import interval
+from common.reporting.plots import plot_confusion, plot_reliability, plot_training
 from common.reporting.tables import write_scores
 from common.runtime.console import format_duration
 from common.runtime.device import describe_device, dtype_name
@@ -13,7 +14,7 @@ from common.runtime.files import write_csv, write_json
 from common.settings import Settings
 from common.training.state import TrainState
 
-COLUMNS = ('loss', 'acc1', 'acc5', 'balanced_accuracy')  # of the raw and of the EMA weights
+COLUMNS = ('loss', 'acc1', 'acc5', 'balanced_accuracy', 'temperature')  # of the raw and of the EMA weights
 
 
 def training_columns(state: TrainState) -> dict:
@@ -32,8 +33,11 @@ def validation_columns(results: dict[str, dict]) -> dict:
 
 
 def best_of(history: list[dict]) -> dict | None:
-    """{epoch, weights ('raw' or 'ema'), acc1} of the highest ACC1 with the largest images so far, None without one."""
-    found = [(row['height'] * row['width'], {'epoch': row['epoch'], 'weights': which, 'acc1': row[f'{which}_acc1']})
+    """{epoch, weights ('raw' or 'ema'), acc1, temperature} of the highest ACC1 with the largest images so far, None
+    without one.
+    """
+    found = [(row['height'] * row['width'], {'epoch': row['epoch'], 'weights': which, 'acc1': row[f'{which}_acc1'],
+                                             'temperature': row.get(f'{which}_temperature')})
              for row in history for which in ('raw', 'ema') if row[f'{which}_acc1'] is not None]
     return max(found, key=lambda item: (item[0], item[1]['acc1']), default=(0, None))[1]
 
@@ -70,6 +74,21 @@ def write_epoch(cfg: Settings, state: TrainState, data: Data, out: Path, history
             write_scores(out, best_scores, data.classes, best)
         with warn_instead():
             plot_confusion(out / 'confusion.png', best_scores, data.classes)
+        with warn_instead():
+            plot_reliability(out / 'calibration.png', best_scores)
+
+
+def print_result(history: list[dict], count: int) -> None:
+    """The best epoch, which val chose, and the last one; `count` is the number of images in val."""
+    def described(acc1):
+        low, high = interval(acc1, count)
+        return f'ACC1 {acc1:.2f} % (95 % interval {low:.1f} to {high:.1f} %)'
+
+    best, last = best_of(history), history[-1]
+    print(f'\nbest on val: epoch {best["epoch"]}, {best["weights"]} weights, {described(best["acc1"])}')
+    for which in ('raw', 'ema'):
+        if last[f'{which}_acc1'] is not None:
+            print(f'last epoch, {which} weights, whatever val says: {described(last[f"{which}_acc1"])}')
 
 
 def print_epoch(row: dict, epochs: int, seconds_left: float | None) -> None:

@@ -20,10 +20,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import makedata
 from common.data import normalisation
 from common.data.cache import ImageCache, read_index
 from common.data.images import BadImage, open_image
+from common.data.labels import read_labels
+from common.data.manifest import read_sides
+from common.data.stores import Shards
 from common.data.transforms import Transform, eval_transform, fit
 from common.runtime.errors import UserError
 from common.training import checkpoint
@@ -162,13 +164,24 @@ def test_the_whole_checkpoint_is_accepted(file):
 @MANY
 @given(text=st.one_of(st.text(), JSON.map(json.dumps), st.sampled_from(['[' * 10 ** 5, '{"a":' * 10 ** 5])))
 def test_small_files(file, text):
-    """The manifest of a split, the list of readable files, the measured mean: what they may hold instead."""
+    """The manifest of a split, tables, the list of readable files, the measured mean: what they may hold instead."""
     folder = file.parent
     (folder / 'data').mkdir(exist_ok=True)
-    for path in (folder / 'data' / 'split.json', folder / 'x.checked', folder / 'mean_std.json'):
+    for path in (*(folder / 'data' / name for name in ('split.json', 'split.csv', 'pictures.csv', 'index.json')),
+                 folder / 'x.checked', folder / 'mean_std.json', folder / 'labels.csv'):
         path.write_text(text, encoding='utf-8', errors='backslashreplace')
-    with contextlib.suppress(UserError):
-        makedata.read_manifest(SimpleNamespace(TARGET_DIR=str(folder / 'data'), VAL_RATIO=0.3, SEED=1))
+    cfg = SimpleNamespace(VAL_RATIO=0.3, TEST_RATIO=0., SEED=1)
+    for manifest in (text, json.dumps({'made_by': 'makedata.py', 'settings': vars(cfg), 'shards': []})):
+        (folder / 'data' / 'split.json').write_text(manifest, encoding='utf-8', errors='backslashreplace')
+        with contextlib.suppress(UserError):
+            read_sides(folder / 'data', cfg)
+    for beginning in ('', 'file,class,group\n', 'file,class,bytes\n'):
+        for path in (folder / 'labels.csv', folder / 'data' / 'pictures.csv'):
+            path.write_text(beginning + text, encoding='utf-8', errors='backslashreplace')
+        with contextlib.suppress(UserError):
+            read_labels(str(folder / 'labels.csv'), str(folder))
+        with contextlib.suppress(UserError):
+            Shards(folder / 'data')
     cfg = SimpleNamespace(MEAN=None, STD=None, NORMALISATION='data')
     with contextlib.suppress(UserError), mock.patch.object(normalisation, 'FILE', str(folder / 'mean_std.json')):
         normalisation.find_normalisation(cfg, None, ['a', 'b'])

@@ -56,7 +56,7 @@ def assert_learnt_the_same(one, other):
             torch.testing.assert_close(other[key][name], tensor, rtol=2e-4, atol=2e-4, msg=name)
     for a, b in zip(one['history'], other['history'], strict=True):
         for name in a.keys() - CLOCKS:
-            assert b[name] == pytest.approx(a[name], rel=1e-4), name
+            assert b[name] == pytest.approx(a[name], rel=1e-2 if 'temperature' in name else 1e-4), name
 
 
 def test_they_learn_what_one_does(data, alone):

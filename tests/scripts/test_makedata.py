@@ -329,14 +329,18 @@ def test_a_truncated_picture_is_left_out_where_pictures_are_compared(tmp_path, s
 
 @pytest.mark.parametrize('group', ['folder', r'plant(\d+)', r'^[^/]+/plant\d+'])
 def test_groups_of_the_user(tmp_path, source, group):
-    for number, path in enumerate(sorted(source.rglob('*.png'))):  # five plants with the same numbers in each class
+    draw_folder(source, {'c': 10}, seed=4)  # alone, each of them
+    for number, path in enumerate(sorted(source.glob('[ab]/*.png'))):  # five plants with the same numbers in each class
         plant = path.parent / f'plant{number % 5}'
         plant.mkdir(exist_ok=True)
         path.rename(plant / path.name)
     result = split('--group', group)
     assert result.returncode == 0, result.stderr
     sides_of = {}
+    assert Counter(entry['side'] for entry in entries(tmp_path) if entry['class'] == 'c') == {'train': 7, 'val': 3}
     for entry in entries(tmp_path):
+        if entry['class'] == 'c':
+            continue
         plant = Path(entry['source']).parts[1:3] if group != r'plant(\d+)' else Path(entry['source']).parts[2]
         sides_of.setdefault(plant, set()).add(entry['side'])
     assert len(sides_of) == (5 if group == r'plant(\d+)' else 10)

@@ -54,6 +54,17 @@ def test_val_is_predicted_with_the_accuracy_of_training(project):
     assert Image.open(project / 'predictions' / 'predictions.png').width > 500
 
 
+def test_what_chose_the_weights_is_not_what_measures_them(project, tmp_path):
+    """data/val is said to have chosen them; data/test has not, and is taken where it is there."""
+    out, _ = predict(project)
+    low, high = json.loads((project / 'predictions' / 'report.json').read_text())['acc1_interval']
+    assert 'These pictures chose the weights' in out and f'(95 % interval {low:.1f} to {high:.1f} %)' in out
+    shutil.copytree(project / 'data', tmp_path / 'data')
+    (tmp_path / 'data' / 'val').rename(tmp_path / 'data' / 'test')
+    out, rows = predict(tmp_path, '--checkpoint', project / 'checkpoints' / 'volo_d1' / 'best.pth')
+    assert 'These pictures chose' not in out and 'ACC1' in out and len(rows) == 12
+
+
 def test_the_checkpoint_is_all_that_is_needed(project, tmp_path):
     """In another folder, flat, other names, other formats, one broken file: same classes, a row for each."""
     shutil.copy(project / 'checkpoints' / 'volo_d1' / 'best.pth', tmp_path)

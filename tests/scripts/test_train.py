@@ -47,7 +47,8 @@ def test_best_holds_the_better_weights(data, monkeypatch, better):
     monkeypatch.setattr(train, 'evaluate', evaluate)
     run(epochs=1)
     last, best = (torch.load(f'out/{name}.pth', weights_only=True) for name in ('last', 'best'))
-    assert best['best'] == {'epoch': 1, 'weights': better, 'acc1': 60.}
+    temperature = last['history'][0][f'{better}_temperature']
+    assert best['best'] == {'epoch': 1, 'weights': better, 'acc1': 60., 'temperature': temperature}
     chosen = last['state_dict_ema' if better == 'ema' else 'state_dict']
     assert all(torch.equal(chosen[name], tensor) for name, tensor in best['state_dict'].items())
     assert not all(torch.equal(last['state_dict'][name], tensor) for name, tensor in last['state_dict_ema'].items())
