@@ -273,6 +273,9 @@ def report_duplicates(pictures: Pictures) -> None:
 
 def arrange(pictures: Pictures, sides: np.ndarray, folder: Path, cfg: settings.Settings) -> None:
     """Put every picture in its place, as a file of its side and class or in the shards of its side; list them all."""
+    def taken(place):
+        return folder / _TAKEN / str(pictures.numbers[place])
+
     used = [name for number, name in enumerate(SIDES) if number in (TRAIN, VAL) or (sides == number).any()]
     order = np.arange(len(sides))
     if cfg.SHARDS:  # any part of the shards is then a fair sample
@@ -280,20 +283,21 @@ def arrange(pictures: Pictures, sides: np.ndarray, folder: Path, cfg: settings.S
     with writing_manifest(folder, cfg) as rows, ExitStack() as stack:
         if cfg.SHARDS:
             writers = {side: stack.enter_context(writing_shards(folder / side)) for side in used}
+            contents = map_in_threads(lambda n: taken(n).read_bytes(), order, desc='writing shards', at_a_time=64)
         else:
+            contents = itertools.repeat(None)
             for side, name in itertools.product(used, pictures.classes):
                 (folder / side / name).mkdir(parents=True)
-        for place in order:
+        for content, place in zip(contents, order, strict=False):
             path, target = pictures.samples[place]
             name, side, file = pictures.classes[target], SIDES[sides[place]], name_below(pictures, place, cfg)
-            taken = folder / _TAKEN / str(pictures.numbers[place])
             if cfg.SHARDS:
-                writers[side].add(taken.read_bytes(), name, f'{name}/{file}')
-                taken.unlink()
+                writers[side].add(content, name, f'{name}/{file}')
+                taken(place).unlink()
             else:
                 target = folder / side / name / file
                 target.parent.mkdir(parents=True, exist_ok=True)
-                taken.rename(target)
+                taken(place).rename(target)
             rows.writerow([f'{side}/{name}/{file}', Path(path).as_posix(), harmless(name), side, pictures.groups[place],
                            pictures.sha256[place].decode()])
     (folder / _TAKEN).rmdir()
