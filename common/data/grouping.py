@@ -1,5 +1,5 @@
 """Which pictures belong together, and the side of a split that each of them goes to."""
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -56,14 +56,22 @@ def draw(sides: np.ndarray, members: np.ndarray, ratios: tuple[float, float], se
     """Give those groups of a class a side that have none. `members` is the group of each of its distinct pictures."""
     sizes = np.bincount(members, minlength=len(sides))
     new = members[sides[members] < 0]
-    left = [*dict.fromkeys(new[np.random.RandomState(seed).permutation(len(new))].tolist())]
+    left = dict.fromkeys(new[np.random.RandomState(seed).permutation(len(new))].tolist())
     for side, ratio in ((VAL, ratios[0]), (TEST, ratios[1])):
         wanted = max(1, round(ratio * len(members))) if ratio else 0
         have = (sides[members] == side).sum()
         for group in list(left):
-            train_has_none = len(left) == 1 and not (sides[members] == TRAIN).any()
-            if have + sizes[group] / 2 <= wanted and not train_has_none:
+            if have + sizes[group] / 2 <= wanted and not is_last(left, sides[members]):
                 sides[group] = side
                 have += sizes[group]
-                left.remove(group)
-    sides[left] = TRAIN
+                del left[group]
+        if wanted and not have and left and not is_last(left, sides[members]):
+            smallest = min(left, key=lambda group: sizes[group])
+            sides[smallest] = side
+            del left[smallest]
+    sides[list(left)] = TRAIN
+
+
+def is_last(left: Collection[int], sides: np.ndarray) -> bool:
+    """Whether one group is left, and train has no picture without it."""
+    return len(left) == 1 and not (sides == TRAIN).any()

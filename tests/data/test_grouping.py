@@ -52,6 +52,11 @@ def test_one_large_group_is_left_to_train():
     assert (sides[:90] == TRAIN).all() and (sides[90:] == VAL).any()
 
 
+def test_a_class_of_large_groups_has_one_in_val_all_the_same():
+    sides = draw([0] * 50 + [1] * 60 + [2] * 55, ratios=(0.1, 0.))
+    assert (sides[:50] == VAL).all() and (sides[50:] == TRAIN).all()
+
+
 def test_train_is_never_empty():
     for seed in range(10):
         assert (draw([0] * 6 + [1] * 4, ratios=(0.9, 0.), seed=seed) == TRAIN).any()
