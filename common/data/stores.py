@@ -50,6 +50,7 @@ class Shards:
 
     def __init__(self, root: str | Path):
         self.root = str(root)
+        litdata()  # so that forked worker processes have it in common
         try:
             self.names, self.all, self.sizes = read_listing(self.root)
             index = Path(self.root, INDEX)
