@@ -29,7 +29,7 @@ def reliability(logits: torch.Tensor, targets: torch.Tensor) -> dict[str, np.nda
     equal parts of [0, 1]; confidence and accuracy are averages, from 0 to 1, and 0 where there is none.
     """
     confidence, guess = logits.softmax(1).max(1)
-    place = (confidence * BINS).long().clamp(max=BINS - 1)
+    place = (confidence.nan_to_num() * BINS).long().clamp(max=BINS - 1)  # a run that diverged gives NaN
     count, sure, right = (torch.zeros(BINS, dtype=torch.float64).index_add(0, place, values.double()).numpy()
                           for values in (torch.ones_like(confidence), confidence, guess == targets))
     return {'count': count.astype(int), 'confidence': sure / count.clip(1), 'accuracy': right / count.clip(1)}

@@ -16,7 +16,7 @@ UPDATES = [Update(1, SIZE, loss=1., norm=3., finite=True, images=8, unmixed=4, c
            Update(2, SIZE, loss=4., norm=1., finite=True, images=4, unmixed=1, correct=1, waited=0., seconds=1.),
            Update(3, SIZE, loss=float('nan'), norm=1., finite=False, images=4, unmixed=4, correct=4, waited=.5,
                   seconds=3.)]
-SCORES = {'loss': 2., 'acc1': 60., 'acc5': 90., 'balanced_accuracy': 50., 'confusion': None}
+SCORES = {'loss': 2., 'acc1': 60., 'acc5': 90., 'balanced_accuracy': 50., 'temperature': 2., 'confusion': None}
 
 
 def test_a_row_has_the_sums_and_means_of_an_epochs_updates():
@@ -37,15 +37,17 @@ def test_a_row_has_the_sums_and_means_of_an_epochs_updates():
 def test_without_ema_its_columns_are_empty():
     row = validation_columns({'raw': SCORES})
     assert row == {'raw_loss': 2., 'raw_acc1': 60., 'raw_acc5': 90., 'raw_balanced_accuracy': 50.,
-                   'ema_loss': None, 'ema_acc1': None, 'ema_acc5': None, 'ema_balanced_accuracy': None}
+                   'raw_temperature': 2.,
+                   'ema_loss': None, 'ema_acc1': None, 'ema_acc5': None, 'ema_balanced_accuracy': None,
+                   'ema_temperature': None}
 
 
 def test_the_best_is_the_first_of_equals():
-    rows = [{'epoch': 1, 'raw_acc1': 50., 'ema_acc1': None}, {'epoch': 2, 'raw_acc1': 60., 'ema_acc1': 70.},
-            {'epoch': 3, 'raw_acc1': 70., 'ema_acc1': 65.}]
+    rows = [{'epoch': 1, 'raw_acc1': 50., 'ema_acc1': None}, {'epoch': 2, 'raw_acc1': 60., 'ema_acc1': 70.,
+             'ema_temperature': 3.}, {'epoch': 3, 'raw_acc1': 70., 'ema_acc1': 65.}]
     rows = [{**row, 'height': 32, 'width': 48} for row in rows]
-    assert best_of(rows) == {'epoch': 2, 'weights': 'ema', 'acc1': 70.}
-    assert best_of(rows[:1]) == {'epoch': 1, 'weights': 'raw', 'acc1': 50.} and best_of([]) is None
+    assert best_of(rows) == {'epoch': 2, 'weights': 'ema', 'acc1': 70., 'temperature': 3.}
+    assert best_of(rows[:1]) == {'epoch': 1, 'weights': 'raw', 'acc1': 50., 'temperature': None} and best_of([]) is None
 
 
 def test_the_best_is_one_with_the_largest_images_so_far():
