@@ -34,7 +34,7 @@ from common.data.shards import writing_shards
 from common.data.stores import litdata
 from common.runtime.console import printable
 from common.runtime.errors import UserError
-from common.runtime.files import beside, harmless, is_there, locked, replacing_folder, writable_folder
+from common.runtime.files import beside, harmless, locked, replacing_folder, restore, writable_folder
 from common.runtime.threads import map_in_threads
 
 SOURCE_DIR = 'data1'          # a folder with one sub-folder of pictures for each class
@@ -91,7 +91,7 @@ def main(cfg: settings.Settings) -> None:
 def split(cfg: settings.Settings) -> None:
     """Build the new split beside TARGET_DIR, put it in its place, and print what there is to know of the pictures."""
     target = Path(cfg.TARGET_DIR)
-    earlier = read_sides(target, cfg) if is_there(target) else Rows([])
+    earlier = read_sides(target, cfg) if restore(target) else Rows([])
     classes, found, labelled = find_pictures(cfg)
     stamps = read_stamps(found)
     report_likeness(classes)
@@ -282,7 +282,7 @@ def arrange(pictures: Pictures, sides: np.ndarray, folder: Path, cfg: settings.S
         order = np.random.default_rng(cfg.SEED).permutation(order)
     with writing_manifest(folder, cfg) as rows, ExitStack() as stack:
         if cfg.SHARDS:
-            writers = {side: stack.enter_context(writing_shards(folder / side)) for side in used}
+            writers = {side: stack.enter_context(writing_shards(folder / side, pictures.classes)) for side in used}
             contents = map_in_threads(lambda n: taken(n).read_bytes(), order, desc='writing shards', at_a_time=64)
         else:
             contents = itertools.repeat(None)

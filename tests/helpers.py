@@ -149,6 +149,15 @@ def rows_of(folder):
         return list(csv.DictReader(file))
 
 
+def entries(folder):
+    return rows_of(folder / 'data')
+
+
+def sides(folder):
+    """{SHA-256: side} of the split in folder/data."""
+    return {entry['sha256']: entry['side'] for entry in entries(folder)}
+
+
 def split(*arguments):
     """Run makedata.py in this process, in the current folder."""
     out = io.StringIO()

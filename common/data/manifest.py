@@ -18,8 +18,8 @@ COLUMNS = ('file', 'source', 'class', 'side', 'group', 'sha256')  # pictures of 
 LITTER = {'.DS_Store', 'Thumbs.db', 'desktop.ini'}  # what file managers leave in every folder that they show
 
 _MADE_BY = 'makedata.py'
-_DECIDING = {'VAL_RATIO': None, 'SEED': None, 'TEST_RATIO': 0.}  # settings with which a split is the same, and what
-                                                                 # held before there was such a setting
+_DECIDING = {  # settings with which a split is the same, and what held before there was such a setting
+    'VAL_RATIO': None, 'SEED': None, 'TEST_RATIO': 0., 'GROUP': None, 'LABELS': None}
 
 
 @contextmanager
@@ -37,8 +37,8 @@ def writing_manifest(folder: Path, cfg: Settings) -> Iterator[Any]:
 def read_sides(target: Path, cfg: Settings) -> Rows:
     """The split that is there: from the SHA-256 of a picture to the number of its side in SIDES.
 
-    Empty where the split has another VAL_RATIO, TEST_RATIO or SEED. Raises UserError if the folder is anything but a
-    split of makedata.py, or holds a file that makedata.py did not put there.
+    Empty where the split has another VAL_RATIO, TEST_RATIO, SEED, GROUP or LABELS. Raises UserError if the folder is
+    anything but a split of makedata.py, or holds a file that makedata.py did not put there.
     """
     advice = 'move it away or choose another TARGET_DIR; it was not touched'
     try:

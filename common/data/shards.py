@@ -5,7 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from common.data.stores import COLUMNS, LISTING, litdata
+from common.data.stores import CLASSES, COLUMNS, LISTING, litdata
+from common.runtime.files import write_json
 
 SHARD_BYTES = 64 * 2 ** 20
 
@@ -27,12 +28,13 @@ class ShardWriter:
 
 
 @contextmanager
-def writing_shards(folder: Path) -> Iterator[ShardWriter]:
-    """Yields the ShardWriter of a new folder."""
+def writing_shards(folder: Path, classes: list[str]) -> Iterator[ShardWriter]:
+    """Yields the ShardWriter of a new folder; `classes` are all of the split, also those without a picture there."""
     litdata()
     from litdata.streaming import Cache  # takes two seconds
 
     folder.mkdir(parents=True)
+    write_json(folder / CLASSES, classes)
     cache = Cache(str(folder), chunk_bytes=SHARD_BYTES)
     with open(folder / LISTING, 'w', newline='', encoding='utf-8', errors='surrogateescape') as file:
         listing = csv.writer(file)

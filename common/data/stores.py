@@ -17,8 +17,8 @@ from common.data.images import bad_image, decode, open_image
 from common.data.packed import Rows, Samples
 from common.runtime.errors import UserError
 
-INDEX, LISTING = 'index.json', 'pictures.csv'  # in a folder of shards: litdata's own index, and the pictures' names
-COLUMNS = ['file', 'class', 'bytes']           # of the listing
+INDEX, LISTING, CLASSES = 'index.json', 'pictures.csv', 'classes.json'  # in a folder of shards; the first is litdata's
+COLUMNS = ['file', 'class', 'bytes']  # of the listing
 
 
 class Files:
@@ -55,12 +55,13 @@ class Shards:
             self.names, self.all, self.sizes = read_listing(self.root)
             index = Path(self.root, INDEX)
             lengths = [shard['chunk_size'] for shard in json.loads(index.read_bytes())['chunks']]
-            self.ends, self.time = np.cumsum(lengths), index.stat().st_mtime_ns
-        except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-            raise UserError(f'{self.root}: {INDEX} or {LISTING} cannot be read ({error}): make the shards again'
-                            ) from None
-        if self.ends[-1] != len(self.all):
-            raise UserError(f'{self.root}: {self.ends[-1]} pictures in {INDEX}, {len(self.all)} in {LISTING}: make the '
+            self.ends, count = np.cumsum(lengths), sum(lengths)
+            self.time = index.stat().st_mtime_ns
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, csv.Error) as error:
+            raise UserError(f'{self.root}: {INDEX}, {LISTING} or {CLASSES} cannot be read ({error}): make the shards '
+                            'again') from None
+        if count != len(self.all):
+            raise UserError(f'{self.root}: {count} pictures in {INDEX}, {len(self.all)} in {LISTING}: make the '
                             'shards again')
         self.rows = Rows((path for path, _ in self.all), range(len(self.all)))
         self.local = threading.local()
@@ -116,32 +117,25 @@ def litdata() -> ModuleType:
     return litdata
 
 
-def is_sharded(root: str | Path) -> bool:
-    return Path(root, LISTING).is_file()
-
-
 def open_store(root: str | Path) -> Files | Shards:
-    return Shards(root) if is_sharded(root) else Files(root)
+    return Shards(root) if Path(root, LISTING).is_file() else Files(root)
 
 
 def read_listing(root: str) -> tuple[list[str], Samples, np.ndarray]:
-    """(class names, sorted; [(path, class index)]; bytes of each picture) of a folder of shards.
+    """(class names; [(path, class index)]; bytes of each picture) of a folder of shards.
 
-    Raises ValueError, OSError and csv.Error.
+    Raises ValueError, KeyError, TypeError, RecursionError, OSError and csv.Error.
     """
-    names, sizes = {}, []
+    names, sizes = json.loads(Path(root, CLASSES).read_bytes()), []
+    index = {name: number for number, name in enumerate(names)}
 
     def listed(rows: Iterator[list[str]]) -> Iterator[tuple[str, int]]:
         for file, name, size in rows:
             sizes.append(int(size))
-            yield f'{root}/{file}', names.setdefault(name, len(names))
+            yield f'{root}/{file}', index[name]
 
     with open(Path(root, LISTING), newline='', encoding='utf-8', errors='surrogateescape') as file:
         rows = csv.reader(file)
         if next(rows, None) != COLUMNS:
             raise ValueError(f'{LISTING} has not the columns {", ".join(COLUMNS)}')
-        samples = Samples(listed(rows))
-    order = sorted(names)
-    place = np.array([order.index(name) for name in names], np.int32)
-    samples.targets = place[samples.targets]
-    return order, samples, np.array(sizes, np.int64)
+        return names, Samples(listed(rows)), np.array(sizes, np.int64)

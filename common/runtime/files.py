@@ -149,8 +149,8 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def is_there(folder: Path) -> bool:
-    """Whether a folder exists, which replacing_folder() may have been killed just before it put it in place again."""
+def restore(folder: Path) -> bool:
+    """Put a folder back that replacing_folder() had moved away when it was killed. Returns whether there is one."""
     if not os.path.lexists(folder) and beside(folder, 'old').exists():
         beside(folder, 'old').rename(folder)
     return os.path.lexists(folder)

@@ -149,6 +149,13 @@ def test_predictions_of_shards_are_those_of_files(sharded):
     assert (sharded / 'data-named' / 'confusion.png').exists()
 
 
+def test_a_class_without_a_picture_in_val_is_known_there(sharded):
+    draw_folder(sharded / 'data1', {'one': 1}, seed=9)
+    assert split('--shards').returncode == 0
+    train_set, val_set = open_split('data')
+    assert train_set.classes == val_set.classes and 'one' in val_set.classes and len(val_set) == 19
+
+
 def test_a_damaged_picture_in_a_shard_is_named(sharded):
     for path in Path('data1', 'a').iterdir():
         path.write_bytes(path.read_bytes()[:-60])
@@ -166,6 +173,9 @@ def test_a_damaged_picture_in_a_shard_is_named(sharded):
     (lambda folder: next(folder.glob('*.bin')).unlink(), ''),
     (lambda folder: (folder / 'index.json').unlink(), 'make the shards again'),
     (lambda folder: (folder / 'index.json').write_text('[]'), 'make the shards again'),
+    (lambda folder: (folder / 'index.json').write_text('{"chunks": []}'), '0 pictures in index.json'),
+    (lambda folder: (folder / 'classes.json').write_text('["a"]'), 'make the shards again'),
+    (lambda folder: (folder / 'classes.json').write_text('7'), 'make the shards again'),
     (lambda folder: (folder / 'pictures.csv').write_text('file,class\n'), 'make the shards again'),
     (lambda folder: (folder / 'pictures.csv').write_text('file,class,bytes\na/x.png,a,10\n'), 'make the shards again'),
     (lambda folder: (folder / 'pictures.csv').write_text(

@@ -167,10 +167,11 @@ def test_small_files(file, text):
     """The manifest of a split, tables, the list of readable files, the measured mean: what they may hold instead."""
     folder = file.parent
     (folder / 'data').mkdir(exist_ok=True)
-    for path in (*(folder / 'data' / name for name in ('split.json', 'split.csv', 'pictures.csv', 'index.json')),
+    for path in (*(folder / 'data' / name for name in ('split.json', 'split.csv', 'pictures.csv', 'index.json',
+                                                 'classes.json')),
                  folder / 'x.checked', folder / 'mean_std.json', folder / 'labels.csv'):
         path.write_text(text, encoding='utf-8', errors='backslashreplace')
-    cfg = SimpleNamespace(VAL_RATIO=0.3, TEST_RATIO=0., SEED=1)
+    cfg = SimpleNamespace(VAL_RATIO=0.3, TEST_RATIO=0., SEED=1, GROUP=None, LABELS=None)
     for manifest in (text, json.dumps({'made_by': 'makedata.py', 'settings': vars(cfg), 'shards': []})):
         (folder / 'data' / 'split.json').write_text(manifest, encoding='utf-8', errors='backslashreplace')
         with contextlib.suppress(UserError):
@@ -180,8 +181,10 @@ def test_small_files(file, text):
             path.write_text(beginning + text, encoding='utf-8', errors='backslashreplace')
         with contextlib.suppress(UserError):
             read_labels(str(folder / 'labels.csv'), str(folder))
-        with contextlib.suppress(UserError):
-            Shards(folder / 'data')
+        for classes in (text, '["a", "b"]'):
+            (folder / 'data' / 'classes.json').write_text(classes, encoding='utf-8', errors='backslashreplace')
+            with contextlib.suppress(UserError):
+                Shards(folder / 'data')
     cfg = SimpleNamespace(MEAN=None, STD=None, NORMALISATION='data')
     with contextlib.suppress(UserError), mock.patch.object(normalisation, 'FILE', str(folder / 'mean_std.json')):
         normalisation.find_normalisation(cfg, None, ['a', 'b'])

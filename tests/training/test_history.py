@@ -7,7 +7,14 @@ import pytest
 import torch
 from helpers import build, read_json
 
-from common.training.history import best_of, print_epoch, training_columns, validation_columns, write_epoch
+from common.training.history import (
+    best_of,
+    print_epoch,
+    print_result,
+    training_columns,
+    validation_columns,
+    write_epoch,
+)
 from common.training.monitor import Monitor
 from common.training.state import Progress, Update
 
@@ -54,6 +61,14 @@ def test_the_best_is_one_with_the_largest_images_so_far():
     rows = [{'epoch': epoch, 'height': height, 'width': 64, 'raw_acc1': acc1, 'ema_acc1': None}
             for epoch, height, acc1 in ((1, 32, 90.), (2, 48, 40.), (3, 48, 50.), (4, 64, None), (5, 64, 45.))]
     assert [best_of(rows[:count])['epoch'] for count in (1, 2, 3, 4, 5)] == [1, 2, 3, 3, 5]
+
+
+def test_the_result_names_the_best_on_val_and_the_last(capsys):
+    rows = [{'epoch': 1, 'raw_acc1': 50., 'ema_acc1': 80.}, {'epoch': 2, 'raw_acc1': 60., 'ema_acc1': None}]
+    print_result([{**row, 'height': 32, 'width': 32} for row in rows], 10)
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        'best on val: epoch 1, ema weights, ACC1 80.00 % (95 % interval 49.0 to 94.3 %)',
+        'last epoch, raw weights, whatever val says: ACC1 60.00 % (95 % interval 31.3 to 83.2 %)']
 
 
 def test_an_epochs_line(capsys):
