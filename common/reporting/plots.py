@@ -103,7 +103,7 @@ def plot_reliability(path: Path, scores: dict) -> None:
         upper.bar(edges[:-1][there], found['accuracy'][there], np.diff(edges)[there], align='edge', alpha=0.4)
         upper.plot(found['confidence'][there], found['accuracy'][there], 'o-', label='images of that confidence')
         upper.set(xlim=(0, 1), ylim=(0, 1), ylabel='accuracy', title=f'calibration error (ECE) {scores["ece"]:.3f}')
-        upper.legend(frameon=False, loc='upper left')
+        upper.legend(loc='lower right')
         lower.bar(edges[:-1], found['count'], np.diff(edges), align='edge', alpha=0.4)
         lower.set(xlabel='confidence', ylabel='images')
         for axes in (upper, lower):

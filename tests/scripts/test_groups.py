@@ -60,10 +60,10 @@ def test_groups_of_the_user(tmp_path, source, group):
 
 
 def test_another_group_draws_all_anew(tmp_path, source):
-    """Else nearly every group had pictures on both sides, and would go to train."""
+    """Else groups that had pictures on both sides would go to train, and leave val too small."""
     draw_folder(source, {'c': 40}, seed=4)
-    for number, path in enumerate(sorted((source / 'c').iterdir())):
-        path.rename(path.with_name(f'plant{number % 10} {path.name}'))
+    for number, path in enumerate(sorted((source / 'c').iterdir())):  # five plants, and twenty pictures that are single
+        path.rename(path.with_name(f'plant{number % 5} {path.name}' if number < 20 else path.name))
     split()
     split('--group', r'plant\d')
     assert Counter(entry['side'] for entry in entries(tmp_path) if entry['class'] == 'c') == {'train': 28, 'val': 12}
