@@ -2,10 +2,11 @@
 
     python test.py                                              data/test or else data/val, with the best weights
     python test.py --test-dir photos --checkpoint best.pth      any folder, flat or nested, or a single picture
+    python test.py --explain                                    also draws where the network looked
 
 needs the checkpoint and nothing else: classes, image size and normalisation come out of it. Writes predictions.csv,
-predictions.json and the contact sheet predictions.png to OUTPUT_DIR; where the sub-folders of TEST_DIR are named like
-classes, also ACC1, ACC5 and a report per class.
+predictions.json, the contact sheet predictions.png and the page report.html to OUTPUT_DIR; where the sub-folders of
+TEST_DIR are named like classes, also ACC1, ACC5 and a report per class.
 """
 import os
 from pathlib import Path
@@ -16,10 +17,13 @@ from common import settings
 from common.data.folders import list_images
 from common.data.images import BadImage
 from common.data.stores import Shards, Store, open_store
+from common.evaluation.explainer import explanations
 from common.evaluation.metrics import scores
 from common.evaluation.predictor import Prediction, predict
+from common.evaluation.report import build_report
 from common.reporting.plots import contact_sheet, plot_confusion, plot_reliability
-from common.reporting.tables import headline, write_scores
+from common.reporting.prediction_page import draw_explanations, write_prediction_page
+from common.reporting.tables import headline, write_report, write_suspects
 from common.runtime.console import printable
 from common.runtime.distributed import on_first, process_group
 from common.runtime.errors import UserError, explain_failures, warn_instead
@@ -38,7 +42,11 @@ BATCH_SIZE = 32                   # pictures at a time; the predictions do not d
 NUM_WORKERS: int | str = 'auto'   # worker processes that read pictures; 'auto' takes one for each core
 USE_AMP: bool | str = 'auto'      # mixed precision, where the processor gains from it; 'auto': if training had it
 USE_DP = True                     # DataParallel, when there are several GPUs
+UNKNOWN_BELOW = 0.0               # least certainty, from 0 to 1; below it the answer is 'unknown'. report.html of the
+                                  # training shows what accuracy that buys; 0.5 is a good start
+EXPLAIN = False                   # VOLO only: draw where it looked, as explain/….png beside the tables and in the page
 _SHEET = 36                       # pictures on the contact sheet
+_UNKNOWN = 'unknown'
 
 
 def main(cfg: Settings) -> None:
@@ -46,6 +54,8 @@ def main(cfg: Settings) -> None:
         cfg = Settings(**{**vars(cfg), 'TEST_DIR': 'data/test' if Path('data/test').is_dir() else 'data/val'})
     if cfg.BATCH_SIZE < 1:
         raise UserError(f'BATCH_SIZE = {cfg.BATCH_SIZE} must be at least 1')
+    if not 0 <= cfg.UNKNOWN_BELOW <= 1:
+        raise UserError(f'UNKNOWN_BELOW = {cfg.UNKNOWN_BELOW} must be between 0 and 1')
     if cfg.USE_AMP not in (True, False, 'auto'):
         raise UserError(f"USE_AMP = {cfg.USE_AMP!r}: choose True, False or 'auto'")
     retain_freed_memory()
@@ -67,7 +77,7 @@ def main(cfg: Settings) -> None:
 def write_results(cfg: Settings, out: Path, saved: dict, store: Store, paths: list[Path],
                   predictions: list[Prediction]) -> None:
     classes = saved['classes']
-    rows = [describe_prediction(p, cfg.TEST_DIR, classes) for p in predictions]
+    rows = [describe_prediction(p, cfg, classes) for p in predictions]
     again = (out / 'predictions.json').exists()  # then the reports in that folder are of an earlier run
     write_tables(out, rows)
     for row in rows:
@@ -75,16 +85,22 @@ def write_results(cfg: Settings, out: Path, saved: dict, store: Store, paths: li
         print(f'{printable(row["path"])} → {printable(result)}')
     truth = true_classes(paths, cfg.TEST_DIR, classes)
     draw_sheet(out, store, predictions, rows, truth, classes)
-    for name in ('report.txt', 'report.json', 'confusion.png', 'calibration.png'):
+    for name in ('report.txt', 'report.json', 'report.html', 'confusion.png', 'calibration.png',
+                 'suspects.csv'):
         if again and (out / name).is_file():
             (out / name).unlink()
-    if truth:
-        report_accuracy(out, predictions, truth, classes)
-        if chose_weights(cfg.TEST_DIR, saved):
-            print('These pictures chose the weights, and perhaps your settings, so that on others the accuracy will be '
-                  'a little lower: makedata.py --test-ratio 0.15 keeps a part for this.')
-    failed = sum(bool(row['error']) for row in rows)
-    print(f'\n{len(rows) - failed} pictures named, {failed} unreadable; see {out}/predictions.csv, .json and .png')
+    report = report_accuracy(cfg, out, predictions, truth, classes)
+    with warn_instead():
+        names = {p.path: row['path'] for p, row in zip(predictions, rows, strict=True) if not p.error}
+        explained = draw_explanations(out / 'explain', explanations(saved, list(names), cfg.BATCH_SIZE, store),
+                                      names) if cfg.EXPLAIN else {}
+        write_prediction_page(cfg, out / 'report.html', store, rows, report, explained)
+    if report and chose_weights(cfg.TEST_DIR, saved):
+        print('These pictures chose the weights, and perhaps your settings, so that on others the accuracy will be a '
+              'little lower: makedata.py --test-ratio 0.15 keeps a part for this.')
+    failed, unknown = sum(bool(row['error']) for row in rows), sum(row['class'] == _UNKNOWN for row in rows)
+    print(f'\n{len(rows) - failed - unknown} pictures named, {f"{unknown} {_UNKNOWN}, " if cfg.UNKNOWN_BELOW else ""}'
+          f'{failed} unreadable; see {out}/predictions.csv, .json and .png')
 
 
 def find_pictures(test_dir: str, store: Store) -> list[Path]:
@@ -108,15 +124,25 @@ def chose_weights(test_dir: str, saved: dict) -> bool:
     return isinstance(data_dir, str) and os.path.abspath(test_dir) == os.path.abspath(Path(data_dir, 'val'))
 
 
-def describe_prediction(prediction: Prediction, test_dir: str, classes: list[str]) -> dict:
-    """A row for the tables: path below TEST_DIR, class, confidence, the five most probable classes, error."""
-    path = prediction.path.name if Path(test_dir).is_file() else prediction.path.relative_to(test_dir).as_posix()
+def describe_prediction(prediction: Prediction, cfg: Settings, classes: list[str]) -> dict:
+    """A row for the tables: path below TEST_DIR, class or 'unknown', confidence, certainty, the five most probable
+    classes, error.
+    """
+    path = relative(prediction.path, cfg)
     if prediction.error:
-        return {'path': path, 'class': '', 'confidence': None, 'top5': [], 'error': prediction.error}
+        return {'path': path, 'class': '', 'confidence': None, 'certainty': None, 'top5': [],
+                'error': prediction.error}
     shares, indices = prediction.logits.softmax(0).topk(min(5, len(classes)))
     top = [{'class': classes[i], 'confidence': round(share, 6)}
            for share, i in zip(shares.tolist(), indices.tolist(), strict=True)]
-    return {'path': path, **top[0], 'top5': top, 'error': ''}
+    certain = prediction.certainty
+    return {'path': path, **top[0], **({'class': _UNKNOWN} if certain < cfg.UNKNOWN_BELOW else {}),
+            'certainty': round(certain, 6), 'top5': top, 'error': ''}
+
+
+def relative(path: Path, cfg: Settings) -> str:
+    """The path below TEST_DIR."""
+    return path.name if Path(cfg.TEST_DIR).is_file() else path.relative_to(cfg.TEST_DIR).as_posix()
 
 
 def write_tables(out: Path, rows: list[dict]) -> None:
@@ -164,17 +190,30 @@ def sheet_cell(store: Store, prediction: Prediction, row: dict, truth: dict, cla
     return image, text, colour
 
 
-def report_accuracy(out: Path, predictions: list[Prediction], truth: dict, classes: list[str]) -> None:
+def report_accuracy(cfg: Settings, out: Path, predictions: list[Prediction], truth: dict,
+                    classes: list[str]) -> dict | None:
+    """What common/evaluation/report.py says of the pictures of known class, also in files; None where there are none.
+    """
     known = [p for p in predictions if p.path in truth and not p.error]
     if not known:
-        return
-    result = scores(torch.stack([p.logits for p in known]), torch.tensor([truth[p.path] for p in known]), classes)
-    write_scores(out, result, classes, {'pictures': len(known)})
+        return None
+    logits, targets = torch.stack([p.logits for p in known]), torch.tensor([truth[p.path] for p in known])
+    certain, files = torch.tensor([p.certainty for p in known]), [relative(p.path, cfg) for p in known]
+    result = scores(logits, targets, classes)
+    report = build_report(result, logits, targets, certain, files, classes)
+    write_report(out, result, report)
     with warn_instead():
         plot_confusion(out / 'confusion.png', result, classes)
     with warn_instead():
         plot_reliability(out / 'calibration.png', result)
+    with warn_instead():
+        write_suspects(out / 'suspects.csv', report['suspects'])
     print(f'\n{headline(result)}, on {len(known)} pictures\n\n{result["report_text"]}')
+    answered = certain >= cfg.UNKNOWN_BELOW
+    if cfg.UNKNOWN_BELOW and answered.any():
+        right = (logits.argmax(1) == targets)[answered].double().mean()
+        print(f'{answered.double().mean():.1%} of them are answered with a class, of those {right:.1%} rightly')
+    return report
 
 
 if __name__ == '__main__':

@@ -3,8 +3,9 @@
     python train.py                            with the constants below
     python train.py --img-size 112 --epochs 30 with two of them changed for one run; --help lists all
 
-writes to checkpoints/volo_d1/ (OUTPUT_DIR): best.pth and last.pth, loss.png, acc.png, lr.png, confusion.png,
-report.txt, report.json, result.json, log.csv and class.json. README.md has measured accuracies and times to expect.
+writes to checkpoints/volo_d1/ (OUTPUT_DIR): best.pth and last.pth; report.html, a page on what it learnt; the same as
+files: loss.png, acc.png, lr.png, confusion.png, calibration.png, report.txt, report.json, result.json, log.csv and
+class.json. README.md has measured accuracies and times to expect.
 """
 import itertools
 import math
@@ -47,17 +48,19 @@ from common.training.history import (
     write_epoch,
 )
 from common.training.losses import build_mix, choose_loss
+from common.training.margins import Margins
 from common.training.monitor import Monitor
 from common.training.plan import Size, make_stages
 from common.training.provenance import Provenance, find_weights
 from common.training.resume import check_resume, find_saved, is_complete, resumed_lr_scale
+from common.training.run_page import RunPage
 from common.training.saver import Saver, output_folder
 from common.training.seeds import seed_batch
 from common.training.setup import build_network, print_cost, set_train_mode
 from common.training.shared_batch import share_batches
 from common.training.state import Progress, TrainState, Update
 from common.training.validate_settings import resolved, validate_settings
-from models import VARIANTS
+from models import VARIANTS, logits_and_features
 
 # Data
 DATA_DIR = 'data'                 # what makedata.py made: train/ and val/, one sub-folder for each class
@@ -202,7 +205,7 @@ def build_state(cfg: Settings, data: Data, provenance: Provenance, content: dict
     optimizer, scheduler = build_optimizer(cfg, net, lr_scale * cfg.LR)
     ema = ModelEmaV3(net, decay=cfg.EMA_DECAY, use_warmup=True, warmup_gamma=1 / cfg.EMA_SHARE,
                      warmup_power=1) if cfg.USE_EMA else None
-    model = parallel(net, device, amp_dtype, cfg.USE_DP, choose_loss(cfg, model_kwargs))
+    model = parallel(net, device, amp_dtype, cfg.USE_DP, choose_loss(cfg, model_kwargs), logits_and_features)
     targets = torch.zeros(rows, len(data.classes), device=device)
     loss_model = model
     if cfg.COMPILE:
@@ -213,8 +216,10 @@ def build_state(cfg: Settings, data: Data, provenance: Provenance, content: dict
     state = TrainState(
         net, model, loss_model, build_mix(cfg, len(data.classes)), optimizer, scheduler,
         torch.amp.GradScaler(device.type, enabled=amp_dtype is torch.float16),
-        ema, ema and parallel(ema.module, device, amp_dtype, cfg.USE_DP), device, amp_dtype, image_flop, plan, clock,
-        0 if provenance.from_scratch else cfg.FREEZE_EPOCHS, lr_scale, model_kwargs, provenance)
+        ema, ema and parallel(ema.module, device, amp_dtype, cfg.USE_DP, look=logits_and_features),
+        device, amp_dtype, image_flop, plan, clock,
+        0 if provenance.from_scratch else cfg.FREEZE_EPOCHS, lr_scale, model_kwargs, provenance,
+        Margins(len(data.train.dataset)))
     if saved:
         try:
             state.load_state_dict(saved)
@@ -243,7 +248,7 @@ def train_epochs(cfg: Settings, state: TrainState, data: Data, out: Path, histor
     """
     with StopRequest() as stop:
         saver = Saver(cfg, state, data, out, history, stop)
-        monitor = Monitor(cfg, state, data, saver)
+        monitor, page = Monitor(cfg, state, data, saver), RunPage(cfg, state, data, out)
         if not history and not state.progress.updates:
             saver.save_last()  # there is a save to go back to from the first update on
         while (epoch := len(history)) < state.plan.epochs:
@@ -258,9 +263,10 @@ def train_epochs(cfg: Settings, state: TrainState, data: Data, out: Path, histor
                             **validation_columns(results), 'seconds': time.perf_counter() - start})
             state.progress = Progress()
             if validates:
-                best = saver.save_best()
+                best = saver.save_best(results)
                 if RANK == 0:
                     write_epoch(cfg, state, data, out, history, results[best_of(history)['weights']] if best else None)
+                    page.after_epoch(history, size)
                 state.clock.add_validation(size, time.perf_counter() - trained)
             print_epoch(history[-1], state.plan.epochs, state.clock.seconds_left(state.plan, number))
             saver.after_epoch()
@@ -268,12 +274,15 @@ def train_epochs(cfg: Settings, state: TrainState, data: Data, out: Path, histor
 
 def evaluate(state: TrainState, data: Data, size: Size, between_batches: Callable) -> dict[str, dict]:
     """The scores (common/evaluation/metrics.py) of the 'raw' weights and of the 'ema' ones on the validation set, with
-    images of the (height, width) that training has.
+    images of the (height, width) that training has, and what the scores are made from, 'outputs'.
     """
-    models = {'raw': state.model, 'ema': state.ema_model} if state.ema else {'raw': state.model}
-    return {name: scores(*validate(model, data.val, size, state.device, f'validating, {name} weights',
-                                   between_batches if WORLD_SIZE == 1 else lambda: None), data.classes)
-            for name, model in models.items()}
+    results = {}
+    for name, model in {'raw': state.model, 'ema': state.ema_model}.items():
+        if model is not None:
+            outputs = validate(model, data.val, size, state.device, f'validating, {name} weights',
+                               between_batches if WORLD_SIZE == 1 else lambda: None)
+            results[name] = {**scores(outputs.logits, outputs.targets, data.classes), 'outputs': outputs}
+    return results
 
 
 def train_one_epoch(cfg: Settings, state: TrainState, data: Data, epoch: int,
@@ -281,13 +290,14 @@ def train_one_epoch(cfg: Settings, state: TrainState, data: Data, epoch: int,
     """What is left, by state.progress, of a pass over the training set. `after_update` is called after each update."""
     set_train_mode(state.net, heads_only=epoch < state.frozen_epochs)
     batches = TimedBatches(data.train, epoch, state.device, skip=state.progress.updates * cfg.ACCUMULATE_STEPS)
+    order = torch.from_numpy(data.train.batch_sampler.order()[:, 0])
     while (index := state.progress.updates) < state.plan.updates_in(epoch):
         start, waited = time.perf_counter(), batches.seconds
         number = epoch * state.plan.updates_per_epoch + index + 1  # of the update, in the whole run
         size = state.plan.image_size(number)
         count = min(cfg.ACCUMULATE_STEPS, len(data.train) - index * cfg.ACCUMULATE_STEPS)
         buffers = [buffer.clone() for buffer in state.net.buffers()]
-        meter = BatchMeter(cfg.SMOOTHING)
+        meter = BatchMeter(cfg.SMOOTHING, cfg.BATCH_SIZE, data.train.batch_sampler.rows)
         for batch, (images, labels) in enumerate(itertools.islice(batches, count)):
             seed_batch(cfg.SEED, number, batch)
             images = resize(images, size)                       # smaller at first
@@ -308,8 +318,10 @@ def train_one_epoch(cfg: Settings, state: TrainState, data: Data, epoch: int,
         state.scaler.update()
         state.optimizer.zero_grad()
         state.scheduler.step_update(100 * state.plan.compute_share(number))
-        loss, correct, unmixed = meter.read()                   # here a GPU is waited for
+        loss, correct, unmixed, margins = meter.read()          # here a GPU is waited for
         norm, finite = norm.item(), bool(finite)
+        if finite:
+            state.margins.add(order[index * cfg.ACCUMULATE_STEPS * cfg.BATCH_SIZE:][:len(margins)], margins)
         if finite and state.ema:
             state.ema.update(state.net, step=number)
         after_update(Update(number, size, loss, norm, finite, cfg.BATCH_SIZE * count, unmixed, correct,

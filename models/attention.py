@@ -51,3 +51,9 @@ class ClassAttention(nn.Module):
         q = rearrange(self.q(x[:, :1]), 'b one (h d) -> b h one d', h=self.num_heads)          # (B, heads, 1, d)
         x = attend(q, k, v, self.attn_drop if self.training else 0.)                           # (B, heads, 1, d)
         return self.proj(rearrange(x, 'b h one d -> b one (h d)'))                             # (B, 1, dim)
+
+    def weights(self, x: torch.Tensor) -> torch.Tensor:
+        """How much the first token attends to each one: (B, N, dim) -> (B, heads, N), positive, with the sum 1."""
+        k, _ = rearrange(self.kv(x), 'b n (two h d) -> two b h n d', two=2, h=self.num_heads)  # (B, heads, N, d)
+        q = rearrange(self.q(x[:, 0]), 'b (h d) -> b h d', h=self.num_heads)                   # (B, heads, d)
+        return (torch.einsum('bhd,bhnd->bhn', q, k) * q.shape[-1] ** -0.5).softmax(-1)

@@ -179,11 +179,11 @@ class VOLO(nn.Module):
                 x = block(x, *more)
         return x
 
-    def forward_features(self, x: torch.Tensor) -> tuple[torch.Tensor, Box]:
-        """(B, in_chans, H, W) -> (normalised tokens (B, 1 + H/16 · W/16, dim), the class token first; the box).
+    def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, Box]:
+        return self.forward_head(*self.forward_features(x))
 
-        Without return_dense and return_mean only the class token is needed, and returned: (B, 1, dim).
-        """
+    def forward_features(self, x: torch.Tensor) -> tuple[torch.Tensor, Box]:
+        """(B, in_chans, H, W) -> (tokens (B, H/16, W/16, dim) ahead of the class blocks, the box)."""
         if any(side % STRIDE for side in x.shape[-2:]):
             raise ValueError(f'the images are {tuple(x.shape[-2:])}: each side must be a multiple of {STRIDE} pixels')
         x = self.patch_embed(x).permute(0, 2, 3, 1)  # (B, H/8, W/8, C)
@@ -199,26 +199,22 @@ class VOLO(nn.Module):
         x = self.pos_drop(x + pos_embed)
         for stage in transformers:
             x = self.run_blocks(stage, x)
-        x = x.flatten(1, 2)  # (B, H/16 · W/16, dim)
+        return x, box
+
+    def forward_head(self, x: torch.Tensor, box: Box) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, Box]:
+        """From what forward_features returns to what forward returns."""
+        grid, x = x.shape[1:3], x.flatten(1, 2)  # (B, H/16 · W/16, dim)
         cls = self.run_blocks(self.post_network, self.cls_token.expand(x.shape[0], -1, -1), x)
         if not self.return_dense and not self.return_mean:
-            return self.norm(cls), box
-        return self.norm(torch.cat([cls, x], dim=1)), box
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, Box]:
-        height, width = (side // STRIDE for side in x.shape[-2:])
-        x, box = self.forward_features(x)
+            return self.head(self.norm(cls)[:, 0])
+        x = self.norm(torch.cat([cls, x], dim=1))
         if self.return_mean:
             return self.head(x.mean(1))
-        logits = self.head(x[:, 0])
-        if not self.return_dense:
-            return logits
-        token_logits = self.aux_head(x[:, 1:])
+        logits, token_logits = self.head(x[:, 0]), self.aux_head(x[:, 1:])
         if not self.training:
             return combine_logits(logits, token_logits)
         if self.mix_token:
-            token_logits = token_logits.unflatten(1, (height, width))     # (B, H/16, W/16, num_classes)
-            token_logits = swap_box(token_logits, box).flatten(1, 2)      # (B, H/16 · W/16, num_classes)
+            token_logits = swap_box(token_logits.unflatten(1, grid), box).flatten(1, 2)  # (B, N, num_classes)
         return logits, token_logits, box
 
 

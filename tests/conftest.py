@@ -35,6 +35,7 @@ def quick(monkeypatch):
     monkeypatch.setattr('train.print_cost', lambda *arguments: {})
     for name in ('plot_training', 'plot_confusion'):
         monkeypatch.setattr(f'common.training.history.{name}', lambda *arguments: None)
+    monkeypatch.setattr('common.training.run_page.RunPage.write', lambda *arguments: None)
 
 
 @pytest.fixture

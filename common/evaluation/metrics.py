@@ -14,10 +14,10 @@ from common.runtime.distributed import add_up
 
 
 def scores(logits: torch.Tensor, targets: torch.Tensor, classes: list[str]) -> dict:
-    """From logits (N, classes) and targets (N,): loss, acc1, its interval, acc5, balanced_accuracy (percent), ece, the
-    temperature that would fit best, and ece with it (common/evaluation/calibration.py), report (scikit-learn's, as text
-    and as a dict), and as arrays the confusion matrix (rows: truth) and the reliability."""
-    from sklearn.metrics import balanced_accuracy_score, classification_report, confusion_matrix  # takes a second
+    """From logits (N, classes) and targets (N,): loss, acc1, its interval, acc5, balanced_accuracy (percent), macro_f1,
+    ece, the temperature that would fit best, and ece with it (common/evaluation/calibration.py), report (of
+    scikit-learn, as text and as a dict), and as arrays the confusion matrix (rows: truth) and the reliability."""
+    from sklearn.metrics import balanced_accuracy_score, classification_report, confusion_matrix, f1_score  # a second
 
     acc1, acc5 = accuracy(logits, targets, topk=(1, 5))
     truth, guess = targets.numpy(), logits.argmax(1).numpy()
@@ -29,6 +29,7 @@ def scores(logits: torch.Tensor, targets: torch.Tensor, classes: list[str]) -> d
     return {'loss': F.cross_entropy(logits, targets).item(),
             'acc1': acc1.item(), 'acc1_interval': interval(acc1.item(), len(targets)),
             'acc5': acc5.item(), 'balanced_accuracy': 100 * float(balanced),
+            'macro_f1': float(f1_score(truth, guess, labels=labels, average='macro', zero_division=0)),
             'ece': calibration_error(logits, targets), 'temperature': temperature,
             'calibrated_ece': calibration_error(logits / temperature, targets),
             'report_text': classification_report(truth, guess, **named, digits=3),
@@ -47,10 +48,14 @@ def interval(acc1: float, count: int) -> tuple[float, float]:
 
 
 class BatchMeter:
-    """Loss and accuracy over the batches of an update, on the device until they are read."""
+    """Loss, accuracy and margins over the batches of an update, on the device until they are read.
 
-    def __init__(self, smoothing: float):
-        self.smoothing, self.rows = smoothing, []
+    The margin of an image, from -1 to 1, is the probability of its label less that of the most probable other class.
+    `rows` says which of the `batch_size` images of a batch this process has.
+    """
+
+    def __init__(self, smoothing: float, batch_size: int, rows: list[int]):
+        self.smoothing, self.batch_size, self.own, self.sums, self.images = smoothing, batch_size, rows, [], []
 
     @torch.no_grad()
     def add(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor) -> None:
@@ -59,9 +64,17 @@ class BatchMeter:
         """
         unmixed = targets.amax(1) >= 1 - self.smoothing  # mixed with another class a label says little
         correct = unmixed & (logits.argmax(1) == labels)
-        self.rows.append(torch.stack([loss.detach(), correct.sum(), unmixed.sum()]))
+        self.sums.append(torch.stack([loss.detach(), correct.sum(), unmixed.sum()]))
+        shares = logits.softmax(1)
+        other, guess = shares.scatter(1, labels[:, None], -1.).max(1)
+        margin = shares.gather(1, labels[:, None])[:, 0] - other
+        self.images.append(margin.new_zeros(self.batch_size, 3))
+        self.images[-1][self.own] = torch.stack([margin, guess, unmixed], 1)
 
-    def read(self) -> tuple[float, int, int]:
-        """(mean loss of the batches, correct images, images whose label is no mixture)."""
-        loss, correct, unmixed = add_up(torch.stack(self.rows).double().sum(0)).tolist()
-        return loss / len(self.rows), int(correct), int(unmixed)
+    def read(self) -> tuple[float, int, int, torch.Tensor]:
+        """(mean loss of the batches, correct images, images whose label is no mixture; for all images of the update, in
+        order, margin, the most probable other class and whether the label is no mixture, (images, 3) on the CPU).
+        """
+        found = torch.cat([torch.stack(self.sums).double().sum(0), torch.cat(self.images).flatten()])
+        loss, correct, unmixed, *_ = found = add_up(found).cpu()
+        return loss.item() / len(self.sums), int(correct), int(unmixed), found[3:].view(-1, 3)

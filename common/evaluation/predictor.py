@@ -13,18 +13,20 @@ from common.data.images import BadImage
 from common.data.loaders import in_turn, init_worker, own_batches
 from common.data.stores import Files, Store
 from common.data.transforms import Transform, eval_transform, fit, least_side
+from common.evaluation.outliers import certainty, typicality
 from common.runtime.console import Bar
 from common.runtime.device import choose_amp_dtype, choose_device, describe_device
 from common.runtime.distributed import gather
 from common.runtime.errors import UserError
 from common.runtime.parallel import parallel
-from models import WeightsError, restore_model
+from models import WeightsError, logits_and_features, restore_model
 
 
 @dataclass
 class Prediction:
     path: Path
     logits: torch.Tensor | None  # (classes,), fp32 on the CPU; None where the file cannot be read
+    certainty: float             # from 0 to 1: the confidence, or less for a picture unlike those of val
     error: str                   # why it cannot, '' where it can
 
 
@@ -72,12 +74,13 @@ def predict(saved: dict, name: str, paths: list[Path], batch_size: int, workers:
         net = restore_model(saved)
     except WeightsError as error:
         raise UserError(f'{name}: {error}') from error
-    model = parallel(net.to(device), device, amp_dtype, use_dp).eval()
-    temperature, predictions = temperature_of(saved), []
+    model = parallel(net.to(device), device, amp_dtype, use_dp, look=logits_and_features).eval()
+    predictions = []
     with Bar(total=sum(map(len, indices)), desc='predicting', unit='img') as bar:
         for batch, (images, errors) in zip(indices, batches, strict=True):
-            logits = classify(model, images, device, temperature, name)
-            predictions.append([Prediction(paths[index], None if error else next(logits), error)
+            found = iter(() if images is None else classify(model, images.to(device, non_blocking=True), saved, name))
+            predictions.append([Prediction(paths[index], None, 0., error) if error else
+                                Prediction(paths[index], *next(found), '')
                                 for index, error in zip(batch, errors, strict=True)])
             bar.update(len(batch))
     return list(itertools.chain.from_iterable(in_turn(gather(predictions))))
@@ -98,12 +101,25 @@ def temperature_of(saved: dict) -> float:
     return value if isinstance(value, float) and 0 < value < math.inf else 1.
 
 
-def classify(model: torch.nn.Module, images: torch.Tensor | None, device: torch.device, temperature: float,
-             name: str) -> Iterator[torch.Tensor]:
-    """The calibrated logits (classes,) of each image of a batch (B, 3, H, W), of none where there is no batch."""
-    if images is None:
-        return iter(())
-    logits = model(images.to(device, non_blocking=True)).float().cpu() / temperature
+def outliers_of(saved: dict, dim: int) -> dict | None:
+    """What train.py knew of the features (N, dim) of the validation set; None in checkpoints that do not tell."""
+    known, shapes = saved.get('outliers'), {'mean': (dim,), 'precision': (dim, dim)}
+    whole = isinstance(known, dict) and all(
+        isinstance(known.get(name), torch.Tensor) and known[name].dtype == torch.float32
+        and known[name].shape == shapes.get(name, known[name].shape[:1]) and known[name].isfinite().all()
+        for name in ('mean', 'precision', 'squares'))
+    return known if whole else None
+
+
+def classify(model: torch.nn.Module, images: torch.Tensor, saved: dict,
+             name: str) -> Iterator[tuple[torch.Tensor, float]]:
+    """Yields the calibrated logits (classes,) and the certainty of each image of a batch (B, 3, H, W)."""
+    logits, features = model(images)
+    logits = logits.float().cpu() / temperature_of(saved)
     if not logits.isfinite().all():
         raise UserError(f'{name}: its weights give non-finite logits')
-    return iter(logits)
+    certain = logits.softmax(1).amax(1)
+    known = None if features is None else outliers_of(saved, features.shape[1])
+    if known:
+        certain = certainty(certain, typicality(features.float().cpu(), known))
+    yield from zip(logits, certain.tolist(), strict=True)

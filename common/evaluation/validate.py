@@ -1,5 +1,6 @@
 """A network in evaluation mode over a whole loader."""
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -11,11 +12,19 @@ from common.runtime.console import Bar
 from common.runtime.distributed import gather
 
 
+@dataclass
+class Outputs:
+    """What a network makes of N images, in fp32 on the CPU."""
+    logits: torch.Tensor           # (N, classes)
+    targets: torch.Tensor          # (N,)
+    features: torch.Tensor | None  # (N, dim), of models.logits_and_features
+
+
 @torch.no_grad()  # not inference_mode, which the threads of DataParallel would leave
 def validate(model: nn.Module, loader: DataLoader, size: tuple[int, int], device: torch.device, label: str,
-             between_batches: Callable[[], None] = lambda: None) -> tuple[torch.Tensor, torch.Tensor]:
-    """(logits (N, classes), targets (N,)), in fp32 on the CPU, of a model of common.runtime.parallel: those of all
-    processes, each of which has its own_batches of the set.
+             between_batches: Callable[[], None] = lambda: None) -> Outputs:
+    """The outputs of a model of common.runtime.parallel that looks with logits_and_features: those of all processes,
+    each of which has its own_batches of the set.
 
     `size` is the (height, width) that the images are resized to, `label` is the progress bar's.
     """
@@ -23,8 +32,9 @@ def validate(model: nn.Module, loader: DataLoader, size: tuple[int, int], device
     model.eval()
     batches = []
     for images, labels in Bar(loader, desc=label, unit='batch'):
-        logits = model(resize(images.to(device, non_blocking=True), size)).float().cpu()
-        batches.append((logits, labels.clone()))  # the worker's own memory would keep a file open
+        logits, features = model(resize(images.to(device, non_blocking=True), size))
+        features = None if features is None else features.float().cpu()
+        batches.append((logits.float().cpu(), labels.clone(), features))  # the worker's memory would keep a file open
         between_batches()
-    logits, targets = zip(*in_turn(gather(batches)), strict=True)
-    return torch.cat(logits), torch.cat(targets)
+    logits, targets, features = zip(*in_turn(gather(batches)), strict=True)
+    return Outputs(torch.cat(logits), torch.cat(targets), None if features[0] is None else torch.cat(features))

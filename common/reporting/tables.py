@@ -1,7 +1,7 @@
 """Scores as text and JSON."""
 from pathlib import Path
 
-from common.runtime.files import write_json, write_text
+from common.runtime.files import write_csv, write_json, write_text
 
 
 def headline(scores: dict) -> str:
@@ -17,12 +17,12 @@ def calibration(scores: dict) -> str:
             f'these images choose, {scores["calibrated_ece"]:.3f}')
 
 
-def write_scores(folder: Path, scores: dict, classes: list[str], about_run: dict) -> None:
-    """report.txt and report.json from what common.evaluation.metrics.scores returns. `about_run` goes into the JSON."""
+def write_suspects(path: Path, suspects: list[dict]) -> None:
+    """suspects.csv from those of a report: pictures whose label may be wrong, the most suspicious first."""
+    write_csv(path, suspects or [{'file': '', 'class': '', 'perhaps': '', 'score': None}])
+
+
+def write_report(folder: Path, scores: dict, report: dict) -> None:
+    """report.txt from what common.evaluation.metrics.scores returns, and report.json from `report`."""
     write_text(folder / 'report.txt', f'{headline(scores)}\n{calibration(scores)}\n\n{scores["report_text"]}')
-    confusion = {name: {classes[column]: int(row[column]) for column in row.nonzero()[0]}
-                 for name, row in zip(classes, scores['confusion'], strict=True)}
-    numbers = ('acc1', 'acc1_interval', 'acc5', 'balanced_accuracy', 'ece', 'temperature', 'calibrated_ece', 'report')
-    write_json(folder / 'report.json', {
-        **about_run, **{key: scores[key] for key in numbers},
-        'confusion': confusion})  # true class: {predicted class: images}
+    write_json(folder / 'report.json', report)

@@ -15,26 +15,30 @@ Loss = Callable  # (outputs of a network, targets (B, classes)) -> (logits (B, c
 class Autocast(nn.Module):
     """Enters autocast around a network: DataParallel's threads forget the dtype that the caller's autocast has.
 
-    Called with targets too it returns what `loss` makes of the network's outputs and them, with one row for each image:
-    within each replica, so that DataParallel gathers nothing else.
+    Called with images alone it returns what `look` makes of the network and them; with targets too, what `loss` makes
+    of the network's outputs and them, with one row for each image: within each replica, so that DataParallel gathers
+    nothing else.
     """
 
-    def __init__(self, net: nn.Module, amp_dtype: torch.dtype | None, loss: Loss | None = None):
+    def __init__(self, net: nn.Module, amp_dtype: torch.dtype | None, loss: Loss | None = None,
+                 look: Callable = nn.Module.__call__):
         super().__init__()
-        self.net, self.amp_dtype, self.loss = net, amp_dtype, loss
+        self.net, self.amp_dtype, self.loss, self.look = net, amp_dtype, loss, look
 
     def forward(self, images: torch.Tensor, targets: torch.Tensor | None = None):
         with torch.autocast(images.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
+            if targets is None:
+                return self.look(self.net, images)
             outputs = self.net(images)
-        return outputs if targets is None else self.loss(outputs, targets)
+        return self.loss(outputs, targets)
 
 
 def parallel(net: nn.Module, device: torch.device, amp_dtype: torch.dtype | None, use_dp: bool,
-             loss: Loss | None = None) -> nn.Module:
-    """The network in autocast and, with several GPUs and `use_dp`, in DataParallel: each batch is shared among them.
+             loss: Loss | None = None, look: Callable = nn.Module.__call__) -> nn.Module:
+    """The network in Autocast and, with several GPUs and `use_dp`, in DataParallel: each batch is shared among them.
     Under torchrun the processes share it.
     """
-    model = Autocast(net, amp_dtype, loss)
+    model = Autocast(net, amp_dtype, loss, look)
     if use_dp and device.type == 'cuda' and torch.cuda.device_count() > 1 and not LAUNCHED:
         return nn.DataParallel(model)
     return model

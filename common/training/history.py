@@ -5,8 +5,10 @@ import torch
 
 from common.data.build import Data
 from common.evaluation.metrics import interval
+from common.evaluation.outliers import certainty, fit_outliers, typicality
+from common.evaluation.report import build_report
 from common.reporting.plots import plot_confusion, plot_reliability, plot_training
-from common.reporting.tables import write_scores
+from common.reporting.tables import write_report
 from common.runtime.console import format_duration
 from common.runtime.device import describe_device, dtype_name
 from common.runtime.errors import warn_instead
@@ -52,7 +54,8 @@ def describe_run(cfg: Settings, state: TrainState, data: Data, history: list[dic
 
 def write_epoch(cfg: Settings, state: TrainState, data: Data, out: Path, history: list[dict],
                 best_scores: dict | None) -> None:
-    """Tables and pictures after an epoch. `best_scores` are those of best.pth if it is of this epoch, else None.
+    """Tables and pictures after an epoch. `best_scores` are those of best.pth, with the 'outputs' that they are made
+    from, if it is of this epoch, else None.
 
     What cannot be written, such as a table that is open in another program, becomes a warning.
     """
@@ -71,11 +74,21 @@ def write_epoch(cfg: Settings, state: TrainState, data: Data, out: Path, history
         plot_training(out, history, best)
     if best_scores:
         with warn_instead():
-            write_scores(out, best_scores, data.classes, best)
+            write_report(out, best_scores, {**best, **report_on_val(best_scores, data)})
         with warn_instead():
             plot_confusion(out / 'confusion.png', best_scores, data.classes)
         with warn_instead():
             plot_reliability(out / 'calibration.png', best_scores)
+
+
+def report_on_val(scores: dict, data: Data) -> dict:
+    """common/evaluation/report.py on the validation set, whose pictures are named as in split.csv."""
+    outputs, dataset = scores['outputs'], data.val.dataset
+    files = [f'val/{Path(path).relative_to(dataset.root).as_posix()}' for path, _ in dataset.samples]
+    logits, known = outputs.logits / scores['temperature'], fit_outliers(outputs.features)
+    confidence = logits.softmax(1).amax(1)
+    certain = confidence if known is None else certainty(confidence, typicality(outputs.features, known, own=True))
+    return build_report(scores, logits, outputs.targets, certain, files, data.classes)
 
 
 def print_result(history: list[dict], count: int) -> None:

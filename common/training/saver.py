@@ -5,6 +5,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from common.data.build import Data
+from common.evaluation.outliers import fit_outliers
 from common.runtime.distributed import barrier, largest, on_first
 from common.runtime.errors import Stopped
 from common.runtime.files import locked, writable_folder
@@ -41,10 +42,10 @@ class Saver:
                                             'history': self.history, **self.state.state_dict()})
         self.saved_at = time.monotonic()
 
-    def save_best(self) -> bool:
+    def save_best(self, results: dict[str, dict]) -> bool:
         """Write best.pth if the epoch that has just ended is the best so far. Returns whether it is.
 
-        While training has smaller images, it is a network for those.
+        `results` are those of its validation. While training has smaller images, it is a network for those.
         """
         best = best_of(self.history)
         if RANK > 0 or not best or best['epoch'] < len(self.history):
@@ -53,7 +54,8 @@ class Saver:
         size = [self.history[-1][name] for name in ('height', 'width')]
         content = describe_run(self.cfg, self.state, self.data, self.history)
         checkpoint.save(self.out / 'best.pth', {**content, 'transform': {**content['transform'], 'img_size': size},
-                                                'history': self.history, 'state_dict': state_dict_at(best_net, size)})
+                                                'history': self.history, 'state_dict': state_dict_at(best_net, size),
+                                                'outliers': fit_outliers(results[best['weights']]['outputs'].features)})
         return True
 
     def between_updates(self) -> None:

@@ -8,6 +8,7 @@ from timm.utils import AverageMeter, ModelEmaV3
 from torch import nn
 
 from common.training.clock import Clock
+from common.training.margins import Margins
 from common.training.plan import Plan, Size
 from common.training.provenance import Provenance
 
@@ -89,6 +90,7 @@ class TrainState:
     lr_scale: float                  # 0.1 after the run went back to an earlier save, else 1
     model_kwargs: dict
     provenance: Provenance
+    margins: Margins
     progress: Progress = field(default_factory=Progress)
 
     @property
@@ -101,7 +103,7 @@ class TrainState:
         return {'state_dict': self.net.state_dict(), 'state_dict_ema': self.ema and self.ema.module.state_dict(),
                 'optimizer': self.optimizer.state_dict(), 'scheduler': self.scheduler.state_dict(),
                 'scaler': self.scaler.state_dict(), 'lr_scale': self.lr_scale, 'progress': self.progress.as_dict(),
-                'plan': vars(self.plan), 'elapsed': self.clock.elapsed}
+                'plan': vars(self.plan), 'elapsed': self.clock.elapsed, 'margins': vars(self.margins)}
 
     def load_state_dict(self, saved: dict) -> None:
         """Go back to where state_dict() was called, after len(saved['history']) epochs and what saved['progress'] says.
@@ -118,6 +120,8 @@ class TrainState:
         for group, values in zip(self.optimizer.param_groups, current, strict=True):
             group.update(values)
         self.progress = Progress.from_dict(saved['progress'])
+        if 'margins' in saved:  # else it is of an earlier version
+            self.margins.load(saved['margins'])
         done = len(saved['history']) * self.plan.updates_per_epoch + self.progress.updates
         self.scheduler.step_update(100 * self.plan.compute_share(done))
         if saved['scaler']:  # empty where the run had no float16 so far

@@ -32,11 +32,22 @@ def test_acc5_counts_the_five_most_probable():
 
 
 def test_a_meter_counts_unmixed_images_and_averages_batches():
-    meter = BatchMeter(smoothing=0.1)
+    meter = BatchMeter(0.1, 4, [0, 1, 2, 3])
     logits = torch.tensor([[2., 0, 0], [0, 2, 0], [0, 0, 2], [2, 0, 0]])
     labels = torch.tensor([0, 0, 2, 1])
     targets = torch.full((4, 3), 0.1 / 3).scatter(1, labels[:, None], 0.9 + 0.1 / 3)
     targets[2] = torch.tensor([0.3, 0.3, 0.4])  # a mixture, though it is classified correctly
     meter.add(torch.tensor(1.), logits, labels, targets)
-    meter.add(torch.tensor(2.), logits[:1], labels[:1], targets[:1])
-    assert meter.read() == (1.5, 2, 4)
+    meter.add(torch.tensor(2.), logits.flip(0), labels.flip(0), targets.flip(0))
+    loss, correct, unmixed, images = meter.read()
+    assert (loss, correct, unmixed) == (1.5, 2, 6)
+    high, low = logits[0].softmax(0)[:2].tolist()
+    expected = torch.tensor([[high - low, 1, 1], [low - high, 1, 1], [high - low, 0, 0], [low - high, 0, 1]])
+    torch.testing.assert_close(images.float(), torch.cat([expected, expected.flip(0)]))
+
+
+def test_a_process_that_has_some_rows_leaves_the_others_to_the_rest():
+    meter = BatchMeter(0., 4, [0, 3])
+    meter.add(torch.tensor(1.), torch.tensor([[0., 9], [9, 0]]), torch.tensor([1, 1]), torch.eye(2).flip(0))
+    images = meter.read()[3]
+    assert (images[[1, 2]] == 0).all() and images[[0, 3], 0].sign().tolist() == [1, -1]

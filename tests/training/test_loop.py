@@ -220,14 +220,14 @@ def test_training_accuracy_leaves_out_mixtures(data, monkeypatch):
 def test_images_are_small_at_first(data, monkeypatch):
     """12 updates: at half the size, at three quarters, then whole; the accumulated batches too. Validation has the size
     of the last update."""
-    trained, validated, real = [], [], models.VOLO.forward
+    trained, validated, real = [], [], models.VOLO.forward_features
 
     def forward(net, images):
         if type(images) is torch.Tensor and len(images) > 1:  # the cost is of fake tensors, check_forward has one image
             (trained if net.training else validated).append(images.shape[-2:])
         return real(net, images)
 
-    monkeypatch.setattr(models.VOLO, 'forward', forward)
+    monkeypatch.setattr(models.VOLO, 'forward_features', forward)
     changes = {'img_size': 64, 'epochs': 4, 'batch_size': 4, 'accumulate_steps': 2}
     run(**changes, start_size=0.5)
     plan = make_plan(prepare(**changes, start_size=0.5), 5, 1)

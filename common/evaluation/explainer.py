@@ -1,0 +1,48 @@
+"""Pictures with what the answer of a VOLO rests on."""
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from common.data.stores import Store
+from common.data.transforms import Transform, fit
+from common.evaluation.predictor import ImageFiles, collate
+from common.runtime.console import Bar
+from common.runtime.device import choose_device
+from common.runtime.errors import UserError
+from models import VOLO, restore_model
+from models.attribution import explain
+
+LEAST = 256  # pixels of a picture's shorter side, as it is drawn
+
+
+
+Explanation = tuple[Path, Image.Image, torch.Tensor, torch.Tensor]
+
+
+def explanations(saved: dict, paths: list[Path], batch_size: int, store: Store) -> Iterator[Explanation]:
+    """Yields (path, the part of the picture that the network sees, its class attention, its attribution) of readable
+    pictures, both (H/16, W/16).
+
+    `saved` is the content of a checkpoint that `predict` has used. Raises UserError if its network is no VOLO.
+    """
+    device, net = choose_device(), restore_model(saved)
+    if not isinstance(net, VOLO):
+        raise UserError(f'EXPLAIN: {saved["model"]} is no VOLO, set it to False')
+    net.to(device).eval()
+    transform = Transform.from_dict(saved['transform'])
+    scale = max(1, LEAST / min(transform.img_size))
+    frame = fit(dataclasses.replace(transform, img_size=[round(scale * side) for side in transform.img_size]))
+    left = iter(paths)
+    with Bar(total=len(paths), desc='explaining', unit='img') as bar:
+        for images, errors in DataLoader(ImageFiles(paths, transform, store), batch_size, collate_fn=collate):
+            maps = () if images is None else explain(net, images.to(device))[1:]
+            found = zip(*(values.cpu() for values in maps), strict=True)
+            for path, error in zip(itertools.islice(left, len(errors)), errors, strict=True):
+                bar.update()
+                if not error:
+                    yield path, frame(store.open(path, at_least=2 * LEAST)), *next(found)
