@@ -19,7 +19,8 @@ def fit_outliers(features: torch.Tensor | None) -> dict[str, torch.Tensor] | Non
     from sklearn.covariance import LedoitWolf  # takes a second
 
     found = LedoitWolf().fit(features.double().numpy())
-    known = {'mean': torch.tensor(found.location_).float(), 'precision': torch.tensor(found.precision_).float()}
+    known = {'mean': torch.tensor(found.location_).float(), 'precision': torch.tensor(found.precision_).float(),
+             'share': torch.tensor((1 - found.shrinkage_) / len(features)).float()}  # of each in the covariance
     kept = np.linspace(0, len(features) - 1, min(KEPT, len(features))).round().astype(int)
     return {**known, 'squares': squared_distances(features, known, own=True).sort().values[kept]}
 
@@ -37,11 +38,11 @@ def typicality(features: torch.Tensor, known: dict[str, torch.Tensor], own: bool
 def squared_distances(features: torch.Tensor, known: dict[str, torch.Tensor], own: bool = False) -> torch.Tensor:
     """Of features (N, dim) from the mean, (N,), each direction in its own standard deviations.
 
-    Known pictures (`own`) lie as far out as if they were not among those whose covariance it is.
+    Known pictures (`own`) lie as far out as if they had no share in the covariance (Sherman and Morrison's formula).
     """
     offsets = features.double() - known['mean']
     squares = ((offsets @ known['precision'].double()) * offsets).sum(1)
-    return (squares / (1 - squares / len(features)).clamp(min=1e-6) if own else squares).float()
+    return (squares / (1 - known['share'] * squares).clamp(min=1e-6) if own else squares).float()
 
 
 def certainty(confidence: torch.Tensor, typical: torch.Tensor) -> torch.Tensor:

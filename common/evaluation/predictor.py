@@ -103,11 +103,11 @@ def temperature_of(saved: dict) -> float:
 
 def outliers_of(saved: dict, dim: int) -> dict | None:
     """What train.py knew of the features (N, dim) of the validation set; None in checkpoints that do not tell."""
-    known, shapes = saved.get('outliers'), {'mean': (dim,), 'precision': (dim, dim)}
+    known, shapes = saved.get('outliers'), {'mean': (dim,), 'precision': (dim, dim), 'share': ()}
     whole = isinstance(known, dict) and all(
         isinstance(known.get(name), torch.Tensor) and known[name].dtype == torch.float32
         and known[name].shape == shapes.get(name, known[name].shape[:1]) and known[name].isfinite().all()
-        for name in ('mean', 'precision', 'squares'))
+        for name in ('mean', 'precision', 'share', 'squares'))
     return known if whole else None
 
 

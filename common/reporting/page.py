@@ -91,7 +91,7 @@ def report_sections(report: dict[str, Any], thumbnail: Callable[[str], str]) -> 
     rows = [[printable(row['class']), *list(row.values())[1:]] for row in report['per_class']]
     return [
         {'name': 'confusion', 'heading': 'Confusions', 'figures': [
-            figures.confusion(matrix, [html.escape(name) for name in named])]},
+            figures.confusion(matrix, [unmarked(name) for name in named])]},
         {'name': 'classes', 'heading': 'Classes', 'note': 'A click on a column sorts the table.',
          'table': {'columns': ['class', 'precision', 'recall', 'F1', 'ROC AUC', 'pictures'], 'rows': rows}},
         {'name': 'confidence', 'heading': 'Confidence', 'note':
@@ -104,6 +104,11 @@ def report_sections(report: dict[str, Any], thumbnail: Callable[[str], str]) -> 
         {'name': 'doubtful', 'heading': 'Least confident hits', 'pictures': [
             described(thumbnail, item, ('right', percent(item))) for item in report['doubtful']]},
         suspect_section(report['suspects'], thumbnail)]
+
+
+def unmarked(name: str) -> str:
+    """A text in which Plotly finds neither tags nor formulas."""
+    return html.escape(name).replace('$', '&#36;')
 
 
 def percent(item: dict[str, Any]) -> str:

@@ -8,8 +8,9 @@ import torch
 from PIL import Image
 
 from common.evaluation.metrics import scores
+from common.evaluation.report import build_report
 from common.reporting import plots
-from common.reporting.tables import write_scores
+from common.reporting.tables import write_report, write_suspects
 from common.runtime.errors import UserError
 from common.runtime.files import write_csv
 
@@ -22,13 +23,16 @@ def test_tables_and_pictures(tmp_path):
     classes = ['plain', '$x^2$', '植物', 'a_b']
     logits = torch.eye(4)
     result = scores(logits, torch.arange(4), classes)
-    write_scores(tmp_path, result, classes, {'epoch': 3})
+    report = build_report(result, logits, torch.arange(4), torch.ones(4), list('abcd'), classes)
+    write_report(tmp_path, result, {'epoch': 3, **report})
+    write_suspects(tmp_path / 'suspects.csv', report['suspects'])
     plots.plot_confusion(tmp_path / 'confusion.png', result, classes)
     cells = [(Image.new('RGB', (9, 9), 'red'), '$y', 'red'), (None, 'unreadable', 'black')]
     plots.contact_sheet(tmp_path / 'predictions.png', cells, 'two')
     assert len(list(csv.DictReader((tmp_path / 'log.csv').read_text(encoding='utf-8-sig').splitlines()))) == 3
     found = json.loads((tmp_path / 'report.json').read_text(encoding='utf-8'))
     assert found['epoch'] == 3 and found['confusion'] == {name: {name: 1} for name in classes}
+    assert (tmp_path / 'suspects.csv').read_text(encoding='utf-8-sig').split()[0] == '"file","class","perhaps","score"'
     for name in ('loss', 'acc', 'lr', 'confusion', 'predictions'):
         pixels = np.asarray(Image.open(tmp_path / f'{name}.png').convert('L'))
         assert min(pixels.shape) > 200 and pixels.std() > 5  # something is drawn

@@ -1,0 +1,179 @@
+"""report.html in a real browser: nothing fails, nothing comes from a network, and it can be worked with."""
+import itertools
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from helpers import draw_folder, run, run_script
+from PIL import Image
+
+from common.evaluation.metrics import scores
+from common.evaluation.report import build_report
+from common.reporting import page
+from common.runtime.errors import UserError
+
+NAMES = ["Fat Hen's <script>alert(1)</script>", '玉米 "Mais" & <b>co</b>', '{{ 7 * 7 }} $x$', '</script>=cmd']
+CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+
+
+@pytest.fixture(scope='module')
+def browser():
+    api = pytest.importorskip('playwright.sync_api')
+    if not CHROMIUM:
+        pytest.skip('there is no Chromium: apt-get install chromium')
+    with api.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox'])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def show(browser):
+    """A function that opens a file and checks what holds for every page."""
+    opened = []
+
+    def show(path, width=1200, scheme='light'):
+        view = browser.new_page(viewport={'width': width, 'height': 900}, color_scheme=scheme)
+        opened.append(view)
+        problems = []
+        view.on('console', lambda message: problems.append(message.text))
+        view.on('pageerror', lambda error: problems.append(str(error)))
+        view.on('dialog', lambda dialog: problems.append(dialog.message) or dialog.dismiss())
+        view.on('request', lambda request: request.url.startswith(('file:', 'data:')) or problems.append(request.url))
+        view.goto(path.resolve().as_uri())
+        view.wait_for_function('document.querySelectorAll("[data-figure]").length'
+                               ' === document.querySelectorAll("[data-figure] .main-svg:first-child").length')
+        assert not problems
+        assert view.evaluate('[...document.images].every(image => image.naturalWidth > 0)')
+        assert view.evaluate('document.documentElement.scrollWidth') <= width  # nothing sticks out
+        return view
+
+    yield show
+    for view in opened:
+        view.close()
+
+
+@pytest.fixture(scope='module')
+def project(tmp_path_factory):
+    """A small run on classes with names that are not easily shown, and predictions with explanations."""
+    folder = tmp_path_factory.mktemp('project')
+    names = [name.replace('/', '∕') for name in NAMES]
+    draw_folder(folder / 'data' / 'train', dict.fromkeys(names, 8), size=(40, 48))
+    draw_folder(folder / 'data' / 'val', dict.fromkeys(names, 8), size=(40, 48), seed=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run(epochs=2, cutout=1)
+    done = run_script('test.py', '--checkpoint', 'out/best.pth', '--explain', '--num-workers', 0, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def synthetic(path, classes, count=600):
+    """A page of random predictions for so many classes."""
+    generator = torch.Generator().manual_seed(1)
+    names = [f'class {number}' for number in range(classes)]
+    targets = torch.arange(count) % classes
+    logits = torch.randn(count, classes, generator=generator)
+    logits[range(count), targets] += 3
+    report = build_report(scores(logits, targets, names), logits, targets, logits.softmax(1).amax(1),
+                          [f'{names[target]}/{number}.jpg' for number, target in enumerate(targets)], names)
+    picture = page.as_uri(Image.fromarray(np.random.default_rng(1).integers(0, 255, (300, 200, 3), np.uint8)))
+    history = [{'epoch': epoch, 'train_loss': 3 / epoch, 'raw_loss': 2., 'ema_loss': None, 'train_acc1': 30.,
+                'raw_acc1': 10. * epoch, 'ema_acc1': None, 'lr': 1e-4, 'grad_norm': None} for epoch in (1, 2, 3)]
+    page.write_page(path, 'A page', 'of random predictions', page.headline_tiles(report, 'on noise'),
+                    [*page.curve_sections(history), *page.report_sections(report, lambda name: picture)])
+    return report
+
+
+@pytest.mark.parametrize('file, sections', [
+    ('out', ['curves', 'confusion', 'classes', 'confidence', 'mistakes', 'doubtful', 'suspects', 'batch', 'settings']),
+    ('predictions', ['confusion', 'classes', 'confidence', 'mistakes', 'doubtful', 'suspects', 'explain'])])
+def test_the_pages_of_a_run(project, show, file, sections):
+    view = show(project / file / 'report.html')
+    there = view.evaluate('[...document.querySelectorAll("section")].map(section => section.id)')
+    assert [name for name in sections if name not in ('mistakes', 'doubtful', 'suspects')] == [
+        name for name in there if name not in ('mistakes', 'doubtful', 'suspects')]
+    assert set(view.evaluate('[...document.querySelectorAll("#classes td:first-child")].map(cell => cell.textContent)')
+               ) == {name.replace('/', '∕') for name in NAMES}
+    assert view.evaluate('[...document.querySelectorAll("nav a")].every(a => document.querySelector(a.hash))')
+
+
+def test_the_page_says_what_the_run_was(project, show):
+    result = json.loads((project / 'out' / 'result.json').read_text(encoding='utf-8'))
+    text = show(project / 'out' / 'report.html').evaluate('document.body.textContent')
+    for part in (f'{result["best"]["acc1"]:.1f} %', f'epoch {result["best"]["epoch"]}', '95 % interval', 'from scratch',
+                 '32 pictures of 4 classes', result['fingerprint'], result['torch'], 'MIXUP_PROB', 'PFLOP'):
+        assert part in text
+
+
+def test_augmented_pictures_are_those_that_the_network_saw(project, show):
+    """A box on all of them, in a batch of eight; beside each its original."""
+    view = show(project / 'out' / 'report.html')
+    assert view.locator('#batch figure').count() == 8
+    assert view.locator('#batch figure img').count() == 16
+    assert '32 × 32 pixels' in view.locator('#batch p').text_content()
+
+
+def test_a_table_is_sorted_by_a_click(tmp_path, show):
+    report = synthetic(tmp_path / 'x.html', 12)
+    view = show(tmp_path / 'x.html')
+
+    def column(number):
+        return view.evaluate(f'[...document.querySelectorAll("#classes tr td:nth-child({number})")]'
+                             '.map(cell => cell.dataset.value ?? cell.textContent)')
+
+    recall = [row['recall'] for row in report['per_class']]
+    view.click('#classes th:nth-child(3)')
+    assert [float(value) for value in column(3)] == sorted(recall, reverse=True)
+    view.click('#classes th:nth-child(3)')
+    assert [float(value) for value in column(3)] == sorted(recall)
+    view.click('#classes th:first-child')
+    assert column(1) == sorted(column(1), reverse=True)
+
+
+@pytest.mark.parametrize('classes', [12, 200])
+@pytest.mark.parametrize('width, scheme', [(1200, 'light'), (1200, 'dark'), (390, 'dark')])
+def test_figures_can_be_hovered_over(tmp_path, show, classes, width, scheme):
+    synthetic(tmp_path / 'x.html', classes)
+    view = show(tmp_path / 'x.html', width, scheme)
+    for figure in view.locator('[data-figure]').all():
+        figure.scroll_into_view_if_needed()
+        area = figure.locator('.nsewdrag').first.bounding_box()
+        for across, up in itertools.product((0.97, 0.5, 0.3, 0.7, 0.9, 0.1), (0.04, 0.5, 0.3, 0.7, 0.9)):
+            view.mouse.move(area['x'] + across * area['width'], area['y'] + up * area['height'])
+            view.wait_for_timeout(60)
+            if hovered := figure.locator('.hoverlayer').text_content():
+                break
+        assert hovered
+    background, text = view.evaluate('[getComputedStyle(document.body).backgroundColor,'
+                                     'document.querySelector(".main-svg .xtick text").style.fill]')
+    dark = {'light': ('rgb(255, 255, 255)', 'rgb(29, 36, 48)'), 'dark': ('rgb(20, 24, 30)', 'rgb(228, 232, 238)')}
+    assert (background, text) == dark[scheme]
+
+
+def test_the_order_of_the_confusions_can_be_changed(tmp_path, show):
+    report = synthetic(tmp_path / 'x.html', 12)
+    view = show(tmp_path / 'x.html')
+    labels = '[...document.querySelectorAll("#confusion .ytick text")].map(text => text.textContent)'
+    assert view.evaluate(labels)[::-1] == [row['class'] for row in report['per_class']]  # the axis points down
+    view.locator('#confusion .updatemenu-button', has_text='worst first').click()
+    by_recall = sorted(report['per_class'], key=lambda row: row['recall'])
+    assert view.evaluate(labels)[::-1] == [row['class'] for row in by_recall]
+    view.locator('#confusion .updatemenu-button', has_text='counts').click()
+    counts = view.evaluate('[...document.querySelectorAll("#confusion .heatmap-label")].map(text => text.textContent)')
+    assert not [text for text in counts if '%' in text]
+
+
+def test_what_fails_is_an_error_of_one_line(tmp_path):
+    with pytest.raises(UserError, match=r'x\.html could not be made \(TypeError: .int. object'):
+        page.write_page(tmp_path / 'x.html', 'A page', '', [], [{'name': 'x', 'heading': 'x', 'table': {'rows': [1]}}])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_picture_that_went_is_left_blank():
+    def gone(name):
+        raise OSError(name)
+
+    assert page.Thumbnails(gone)('x') == ''
