@@ -32,7 +32,7 @@ from common.runtime.machine import retain_freed_memory, worker_count
 from common.runtime.ranks import RANK
 from common.settings import Settings
 from common.training import checkpoint
-from models import WeightsError, check_saved
+from models import VARIANTS, WeightsError, check_saved
 
 CHECKPOINT = 'checkpoints/volo_d1/best.pth'  # what train.py wrote
 TEST_DIR: str | None = None       # a folder of pictures, flat or nested, or one picture; None: data/test, where
@@ -64,6 +64,8 @@ def main(cfg: Settings) -> None:
         check_saved(saved)
     except WeightsError as error:
         raise UserError(f'{cfg.CHECKPOINT}: {error}') from None
+    if cfg.EXPLAIN and saved['model'] not in VARIANTS:
+        raise UserError(f'EXPLAIN: {saved["model"]} is no VOLO, set it to False')
     store = open_store(cfg.TEST_DIR)
     paths = find_pictures(cfg.TEST_DIR, store)
     with process_group(), explain_failures('lower BATCH_SIZE', 'nothing was written'):
@@ -85,16 +87,12 @@ def write_results(cfg: Settings, out: Path, saved: dict, store: Store, paths: li
         print(f'{printable(row["path"])} → {printable(result)}')
     truth = true_classes(paths, cfg.TEST_DIR, classes)
     draw_sheet(out, store, predictions, rows, truth, classes)
-    for name in ('report.txt', 'report.json', 'report.html', 'confusion.png', 'calibration.png',
-                 'suspects.csv'):
+    for name in ('report.txt', 'report.json', 'report.html', 'confusion.png', 'calibration.png', 'suspects.csv'):
         if again and (out / name).is_file():
             (out / name).unlink()
     report = report_accuracy(cfg, out, predictions, truth, classes)
     with warn_instead():
-        names = {p.path: row['path'] for p, row in zip(predictions, rows, strict=True) if not p.error}
-        explained = draw_explanations(out / 'explain', explanations(saved, list(names), cfg.BATCH_SIZE, store),
-                                      names) if cfg.EXPLAIN else {}
-        write_prediction_page(cfg, out / 'report.html', store, rows, report, explained)
+        draw_page(cfg, out, saved, store, paths, rows, report)
     if report and chose_weights(cfg.TEST_DIR, saved):
         print('These pictures chose the weights, and perhaps your settings, so that on others the accuracy will be a '
               'little lower: makedata.py --test-ratio 0.15 keeps a part for this.')
@@ -214,6 +212,19 @@ def report_accuracy(cfg: Settings, out: Path, predictions: list[Prediction], tru
         right = (logits.argmax(1) == targets)[answered].double().mean()
         print(f'{answered.double().mean():.1%} of them are answered with a class, of those {right:.1%} rightly')
     return report
+
+
+def draw_page(cfg: Settings, out: Path, saved: dict, store: Store, paths: list[Path], rows: list[dict],
+              report: dict | None) -> None:
+    """report.html, with EXPLAIN also explain/….png."""
+    places, explained = {row['path']: path for row, path in zip(rows, paths, strict=True)}, {}
+    if cfg.EXPLAIN:
+        names = {places[row['path']]: row['path'] for row in rows if not row['error']}
+        found = explanations(saved, list(names), cfg.BATCH_SIZE, store)
+        explained = draw_explanations(out / 'explain', found, names)
+    write_prediction_page(
+        out / 'report.html', f'Predictions for {cfg.TEST_DIR}', f'{len(rows)} pictures, by {cfg.CHECKPOINT}', rows,
+        report, lambda name: store.open(places[name], at_least=256), explained)
 
 
 if __name__ == '__main__':

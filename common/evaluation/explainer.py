@@ -13,8 +13,7 @@ from common.data.transforms import Transform, fit
 from common.evaluation.predictor import ImageFiles, collate
 from common.runtime.console import Bar
 from common.runtime.device import choose_device
-from common.runtime.errors import UserError
-from models import VOLO, restore_model
+from models import restore_model
 from models.attribution import explain
 
 LEAST = 256  # pixels of a picture's shorter side, as it is drawn
@@ -28,12 +27,10 @@ def explanations(saved: dict, paths: list[Path], batch_size: int, store: Store) 
     """Yields (path, the part of the picture that the network sees, its class attention, its attribution) of readable
     pictures, both (H/16, W/16).
 
-    `saved` is the content of a checkpoint that `predict` has used. Raises UserError if its network is no VOLO.
+    `saved` is the content of a checkpoint of a VOLO that `predict` has used.
     """
-    device, net = choose_device(), restore_model(saved)
-    if not isinstance(net, VOLO):
-        raise UserError(f'EXPLAIN: {saved["model"]} is no VOLO, set it to False')
-    net.to(device).eval()
+    device = choose_device()
+    net = restore_model(saved).to(device).eval()
     transform = Transform.from_dict(saved['transform'])
     scale = max(1, LEAST / min(transform.img_size))
     frame = fit(dataclasses.replace(transform, img_size=[round(scale * side) for side in transform.img_size]))

@@ -4,10 +4,10 @@ Lee et al. 2018, arXiv:1807.03888, measure how far the features of a picture lie
 covariance (Mahalanobis). Here they are compared with all known pictures rather than with those of a class each, so that
 few are enough.
 """
-import numpy as np
 import torch
 
 FEWEST = 20    # known pictures; fewer say too little
+MOST = 5000    # of them that the covariance is taken from
 KEPT = 1000    # of their distances
 RARE = 0.05    # pictures of which fewer are as unusual are less certain
 
@@ -18,11 +18,16 @@ def fit_outliers(features: torch.Tensor | None) -> dict[str, torch.Tensor] | Non
         return None
     from sklearn.covariance import LedoitWolf  # takes a second
 
+    features = evenly(features, MOST)
     found = LedoitWolf().fit(features.double().numpy())
     known = {'mean': torch.tensor(found.location_).float(), 'precision': torch.tensor(found.precision_).float(),
              'share': torch.tensor((1 - found.shrinkage_) / len(features)).float()}  # of each in the covariance
-    kept = np.linspace(0, len(features) - 1, min(KEPT, len(features))).round().astype(int)
-    return {**known, 'squares': squared_distances(features, known, own=True).sort().values[kept]}
+    return {**known, 'squares': evenly(squared_distances(features, known, own=True).sort().values, KEPT)}
+
+
+def evenly(rows: torch.Tensor, most: int) -> torch.Tensor:
+    """At most so many rows of a tensor, from the first to the last."""
+    return rows[torch.linspace(0, len(rows) - 1, min(most, len(rows))).round().long()]
 
 
 def typicality(features: torch.Tensor, known: dict[str, torch.Tensor], own: bool = False) -> torch.Tensor:

@@ -1,23 +1,23 @@
 """report.html of test.py, and the pictures of where a network looked."""
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 
-from common.data.stores import Store
-from common.evaluation.explainer import Explanation
 from common.reporting.heatmaps import overlay, side_by_side
 from common.reporting.page import SIDE, Thumbnails, as_uri, headline_tiles, report_sections, write_page
 from common.runtime.console import printable
 from common.runtime.files import replacing
-from common.settings import Settings
 
 SHOWN = 36  # pictures, evenly over the list
 
 
-def draw_explanations(folder: Path, explained: Iterable[Explanation], names: dict[Path, str]) -> dict[str, Path]:
-    """Each picture beside its class attention and its attribution, as folder/NAME.png, where `names` is {path: name}.
+def draw_explanations(folder: Path, explained: Iterable[tuple[Path, Image.Image, torch.Tensor, torch.Tensor]],
+                      names: dict[Path, str]) -> dict[str, Path]:
+    """Each picture beside its class attention and its attribution, as folder/NAME.png: `explained` yields its path,
+    itself and the two maps, `names` is {path: name}.
 
     Returns {name: file}. Raises UserError.
     """
@@ -32,13 +32,12 @@ def draw_explanations(folder: Path, explained: Iterable[Explanation], names: dic
     return drawn
 
 
-def write_prediction_page(cfg: Settings, path: Path, store: Store, rows: list[dict], report: dict[str, Any] | None,
-                          explained: dict[str, Path]) -> None:
-    """`rows` are those of predictions.json, `report` is that of common/evaluation/report.py where classes are known,
-    `explained` is {path below TEST_DIR: file} of draw_explanations. Raises UserError.
+def write_prediction_page(path: Path, title: str, subtitle: str, rows: list[dict], report: dict[str, Any] | None,
+                          open_image: Callable[[str], Image.Image], explained: dict[str, Path]) -> None:
+    """`rows` are those of predictions.json, whose paths `open_image` takes; `report` is that of
+    common/evaluation/report.py where classes are known; `explained` is what draw_explanations returned.
     """
-    folder = Path(cfg.TEST_DIR)
-    thumbnail = Thumbnails(lambda file: store.open(folder if folder.is_file() else folder / file, at_least=256))
+    thumbnail = Thumbnails(open_image)
     readable = [row for row in rows if not row['error']]
     count = min(SHOWN, len(readable))
     shown = [readable[i * len(readable) // count] for i in range(count)]
@@ -52,9 +51,8 @@ def write_prediction_page(cfg: Settings, path: Path, store: Store, rows: list[di
                 for row in shown], 'note':
             'Beside each picture what the class token attended to, and what spoke for the class, both brightest where '
             'they are largest. The folder explain has all of them.'})
-    write_page(path, printable(f'Predictions for {cfg.TEST_DIR}'),
-               printable(f'{len(rows)} pictures, named with {cfg.CHECKPOINT}'),
-               headline_tiles(report, f'on {report["pictures"]} pictures') if report else [], sections)
+    tiles = headline_tiles(report, f'on {report["pictures"]} pictures') if report else []
+    write_page(path, printable(title), printable(subtitle), tiles, sections)
 
 
 def lines(row: dict[str, Any]) -> list[tuple[str, str]]:

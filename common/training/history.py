@@ -5,7 +5,7 @@ import torch
 
 from common.data.build import Data
 from common.evaluation.metrics import interval
-from common.evaluation.outliers import certainty, fit_outliers, typicality
+from common.evaluation.outliers import certainty, typicality
 from common.evaluation.report import build_report
 from common.reporting.plots import plot_confusion, plot_reliability, plot_training
 from common.reporting.tables import write_report
@@ -55,7 +55,7 @@ def describe_run(cfg: Settings, state: TrainState, data: Data, history: list[dic
 def write_epoch(cfg: Settings, state: TrainState, data: Data, out: Path, history: list[dict],
                 best_scores: dict | None) -> None:
     """Tables and pictures after an epoch. `best_scores` are those of best.pth, with the 'outputs' that they are made
-    from, if it is of this epoch, else None.
+    from and their 'outliers', if it is of this epoch, else None.
 
     What cannot be written, such as a table that is open in another program, becomes a warning.
     """
@@ -85,7 +85,7 @@ def report_on_val(scores: dict, data: Data) -> dict:
     """common/evaluation/report.py on the validation set, whose pictures are named as in split.csv."""
     outputs, dataset = scores['outputs'], data.val.dataset
     files = [f'val/{Path(path).relative_to(dataset.root).as_posix()}' for path, _ in dataset.samples]
-    logits, known = outputs.logits / scores['temperature'], fit_outliers(outputs.features)
+    logits, known = outputs.logits / scores['temperature'], scores['outliers']
     confidence = logits.softmax(1).amax(1)
     certain = confidence if known is None else certainty(confidence, typicality(outputs.features, known, own=True))
     return build_report(scores, logits, outputs.targets, certain, files, data.classes)

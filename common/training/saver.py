@@ -45,17 +45,20 @@ class Saver:
     def save_best(self, results: dict[str, dict]) -> bool:
         """Write best.pth if the epoch that has just ended is the best so far. Returns whether it is.
 
-        `results` are those of its validation. While training has smaller images, it is a network for those.
+        `results` are those of its validation; the best of them get 'outliers'. While training has smaller images, it is
+        a network for those.
         """
         best = best_of(self.history)
         if RANK > 0 or not best or best['epoch'] < len(self.history):
             return False
         best_net = self.state.ema.module if best['weights'] == 'ema' else self.state.net
         size = [self.history[-1][name] for name in ('height', 'width')]
+        chosen = results[best['weights']]
+        chosen['outliers'] = fit_outliers(chosen['outputs'].features)
         content = describe_run(self.cfg, self.state, self.data, self.history)
         checkpoint.save(self.out / 'best.pth', {**content, 'transform': {**content['transform'], 'img_size': size},
                                                 'history': self.history, 'state_dict': state_dict_at(best_net, size),
-                                                'outliers': fit_outliers(results[best['weights']]['outputs'].features)})
+                                                'outliers': chosen['outliers']})
         return True
 
     def between_updates(self) -> None:

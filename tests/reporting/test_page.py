@@ -100,6 +100,24 @@ def test_the_pages_of_a_run(project, show, file, sections):
     assert view.evaluate('[...document.querySelectorAll("nav a")].every(a => document.querySelector(a.hash))')
 
 
+def test_pictures_of_unknown_class_have_a_page_too(project, show):
+    """A flat folder with an unreadable file; of every other picture there is a map as wide as three."""
+    (project / 'flat').mkdir(exist_ok=True)
+    for number, path in enumerate(sorted((project / 'data' / 'val').rglob('*.png'))[:40]):
+        shutil.copy(path, project / 'flat' / f'{number}.png')
+    (project / 'flat' / '7.png').write_text('no picture')
+    done = run_script('test.py', '--checkpoint', 'out/best.pth', '--test-dir', 'flat', '--output-dir', 'named',
+                      '--explain', '--num-workers', 0, cwd=project)
+    assert done.returncode == 0, done.stderr
+    view = show(project / 'named' / 'report.html')
+    assert view.locator('#predictions figure').count() == view.locator('#explain figure').count() == 31
+    maps = sorted((project / 'named' / 'explain').iterdir())
+    assert len(maps) == 31 and not (project / 'named' / 'explain' / '7.png.png').exists()
+    sheet = Image.open(maps[0])
+    assert sheet.width == 3 * 256 and sheet.height > 256
+    assert len({np.asarray(sheet)[20:, first:first + 256].tobytes() for first in (0, 256, 512)}) == 3
+
+
 def test_the_page_says_what_the_run_was(project, show):
     result = json.loads((project / 'out' / 'result.json').read_text(encoding='utf-8'))
     text = show(project / 'out' / 'report.html').evaluate('document.body.textContent')

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import ROOT, TINY, draw_folder, run_script
 from PIL import Image
 
@@ -91,13 +92,22 @@ def test_a_single_picture(project):
 @pytest.mark.parametrize('arguments, words', [
     (('--checkpoint', 'gone.pth'), 'gone.pth: no such file'), (('--test-dir', 'gone'), 'no such file or folder'),
     (('--test-dir', 'empty'), 'no pictures in it'), (('--checkpoint', 'data1/Maize/000.png'), 'not a readable file'),
-    (('--output-dir', 'mean_std.json'), 'OUTPUT_DIR'), (('--batch-size', 'ten'), 'BATCH_SIZE must be a whole number')])
+    (('--output-dir', 'mean_std.json'), 'OUTPUT_DIR'), (('--unknown-below', '1.5'), 'UNKNOWN_BELOW = 1.5 must be'),
+    (('--batch-size', 'ten'), 'BATCH_SIZE must be a whole number')])
 def test_mistakes_end_in_one_line(project, monkeypatch, arguments, words):
     monkeypatch.chdir(project)
     Path('empty').mkdir(exist_ok=True)
     with pytest.raises(UserError, match=words) as error:
         test.main(settings.read(test, list(arguments)))
     assert '\n' not in str(error.value)
+
+
+def test_only_a_volo_can_be_explained(project, monkeypatch):
+    monkeypatch.chdir(project)
+    saved = torch.load('checkpoints/volo_d1/best.pth', weights_only=True)
+    torch.save({**saved, 'model': 'resnet18'}, 'other.pth')
+    with pytest.raises(UserError, match='EXPLAIN: resnet18 is no VOLO, set it to False'):
+        test.main(settings.read(test, ['--checkpoint', 'other.pth', '--explain']))
 
 
 def test_overrides_hold_in_spawned_workers(project, tmp_path):
