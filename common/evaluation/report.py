@@ -19,7 +19,7 @@ def build_report(scores: dict[str, Any], logits: torch.Tensor, targets: torch.Te
     """Plain values. `scores` are those of common.evaluation.metrics; calibrated logits (N, classes), targets (N,),
     certainty (N,) and `files` are of the same N pictures.
     """
-    shares = logits.softmax(1)
+    shares = logits.softmax(1).nan_to_num()  # a run that diverged gives NaN
     confidence, guess = shares.max(1)
     right = guess == targets
 

@@ -1,4 +1,5 @@
 """report.html in a real browser: nothing fails, nothing comes from a network, and it can be worked with."""
+import csv
 import itertools
 import json
 import shutil
@@ -9,10 +10,12 @@ import torch
 from helpers import draw_folder, run, run_script
 from PIL import Image
 
+from common.data.manifest import COLUMNS
 from common.evaluation.metrics import scores
 from common.evaluation.report import build_report
 from common.reporting import page
 from common.runtime.errors import UserError
+from common.training.run_page import RunPage, find_twins
 
 NAMES = ["Fat Hen's <script>alert(1)</script>", '玉米 "Mais" & <b>co</b>', '{{ 7 * 7 }} $x$', '</script>=cmd']
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
@@ -62,12 +65,22 @@ def project(tmp_path_factory):
     names = [name.replace('/', '∕') for name in NAMES]
     draw_folder(folder / 'data' / 'train', dict.fromkeys(names, 8), size=(40, 48))
     draw_folder(folder / 'data' / 'val', dict.fromkeys(names, 8), size=(40, 48), seed=1)
+    write_split(folder / 'data', [(f'train/{names[0]}/000.png', names[0]), (f'val/{names[2]}/001.png', names[2])])
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         run(epochs=2, cutout=1)
     done = run_script('test.py', '--checkpoint', 'out/best.pth', '--explain', '--num-workers', 0, cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder
+
+
+def write_split(data_dir, twins, **settings):
+    """What makedata.py would have written of pictures that are the same, and of two others."""
+    rows = [(file, f'data1/{file}', name, file.partition('/')[0], '7', '') for file, name in twins]
+    rows += [('train/x/1.png', 'x', 'x', 'train', '8', ''), ('train/x/2.png', 'x', 'x', 'train', '8', '')]
+    (data_dir / 'split.json').write_text(json.dumps({'settings': settings}), encoding='utf-8')
+    with open(data_dir / 'split.csv', 'w', newline='', encoding='utf-8') as file:
+        csv.writer(file).writerows([COLUMNS, *rows])
 
 
 def synthetic(path, classes, count=600):
@@ -88,7 +101,8 @@ def synthetic(path, classes, count=600):
 
 
 @pytest.mark.parametrize('file, sections', [
-    ('out', ['curves', 'confusion', 'classes', 'confidence', 'mistakes', 'doubtful', 'suspects', 'batch', 'settings']),
+    ('out', ['curves', 'confusion', 'classes', 'confidence', 'mistakes', 'doubtful', 'suspects', 'twins', 'batch',
+             'settings']),
     ('predictions', ['confusion', 'classes', 'confidence', 'mistakes', 'doubtful', 'suspects', 'explain'])])
 def test_the_pages_of_a_run(project, show, file, sections):
     view = show(project / file / 'report.html')
@@ -132,6 +146,42 @@ def test_augmented_pictures_are_those_that_the_network_saw(project, show):
     assert view.locator('#batch figure').count() == 8
     assert view.locator('#batch figure img').count() == 16
     assert '32 × 32 pixels' in view.locator('#batch p').text_content()
+
+
+def test_the_same_picture_in_two_classes_is_shown(project, show, tmp_path):
+    figures = show(project / 'out' / 'report.html').locator('#twins figure')
+    assert figures.count() == 2
+    names = [name.replace('/', '∕') for name in NAMES]
+    assert figures.nth(0).locator('div').nth(1).text_content() == names[0]
+    assert figures.nth(1).locator('div').nth(1).text_content() == names[2]
+    for settings in ({'GROUP': 'folder'}, {'LABELS': 'labels.csv'}):  # such groups need not be alike
+        write_split(tmp_path, [('train/a/1.png', 'a'), ('val/b/1.png', 'b')], **settings)
+        assert find_twins(tmp_path) == []
+    (tmp_path / 'split.json').unlink()
+    assert find_twins(tmp_path) == []
+
+
+def test_a_page_takes_its_share_of_the_time_and_no_more(data, monkeypatch):
+    """The first one, always the last one, and between them while all together took less than a share of the run."""
+    written = []
+    monkeypatch.setattr(RunPage, 'write', lambda page, history, size: written.append(len(history)))
+    for share, epochs in ((0, [1, 4]), (1e9, [1, 2, 3, 4])):
+        monkeypatch.setattr('common.training.run_page.SHARE', share)
+        written.clear()
+        run(epochs=4)
+        assert written == epochs
+
+
+def test_a_page_that_cannot_be_made_is_a_warning(data, monkeypatch, capsys):
+    monkeypatch.undo()
+    monkeypatch.chdir(data.parent)
+    monkeypatch.setattr('common.reporting.page.write_text', broken)
+    run()
+    assert 'warning: out/report.html cannot be written' in capsys.readouterr().out
+
+
+def broken(path, text):
+    raise UserError(f'{path} cannot be written')
 
 
 def test_a_table_is_sorted_by_a_click(tmp_path, show):

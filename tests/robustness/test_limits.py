@@ -50,9 +50,9 @@ def fill(folder):
 def test_training_on_a_disk_that_fills_up(data, disk, monkeypatch):
     real = Saver.save_best
 
-    def save_best(saver):
+    def save_best(saver, results):
         fill(disk)
-        return real(saver)
+        return real(saver, results)
 
     with monkeypatch.context() as patch, pytest.raises(UserError) as error:
         patch.setattr(Saver, 'save_best', save_best)
@@ -68,10 +68,10 @@ def test_training_on_a_disk_that_fills_up(data, disk, monkeypatch):
 def test_training_in_a_folder_that_becomes_read_only(data, monkeypatch):
     real = Saver.save_best
 
-    def save_best(saver):
+    def save_best(saver, results):
         mount('--bind', 'out', 'out')
         mount('-o', 'remount,ro,bind', 'out')
-        return real(saver)
+        return real(saver, results)
 
     try:
         with monkeypatch.context() as patch, pytest.raises(UserError, match='cannot be written .*Read-only file'):

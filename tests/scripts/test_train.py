@@ -25,8 +25,8 @@ def test_everything_is_written(folder, tmp_path):
     names = {path.name for path in (tmp_path / 'out').iterdir()}
     assert names - {'.lock'} == {
         'best.pth', 'last.pth', 'last_before.pth', 'loss.png', 'acc.png', 'lr.png', 'confusion.png',
-        'calibration.png', 'report.txt',
-        'report.json', 'result.json', 'log.csv', 'class.json'}
+        'calibration.png', 'report.html', 'report.txt', 'report.json', 'suspects.csv', 'result.json', 'log.csv',
+        'class.json'}
     rows = list(csv.DictReader(Path('out/log.csv').read_text(encoding='utf-8-sig').splitlines()))
     assert [row['epoch'] for row in rows] == ['1', '2'] and float(rows[1]['lr']) < float(rows[0]['lr'])
     assert all(float(row['seconds']) > 0 for row in rows) and sum(float(row['seconds']) for row in rows) < elapsed

@@ -33,8 +33,8 @@ def seconds(monkeypatch):
     turned, real = Time(), train.parallel
     turned.batch, turned.factor = 1., 1.
 
-    def parallel(*arguments):
-        model = real(*arguments)
+    def parallel(*arguments, **options):
+        model = real(*arguments, **options)
         forward = model.forward
 
         def slow(images, targets=None):
