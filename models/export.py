@@ -22,7 +22,7 @@ from torch import nn
 from models import WeightsError, read_file, restore_model
 from models.weights import first_line
 
-OPSET = 18          # the first with Col2Im, which outlook attention needs to add up overlapping windows
+OPSET = 18          # the oldest that PyTorch writes
 TOLERANCE = 1e-3    # largest difference of a logit between onnxruntime and PyTorch, both in fp32
 
 

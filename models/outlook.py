@@ -1,7 +1,8 @@
 """Outlook attention: every window of a map mixes its values by a softmax; overlapping windows add up.
 
-Its core has three equivalent formulations: mix_windows_plain with Unfold and Fold, as in algorithm 1 of the paper
-(arXiv:2106.13112); MixWindows, which is faster and needs less memory; and, on a GPU, models/outlook_triton.py.
+Its core has four equivalent formulations: mix_windows_plain with Unfold and Fold, as in algorithm 1 of the paper
+(arXiv:2106.13112); MixWindows, which is faster and needs less memory; on a GPU, models/outlook_triton.py; and for ONNX
+files mix_windows_sliced, since not every runtime has Fold's Col2Im.
 `window` is (kernel_size, padding, stride), as in torch.nn.Unfold. Shapes: H x W tokens in the map, h x w windows,
 k2 = kernel_size² tokens in a window.
 """
@@ -54,7 +55,9 @@ def mix_windows(values: torch.Tensor, logits: torch.Tensor, window: Window, drop
     if mix and values.is_cuda and values.shape[-1].bit_count() == 1:
         attn = logits.softmax(3, dtype=logits.dtype)  # autocast would make it fp32, were there no dtype
         return mix(F.dropout(attn, dropout), values, *window)
-    if dropout or torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export():
+    if torch.onnx.is_in_onnx_export():
+        return mix_windows_sliced(values, logits, window)
+    if dropout or torch.compiler.is_compiling():
         return mix_windows_plain(values, logits, window, dropout)
     return MixWindows.apply(values, logits, window)
 
@@ -124,3 +127,28 @@ def mix_windows_plain(values: torch.Tensor, logits: torch.Tensor, window: Window
     attn = rearrange(logits.softmax(3), 'b y x j h i -> b (y x) h i j')                    # (B, h*w, heads, k2, k2)
     mixed = rearrange(F.dropout(attn, dropout) @ v, 'b n h k d -> b (h d k) n')            # (B, heads*d*k2, h*w)
     return rearrange(F.fold(mixed, (H, W), **options), 'b (h d) y x -> b y x h d', h=heads)  # (B, H, W, heads, d)
+
+
+def mix_windows_sliced(values: torch.Tensor, logits: torch.Tensor, window: Window) -> torch.Tensor:
+    """What MixWindows computes, of slices, products, pads and sums alone.
+
+    Token i of a window whose centre is number y lands in row i + stride * y: rows with the same remainder by the stride
+    make a map of their own, in which each token's contributions lie i // stride rows further down.
+    """
+    kernel_size, padding, stride = window
+    H, W, h, w = *values.shape[1:3], *logits.shape[1:3]
+    rows, columns = (count + (kernel_size - 1) // stride for count in (h, w))      # of a map with the same remainders
+    padded = F.pad(values, (0, 0, 0, 0, padding, stride * columns - W - padding, padding, stride * rows - H - padding))
+    slices = [padded[:, i:i + stride * h:stride, j:j + stride * w:stride] for i in range(kernel_size)
+              for j in range(kernel_size)]                                         # k2 x (B, h, w, heads, d)
+    attn = logits.softmax(3).permute(0, 1, 2, 4, 5, 3)                             # (B, h, w, heads, queries, keys)
+    mixed = (attn @ torch.stack(slices, 4)).unbind(4)                              # k2 x (B, h, w, heads, d)
+
+    def contributions(top: int, left: int) -> torch.Tensor:
+        return sum(F.pad(mixed[kernel_size * i + j], (0, 0, 0, 0, j // stride, columns - w - j // stride,
+                                                      i // stride, rows - h - i // stride))
+                   for i in range(top, kernel_size, stride) for j in range(left, kernel_size, stride))
+
+    maps = torch.stack([torch.stack([contributions(top, left) for left in range(stride)], 3)
+                        for top in range(stride)], 2)                              # (B, rows, stride, columns, stride, …)
+    return maps.flatten(3, 4).flatten(1, 2)[:, padding:padding + H, padding:padding + W]  # (B, H, W, heads, d)

@@ -33,7 +33,7 @@ def test_what_is_far_out_for_its_direction_is_untypical():
     narrow[0] += 3  # ten standard deviations of that direction
     wide[-1] += 3   # one
     typical = typicality(torch.stack([mean, narrow, wide]), known)
-    assert typical[0] > 0.99 and typical[1] < 0.01 and typical[2] > 0.3
+    assert typical[0] > 0.99 and 0 < typical[1] < 0.01 and typical[2] > 0.3
 
 
 def test_certainty_is_the_confidence_but_for_rare_pictures():
