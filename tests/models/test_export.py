@@ -59,7 +59,7 @@ def test_onnx_and_safetensors(tmp_path, monkeypatch, capsys, name, img_size, kwa
     assert {p.name for p in tmp_path.iterdir()} == {'best.pth', 'best.onnx', 'best.safetensors'}
     check_onnx(tmp_path / 'best.onnx', net, img_size)
     operators = {node.op_type for node in pytest.importorskip('onnx').load(tmp_path / 'best.onnx').graph.node}
-    assert 'MatMul' in operators and 'Col2Im' not in operators  # which many runtimes lack
+    assert operators and 'Col2Im' not in operators  # which many runtimes lack
     other = models.create_model(name, img_size=img_size, num_classes=12, **kwargs).eval()
     assert load_weights(other, tmp_path / 'best.safetensors')['dropped'] == []
     assert models.normalisation_of(models.read_file(tmp_path / 'best.safetensors')) == ([.5] * 3, [.2] * 3)
