@@ -46,6 +46,12 @@ def test_nothing_is_fitted_to_too_little(features):
     assert fit_outliers(features) is None
 
 
+def test_of_many_pictures_some_are_enough(monkeypatch):
+    monkeypatch.setattr('common.evaluation.outliers.MOST', 50)
+    known = fit_outliers(pictures(3000, 1, dim=5))
+    assert len(known['squares']) == 50 and 0.5 / 50 < known['share'] < 1 / 50
+
+
 def test_pictures_that_are_all_the_same_can_be_known():
     known = fit_outliers(torch.ones(50, 4))
     assert typicality(torch.ones(1, 4), known) > 0.9 and all(value.isfinite().all() for value in known.values())
