@@ -3,6 +3,7 @@
 ACC1 is the share of images, in percent, whose most probable class is the right one; ACC5 the share whose right class is
 among the five most probable. With fewer than six classes ACC5 is 100.
 """
+import math
 import warnings
 
 import torch
@@ -50,8 +51,8 @@ def interval(acc1: float, count: int) -> tuple[float, float]:
 class BatchMeter:
     """Loss, accuracy and margins over the batches of an update, on the device until they are read.
 
-    The margin of an image, from -1 to 1, is the probability of its label less that of the most probable other class.
-    `rows` says which of the `batch_size` images of a batch this process has.
+    The margin of an image is the logit of its label less that of the most probable other class. `rows` says which of
+    the `batch_size` images of a batch this process has.
     """
 
     def __init__(self, smoothing: float, batch_size: int, rows: list[int]):
@@ -65,9 +66,8 @@ class BatchMeter:
         unmixed = targets.amax(1) >= 1 - self.smoothing  # mixed with another class a label says little
         correct = unmixed & (logits.argmax(1) == labels)
         self.sums.append(torch.stack([loss.detach(), correct.sum(), unmixed.sum()]))
-        shares = logits.softmax(1)
-        other, guess = shares.scatter(1, labels[:, None], -1.).max(1)
-        margin = shares.gather(1, labels[:, None])[:, 0] - other
+        other, guess = logits.scatter(1, labels[:, None], -math.inf).max(1)
+        margin = logits.gather(1, labels[:, None])[:, 0] - other
         self.images.append(margin.new_zeros(self.batch_size, 3))
         self.images[-1][self.own] = torch.stack([margin, guess, unmixed], 1)
 

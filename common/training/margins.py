@@ -1,7 +1,7 @@
 """Training pictures whose label may be wrong: the network learns those last, if at all.
 
-Pleiss et al. 2020, arXiv:2001.10528, tell them by the margin of each picture, on average over the training. Here it is
-one of probabilities, so that it stands beside the scores of common/evaluation/suspects.py.
+Pleiss et al. 2020, arXiv:2001.10528, tell them by the margin of each picture, its label's logit less the largest other
+one, on average over the training.
 """
 import torch
 
@@ -24,9 +24,10 @@ class Margins:
 
     def suspects(self) -> list[tuple[int, int, float]]:
         """[(index, probable class, score)] of pictures for which another class was more probable than their label, on
-        average over the epochs; the most suspicious first. The score, from -1 to 0, is the mean margin.
+        average over the epochs; the most suspicious first. The score, from -1 to 0, is the difference of two
+        probabilities whose logits differ by the mean margin, as common/evaluation/suspects.py has it.
         """
-        scores = self.sums / self.counts.clamp(min=1)
+        scores = (self.sums / self.counts.clamp(min=1) / 2).tanh()
         indices = (scores < 0).nonzero()[:, 0]
         return [(index, self.guesses[index].item(), scores[index].item())
                 for index in indices[scores[indices].argsort(stable=True)].tolist()]

@@ -1,5 +1,6 @@
 """Labels that were swapped are found, in what the network did not learn and in what it did."""
 import csv
+import math
 
 import pytest
 import torch
@@ -29,7 +30,9 @@ def test_margins_average_unmixed_pictures():
     margins.add(torch.tensor([3, 1]), torch.tensor([[-0.5, 2, 1], [0.9, 4, 1]]))
     margins.add(torch.tensor([1, 3]), torch.tensor([[0.7, 0, 1], [-1., 4, 1]]))
     margins.add(torch.tensor([3, 2]), torch.tensor([[0.9, 1, 0], [-0.1, 0, 1]]))
-    assert margins.suspects() == [(3, 4, pytest.approx(-0.75)), (2, 0, pytest.approx(-0.1))]
+    assert margins.suspects() == [(3, 4, pytest.approx(math.tanh(-0.375))), (2, 0, pytest.approx(math.tanh(-0.05)))]
+    two = torch.tensor([-0.75, 0]).softmax(0)
+    assert margins.suspects()[0][2] == pytest.approx((two[0] - two[1]).item())
     again = Margins(5)
     again.load(vars(margins))
     assert again.suspects() == margins.suspects()
