@@ -9,8 +9,8 @@ def explain(net: VOLO, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
     """(logits (B, classes), class attention, attribution (B, H/16, W/16) both) of a network in evaluation.
 
     The class attention is what the class token takes from each place, on average over the heads of the class blocks;
-    with what it takes from itself the sum is 1. The attribution is how much each token adds to the logit of the most
-    probable class, to first order: its gradient times the token, where that is positive.
+    with what it takes from itself the sum is 1. The attribution is how much the logit of the most probable class would
+    fall, to first order and where it would, if a token were the mean one of the image: gradient times difference.
     """
     with torch.no_grad():
         tokens, box = net.forward_features(images)                            # (B, H/16, W/16, dim)
@@ -18,7 +18,8 @@ def explain(net: VOLO, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
     tokens.requires_grad_()
     logits = net.forward_head(tokens, box)
     gradient, = torch.autograd.grad(logits.amax(1).sum(), tokens)             # (B, H/16, W/16, dim)
-    attribution = (gradient * tokens.detach()).sum(-1).clamp(min=0)
+    tokens = tokens.detach()
+    attribution = (gradient * (tokens - tokens.mean((1, 2), keepdim=True))).sum(-1).clamp(min=0)
     return logits.detach(), attention.unflatten(1, tokens.shape[1:3]), attribution
 
 

@@ -150,5 +150,5 @@ def mix_windows_sliced(values: torch.Tensor, logits: torch.Tensor, window: Windo
                    for i in range(top, kernel_size, stride) for j in range(left, kernel_size, stride))
 
     maps = torch.stack([torch.stack([contributions(top, left) for left in range(stride)], 3)
-                        for top in range(stride)], 2)                      # (B, rows, stride, columns, stride, heads, d)
+                        for top in range(stride)], 2)                     # (B, rows, stride, columns, stride, heads, d)
     return maps.flatten(3, 4).flatten(1, 2)[:, padding:padding + H, padding:padding + W]  # (B, H, W, heads, d)

@@ -29,6 +29,8 @@ def finished():
 def assert_same_run(one, other):
     for key in ('state_dict', 'state_dict_ema'):
         assert all(torch.equal(tensor, other[key][name]) for name, tensor in one[key].items())
+    assert all(torch.equal(tensor, other['margins'][name]) for name, tensor in one['margins'].items())
+    assert one['margins']['counts'].any()
     for a, b in zip(one['optimizer']['state'].values(), other['optimizer']['state'].values(), strict=True):
         assert all(torch.equal(a[name], b[name]) for name in a)
     for a, b in zip(one['history'], other['history'], strict=True):
