@@ -19,6 +19,7 @@ from common.runtime.files import write_text
 
 SIDE = 192     # pixels, of the pictures in the page
 SUSPECTS = 48  # of them are shown; suspects.csv lists all
+CLASSES = 200  # that a confusion matrix has room for; of more, as many pairs of classes are listed
 
 Section = dict[str, Any]
 
@@ -86,12 +87,9 @@ def curve_sections(history: list[dict]) -> list[Section]:
 
 def report_sections(report: dict[str, Any], thumbnail: Callable[[str], str]) -> list[Section]:
     """What common.evaluation.report says."""
-    named = [printable(name) for name in report['confusion']]
-    matrix = [[row.get(name, 0) for name in report['confusion']] for row in report['confusion'].values()]
     rows = [[printable(row['class']), *list(row.values())[1:]] for row in report['per_class']]
     return [
-        {'name': 'confusion', 'heading': 'Confusions', 'figures': [
-            figures.confusion(matrix, [unmarked(name) for name in named])]},
+        {'name': 'confusion', 'heading': 'Confusions', **confusions(report['confusion'])},
         {'name': 'classes', 'heading': 'Classes', 'note': 'A click on a column sorts the table.',
          'table': {'columns': ['class', 'precision', 'recall', 'F1', 'ROC AUC', 'pictures'], 'rows': rows}},
         {'name': 'confidence', 'heading': 'Confidence', 'note':
@@ -104,6 +102,17 @@ def report_sections(report: dict[str, Any], thumbnail: Callable[[str], str]) -> 
         {'name': 'doubtful', 'heading': 'Least confident hits', 'pictures': [
             described(thumbnail, item, ('right', percent(item))) for item in report['doubtful']]},
         suspect_section(report['suspects'], thumbnail)]
+
+
+def confusions(counts: dict[str, dict[str, int]]) -> Section:
+    """The matrix, or of many classes the most frequent confusions, of {true class: {named class: pictures}}."""
+    if len(counts) <= CLASSES:
+        matrix = [[row.get(name, 0) for name in counts] for row in counts.values()]
+        return {'figures': [figures.confusion(matrix, [unmarked(printable(name)) for name in counts])]}
+    pairs = [[printable(true), printable(named), count, count / sum(row.values())]
+             for true, row in counts.items() for named, count in row.items() if named != true]
+    pairs = sorted(pairs, key=lambda pair: -pair[2])[:CLASSES]
+    return {'table': {'columns': ['class', 'named', 'pictures', 'share of the class'], 'rows': pairs}}
 
 
 def unmarked(name: str) -> str:

@@ -234,6 +234,17 @@ def test_the_order_of_the_confusions_can_be_changed(tmp_path, show):
     assert not [text for text in counts if '%' in text]
 
 
+def test_of_many_classes_the_confusions_are_listed(tmp_path, show):
+    report = synthetic(tmp_path / 'x.html', 201, count=2010)
+    rows = show(tmp_path / 'x.html').evaluate('[...document.querySelectorAll("#confusion tbody tr")]'
+                                              '.map(row => [...row.cells].map(cell => cell.textContent))')
+    wrong = {(true, named): count for true, row in report['confusion'].items() for named, count in row.items()
+             if true != named}
+    assert len(rows) == 200 and [int(row[2]) for row in rows] == sorted(wrong.values(), reverse=True)[:200]
+    for true, named, count, share in rows:
+        assert wrong[true, named] == int(count) and float(share) == int(count) / 10
+
+
 def test_what_fails_is_an_error_of_one_line(tmp_path):
     with pytest.raises(UserError, match=r'x\.html could not be made \(TypeError: .int. object'):
         page.write_page(tmp_path / 'x.html', 'A page', '', [], [{'name': 'x', 'heading': 'x', 'table': {'rows': [1]}}])
