@@ -40,14 +40,14 @@ from common.training.budget import build_plan
 from common.training.clock import Clock
 from common.training.guard import Diverged
 from common.training.history import (
-    best_of,
+    out_of_patience,
     print_epoch,
     print_result,
     training_columns,
     validation_columns,
     write_epoch,
 )
-from common.training.losses import build_mix, choose_loss
+from common.training.losses import balanced, build_mix, choose_loss
 from common.training.margins import Margins
 from common.training.monitor import Monitor
 from common.training.plan import Size, make_stages
@@ -104,6 +104,8 @@ WEIGHT_DECAY = 0.05               # not on norms, biases, pos_embed, cls_token
 CLIP_GRAD = 5.0                   # largest norm of the gradient; 0 does not clip
 USE_AMP = True                    # mixed precision, where the processor gains from it
 COMPILE = False                   # torch.compile, for GPUs: begins with minutes, then updates take about half the time
+BALANCE: str | None = None        # where some classes have far fewer pictures: 'weights' in the loss, or a 'sampler'
+                                  # that shows all classes equally often; BEST_BY may follow
 USE_EMA = True                    # also keep an average of the weights, and validate it
 EMA_SHARE = 0.02                  # it is one over about this share of the updates so far,
 EMA_DECAY = 0.9998                # with no more decay than this
@@ -128,6 +130,8 @@ SMOOTHING = 0.1                   # label smoothing
 # Run
 OUTPUT_DIR = 'checkpoints/volo_d1'
 RESUME: bool | str = False        # True goes on from OUTPUT_DIR/last.pth, 'auto' does so if it is there
+BEST_BY = 'acc1'                  # what makes weights the best.pth: 'acc1' or 'balanced_accuracy' on val
+PATIENCE: int | None = None       # validations without better weights after which the run ends early; None: never
 VALIDATE_EVERY: int | str = 'auto'  # epochs; 'auto': so that it takes no more than a fifth of the time of training
 SAVE_EVERY_MINUTES = 10.0         # last.pth is written this often, on Ctrl-C and at the end; 0: after every update
 MAX_SKIPPED_UPDATES = 10          # updates without a finite loss and gradient are skipped; after so many in a row the
@@ -168,7 +172,7 @@ def main(cfg: Settings) -> None:
             state, history = build_state(cfg, data, provenance, None, saved, clock), saved['history']
             del saved
             train_epochs(cfg, state, data, out, history)
-    print_result(history, len(data.val.dataset))
+    print_result(cfg, history, len(data.val.dataset))
     print(f'all of it is in {out}')
 
 
@@ -205,7 +209,10 @@ def build_state(cfg: Settings, data: Data, provenance: Provenance, content: dict
     optimizer, scheduler = build_optimizer(cfg, net, lr_scale * cfg.LR)
     ema = ModelEmaV3(net, decay=cfg.EMA_DECAY, use_warmup=True, warmup_gamma=1 / cfg.EMA_SHARE,
                      warmup_power=1) if cfg.USE_EMA else None
-    model = parallel(net, device, amp_dtype, cfg.USE_DP, choose_loss(cfg, model_kwargs), logits_and_features)
+    loss = choose_loss(cfg, model_kwargs)
+    if cfg.BALANCE == 'weights':
+        loss = balanced(loss, data.train.dataset.targets)
+    model = parallel(net, device, amp_dtype, cfg.USE_DP, loss, logits_and_features)
     targets = torch.zeros(rows, len(data.classes), device=device)
     loss_model = model
     if cfg.COMPILE:
@@ -264,8 +271,10 @@ def train_epochs(cfg: Settings, state: TrainState, data: Data, out: Path, histor
             state.progress = Progress()
             if validates:
                 best = saver.save_best(results)
+                if out_of_patience(cfg, history):
+                    state.plan.updates = number  # it ends here
                 if RANK == 0:
-                    write_epoch(cfg, state, data, out, history, results[best_of(history)['weights']] if best else None)
+                    write_epoch(cfg, state, data, out, history, best)
                     page.after_epoch(history, size)
                 state.clock.add_validation(size, time.perf_counter() - trained)
             print_epoch(history[-1], state.plan.epochs, state.clock.seconds_left(state.plan, number))

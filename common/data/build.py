@@ -2,6 +2,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from torch.utils.data import DataLoader
 
 from common.data import images
@@ -45,8 +46,15 @@ def build_data(cfg: Settings, split: tuple[ImageFolder, ImageFolder],
     return Data(
         train_set.classes, transform, found,
         train=start_loader(train_set, workers, batch_sampler=EpochSampler(
-            len(train_set), cfg.BATCH_SIZE, cfg.SEED, train_set.blocks())),
+            len(train_set), cfg.BATCH_SIZE, cfg.SEED, train_set.blocks(),
+            equal_shares(train_set.targets) if cfg.BALANCE == 'sampler' else None)),
         val=start_loader(val_set, (workers + 1) // 2, batch_sampler=own_batches(len(val_set), cfg.BATCH_SIZE)))
+
+
+def equal_shares(targets: np.ndarray) -> np.ndarray:
+    """Probabilities (N,) with which pictures of the classes `targets` (N,) are drawn, each class as often as others."""
+    counts = np.bincount(targets)
+    return 1 / counts[targets] / np.count_nonzero(counts)
 
 
 def read_images(cfg: Settings, transform: Transform, train_set: ImageFolder, val_set: ImageFolder) -> None:

@@ -34,12 +34,14 @@ class EpochSampler(Sampler):
     Both follow from the run's seed and the attribute `epoch` alone: they depend neither on the number of workers nor on
     whether the run was interrupted before, nor on the number of processes, of which each has its own rows of a batch.
     The first `skip` batches of the epoch are left out. `blocks` (length,) says which samples lie together: the epoch
-    goes through BLOCKS of them at a time, in random order.
+    goes through BLOCKS of them at a time, in random order. With `shares` (length,), which add up to 1, each image is
+    drawn with that probability, some of them several times.
     """
 
-    def __init__(self, length: int, batch_size: int, seed: int, blocks: np.ndarray | None = None):
+    def __init__(self, length: int, batch_size: int, seed: int, blocks: np.ndarray | None = None,
+                 shares: np.ndarray | None = None):
         self.length, self.batch_size, self.seed, self.epoch, self.skip = length, batch_size, seed, 0, 0
-        self.rows, self.blocks = own_rows(batch_size), blocks
+        self.rows, self.blocks, self.shares = own_rows(batch_size), blocks, shares
 
     def __len__(self) -> int:
         return self.length // self.batch_size
@@ -48,7 +50,10 @@ class EpochSampler(Sampler):
         """All keys of the epoch, int64 (length, 2)."""
         rng = np.random.default_rng([self.seed, self.epoch])
         seeds = rng.integers(2 ** 63, size=self.length)
-        order = rng.permutation(self.length)
+        if self.shares is None:
+            order = rng.permutation(self.length)
+        else:
+            order = rng.choice(self.length, self.length, p=self.shares)
         if self.blocks is not None:
             turn = rng.permutation(self.blocks.max() + 1) // BLOCKS  # of each block
             order = order[turn[self.blocks[order]].argsort(kind='stable')]

@@ -34,14 +34,22 @@ def validation_columns(results: dict[str, dict]) -> dict:
     return {f'{which}_{name}': results.get(which, {}).get(name) for which in ('raw', 'ema') for name in COLUMNS}
 
 
-def best_of(history: list[dict]) -> dict | None:
-    """{epoch, weights ('raw' or 'ema'), acc1, temperature} of the highest ACC1 with the largest images so far, None
-    without one.
+def best_of(history: list[dict], by: str = 'acc1') -> dict | None:
+    """{epoch, weights ('raw' or 'ema'), acc1, balanced_accuracy, temperature} of the validation with the largest images
+    so far that has the highest `by`, which is 'acc1' or 'balanced_accuracy'; None without one.
     """
-    found = [(row['height'] * row['width'], {'epoch': row['epoch'], 'weights': which, 'acc1': row[f'{which}_acc1'],
-                                             'temperature': row.get(f'{which}_temperature')})
+    found = [(row['height'] * row['width'], {'epoch': row['epoch'], 'weights': which, **{
+                 name: row.get(f'{which}_{name}') for name in ('acc1', 'balanced_accuracy', 'temperature')}})
              for row in history for which in ('raw', 'ema') if row[f'{which}_acc1'] is not None]
-    return max(found, key=lambda item: (item[0], item[1]['acc1']), default=(0, None))[1]
+    return max(found, key=lambda item: (item[0], item[1][by]), default=(0, None))[1]
+
+
+def out_of_patience(cfg: Settings, history: list[dict]) -> bool:
+    """Whether the last PATIENCE validations brought no better weights, with images that are as large as they get."""
+    validations = [row['epoch'] for row in history if row['raw_acc1'] is not None]
+    return (cfg.PATIENCE is not None and (history[-1]['height'], history[-1]['width']) == cfg.IMG_SIZE
+            and len(validations) > cfg.PATIENCE
+            and best_of(history, cfg.BEST_BY)['epoch'] < validations[-cfg.PATIENCE])
 
 
 def describe_run(cfg: Settings, state: TrainState, data: Data, history: list[dict]) -> dict:
@@ -49,7 +57,7 @@ def describe_run(cfg: Settings, state: TrainState, data: Data, history: list[dic
     return {'model': cfg.MODEL, 'model_kwargs': state.model_kwargs, 'classes': data.classes,
             'transform': data.transform.as_dict(), 'amp_dtype': state.amp_dtype and dtype_name(state.amp_dtype),
             'fingerprint': data.fingerprint, 'settings': vars(cfg), 'provenance': vars(state.provenance),
-            'best': best_of(history)}
+            'best': best_of(history, cfg.BEST_BY)}
 
 
 def write_epoch(cfg: Settings, state: TrainState, data: Data, out: Path, history: list[dict],
@@ -59,7 +67,7 @@ def write_epoch(cfg: Settings, state: TrainState, data: Data, out: Path, history
 
     What cannot be written, such as a table that is open in another program, becomes a warning.
     """
-    best = best_of(history)
+    best = best_of(history, cfg.BEST_BY)
     with warn_instead():
         write_csv(out / 'log.csv', history)
     with warn_instead():
@@ -91,13 +99,13 @@ def report_on_val(scores: dict, data: Data) -> dict:
     return build_report(scores, logits, outputs.targets, certain, files, data.classes)
 
 
-def print_result(history: list[dict], count: int) -> None:
+def print_result(cfg: Settings, history: list[dict], count: int) -> None:
     """The best epoch, which val chose, and the last one; `count` is the number of images in val."""
     def described(acc1):
         low, high = interval(acc1, count)
         return f'ACC1 {acc1:.2f} % (95 % interval {low:.1f} to {high:.1f} %)'
 
-    best, last = best_of(history), history[-1]
+    best, last = best_of(history, cfg.BEST_BY), history[-1]
     print(f'\nbest on val: epoch {best["epoch"]}, {best["weights"]} weights, {described(best["acc1"])}')
     for which in ('raw', 'ema'):
         if last[f'{which}_acc1'] is not None:

@@ -2,6 +2,7 @@
 import functools
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from timm.data.mixup import Mixup, mixup_target
@@ -31,6 +32,20 @@ def choose_loss(cfg: Settings, model_kwargs: dict) -> Callable:
     if cfg.TOKEN_LABEL:
         return token_loss
     return aux_loss if model_kwargs.get('return_dense') else class_loss
+
+
+def balanced(loss: Callable, labels: np.ndarray) -> Callable:
+    """The loss of every image times a weight with which all classes of the training set, labels (N,), count the same,
+    and a picture counts 1 on average; the weight of a mixture is a mixture.
+    """
+    counts = np.bincount(labels)
+    weights = torch.from_numpy(counts.mean() / counts).float()  # (classes,)
+
+    def weighted(outputs: torch.Tensor | tuple, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits, losses = loss(outputs, targets)
+        return logits, losses * (targets @ weights.to(targets))
+
+    return weighted
 
 
 def class_loss(outputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

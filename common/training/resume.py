@@ -38,7 +38,8 @@ def find_saved(cfg: Settings, out: Path) -> dict | None:
 
 def is_complete(cfg: Settings, saved: dict) -> bool:
     """Whether a run has nothing left to do with these settings."""
-    if cfg.TIME_BUDGET and saved['settings']['TIME_BUDGET'] == cfg.TIME_BUDGET:
+    if all(saved['settings'].get(name) == getattr(cfg, name) for name in (
+            'TIME_BUDGET', 'PATIENCE', *([] if cfg.TIME_BUDGET else ['EPOCHS']))):
         return len(saved['history']) >= Plan(**saved['plan']).epochs
     return not cfg.TIME_BUDGET and len(saved['history']) >= cfg.EPOCHS
 

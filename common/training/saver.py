@@ -42,15 +42,15 @@ class Saver:
                                             'history': self.history, **self.state.state_dict()})
         self.saved_at = time.monotonic()
 
-    def save_best(self, results: dict[str, dict]) -> bool:
-        """Write best.pth if the epoch that has just ended is the best so far. Returns whether it is.
+    def save_best(self, results: dict[str, dict]) -> dict | None:
+        """Write best.pth if the epoch that has just ended is the best so far. Returns those of the `results` of its
+        validation that are of the best weights, with their 'outliers', or None.
 
-        `results` are those of its validation; the best of them get 'outliers'. While training has smaller images, it is
-        a network for those.
+        While training has smaller images, it is a network for those.
         """
-        best = best_of(self.history)
+        best = best_of(self.history, self.cfg.BEST_BY)
         if RANK > 0 or not best or best['epoch'] < len(self.history):
-            return False
+            return None
         best_net = self.state.ema.module if best['weights'] == 'ema' else self.state.net
         size = [self.history[-1][name] for name in ('height', 'width')]
         chosen = results[best['weights']]
@@ -59,7 +59,7 @@ class Saver:
         checkpoint.save(self.out / 'best.pth', {**content, 'transform': {**content['transform'], 'img_size': size},
                                                 'history': self.history, 'state_dict': state_dict_at(best_net, size),
                                                 'outliers': chosen['outliers']})
-        return True
+        return chosen
 
     def between_updates(self) -> None:
         """Save if SAVE_EVERY_MINUTES are over or a signal came to any process; then, after a signal, raise Stopped."""

@@ -17,7 +17,8 @@ _RANGES = {  # least and most that make sense
     **dict.fromkeys(('FREEZE_EPOCHS', 'WEIGHT_DECAY', 'CLIP_GRAD'), (0, math.inf)),
     **dict.fromkeys(('ROTATION', 'JITTER', 'MIXUP_ALPHA', 'CUTMIX_ALPHA'), (0, math.inf))}
 _CHOICES = {'INTERPOLATION': ('bilinear', 'bicubic'), 'RESUME': (True, False, 'auto'),
-            'CACHE': ('ram', 'disk', 'auto', None), 'NORMALISATION': ('auto', 'weights', 'data')}
+            'CACHE': ('ram', 'disk', 'auto', None), 'NORMALISATION': ('auto', 'weights', 'data'),
+            'BALANCE': (None, 'weights', 'sampler'), 'BEST_BY': ('acc1', 'balanced_accuracy')}
 _OURS = {'img_size', 'num_classes', 'in_chans', 'drop_path_rate', 'return_dense', 'mix_token'}  # not for MODEL_KWARGS
 
 
@@ -59,6 +60,8 @@ def _validate_optimisation(cfg: Settings) -> None:
         raise UserError('TOKEN_LABEL mixes tokens itself and does not go with Mixup and CutMix: set MIXUP_PROB = 0')
     if len(cfg.BETAS) != 2 or not all(isinstance(beta, (int, float)) and 0 <= beta < 1 for beta in cfg.BETAS):
         raise UserError(f'BETAS = {cfg.BETAS}: give two numbers from 0 to below 1, for example (0.9, 0.999)')
+    if cfg.PATIENCE is not None and cfg.PATIENCE < 1:
+        raise UserError(f'PATIENCE = {cfg.PATIENCE}: give a number of validations, or None to train to the end')
     if cfg.TIME_BUDGET is not None and not 0 < cfg.TIME_BUDGET < math.inf:
         raise UserError(f'TIME_BUDGET = {cfg.TIME_BUDGET}: give minutes, or None to train for EPOCHS')
     _validate_number_or_auto('LR', cfg.LR, lambda value: 0 < value < math.inf, 'a positive number')

@@ -53,8 +53,11 @@ def test_the_best_is_the_first_of_equals():
     rows = [{'epoch': 1, 'raw_acc1': 50., 'ema_acc1': None}, {'epoch': 2, 'raw_acc1': 60., 'ema_acc1': 70.,
              'ema_temperature': 3.}, {'epoch': 3, 'raw_acc1': 70., 'ema_acc1': 65.}]
     rows = [{**row, 'height': 32, 'width': 48} for row in rows]
-    assert best_of(rows) == {'epoch': 2, 'weights': 'ema', 'acc1': 70., 'temperature': 3.}
-    assert best_of(rows[:1]) == {'epoch': 1, 'weights': 'raw', 'acc1': 50., 'temperature': None} and best_of([]) is None
+    assert best_of(rows) == {
+        'epoch': 2, 'weights': 'ema', 'acc1': 70., 'balanced_accuracy': None, 'temperature': 3.}
+    assert best_of(rows[:1]) == {
+        'epoch': 1, 'weights': 'raw', 'acc1': 50., 'balanced_accuracy': None, 'temperature': None}
+    assert best_of([]) is None
 
 
 def test_the_best_is_one_with_the_largest_images_so_far():
@@ -65,7 +68,7 @@ def test_the_best_is_one_with_the_largest_images_so_far():
 
 def test_the_result_names_the_best_on_val_and_the_last(capsys):
     rows = [{'epoch': 1, 'raw_acc1': 50., 'ema_acc1': 80.}, {'epoch': 2, 'raw_acc1': 60., 'ema_acc1': None}]
-    print_result([{**row, 'height': 32, 'width': 32} for row in rows], 10)
+    print_result(SimpleNamespace(BEST_BY='acc1'), [{**row, 'height': 32, 'width': 32} for row in rows], 10)
     assert capsys.readouterr().out.splitlines()[1:] == [
         'best on val: epoch 1, ema weights, ACC1 80.00 % (95 % interval 49.0 to 94.3 %)',
         'last epoch, raw weights, whatever val says: ACC1 60.00 % (95 % interval 31.3 to 83.2 %)']
