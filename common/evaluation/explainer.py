@@ -18,8 +18,6 @@ from models.attribution import explain
 
 LEAST = 256  # pixels of a picture's shorter side, as it is drawn
 
-
-
 Explanation = tuple[Path, Image.Image, torch.Tensor, torch.Tensor]
 
 

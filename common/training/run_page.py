@@ -105,10 +105,9 @@ class RunPage:
         dataset, sampler = self.data.train.dataset, self.data.train.batch_sampler
         keys = sampler.order()[:self.cfg.BATCH_SIZE].tolist()
         images, labels = default_collate([dataset[index, seed] for index, seed in keys])
-        with torch.random.fork_rng(devices=[]):
-            seed_batch(self.cfg.SEED, epoch * self.state.plan.updates_per_epoch + 1, 0)
-            images = resize(images, size)
-            images, targets = self.state.mix(images.to(self.state.device), labels.to(self.state.device))
+        seed_batch(self.cfg.SEED, epoch * self.state.plan.updates_per_epoch + 1, 0)  # as every batch does
+        images = resize(images, size)
+        images, targets = self.state.mix(images.to(self.state.device), labels.to(self.state.device))
         transform, pictures = self.data.transform, []
         mean, std = (torch.tensor(values)[:, None, None] for values in (transform.mean, transform.std))
         for (index, _), image, target in zip(keys[:SEEN], images.float().cpu(), targets.cpu(), strict=False):
@@ -147,7 +146,7 @@ class RunPage:
 def find_twins(data_dir: Path) -> list[list[tuple[str, str]]]:
     """[[(file, class) of each picture of a group]] of split.csv, of the groups with several classes.
 
-    None where GROUP or a column of the labels made groups of pictures that need not be alike.
+    [] where GROUP or LABELS may have made groups of pictures that need not be alike.
     """
     groups = defaultdict(list)
     try:
