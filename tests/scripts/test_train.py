@@ -49,7 +49,9 @@ def test_best_holds_the_better_weights(data, monkeypatch, better):
     run(epochs=1)
     last, best = (torch.load(f'out/{name}.pth', weights_only=True) for name in ('last', 'best'))
     temperature = last['history'][0][f'{better}_temperature']
-    assert best['best'] == {'epoch': 1, 'weights': better, 'acc1': 60., 'temperature': temperature}
+    balanced = last['history'][0][f'{better}_balanced_accuracy']
+    assert best['best'] == {'epoch': 1, 'weights': better, 'acc1': 60., 'balanced_accuracy': balanced,
+                            'temperature': temperature}
     chosen = last['state_dict_ema' if better == 'ema' else 'state_dict']
     assert all(torch.equal(chosen[name], tensor) for name, tensor in best['state_dict'].items())
     assert not all(torch.equal(last['state_dict'][name], tensor) for name, tensor in last['state_dict_ema'].items())

@@ -144,4 +144,4 @@ def test_complete_is_what_the_settings_ask_for(data):
     for then, now, epochs, complete in ((1., 1., 2, True), (1., 1., 1, False), (1., 2., 2, False), (1., None, 2, True),
                                         (None, 1., 2, False), (None, None, 1, False)):
         content = {'settings': {'TIME_BUDGET': then}, 'plan': vars(plan), 'history': [{}] * epochs}
-        assert train.is_complete(SimpleNamespace(TIME_BUDGET=now, EPOCHS=2), content) == complete
+        assert train.is_complete(SimpleNamespace(TIME_BUDGET=now, EPOCHS=2, PATIENCE=None), content) == complete
