@@ -1,5 +1,7 @@
 """report.html in a real browser: nothing fails, nothing comes from a network, and it can be worked with."""
+import base64
 import csv
+import io
 import itertools
 import json
 import shutil
@@ -7,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from helpers import draw_folder, run, run_script
+from helpers import draw_folder, read_json, run, run_script
 from PIL import Image
 
 from common.data.manifest import COLUMNS
@@ -15,6 +17,7 @@ from common.evaluation.metrics import scores
 from common.evaluation.report import build_report
 from common.reporting import page
 from common.runtime.errors import UserError
+from common.runtime.parallel import Autocast
 from common.training.run_page import RunPage, find_twins
 
 NAMES = ["Fat Hen's <script>alert(1)</script>", '玉米 "Mais" & <b>co</b>', '{{ 7 * 7 }} $x$', '</script>=cmd']
@@ -148,6 +151,27 @@ def test_augmented_pictures_are_those_that_the_network_saw(project, show):
     assert '32 × 32 pixels' in view.locator('#batch p').text_content()
 
 
+def test_the_batch_of_the_page_is_the_one_of_the_training(folder, monkeypatch):
+    """The first of the last epoch, mixed and with boxes, but for what JPEG makes of it."""
+    seen, sections, real = [], [], Autocast.forward
+
+    def forward(model, images, targets=None):
+        if targets is not None:
+            seen.append(images)
+        return real(model, images, targets)
+
+    monkeypatch.setattr(Autocast, 'forward', forward)
+    monkeypatch.setattr('common.training.run_page.write_page', lambda *arguments: sections.extend(arguments[-1]))
+    run(epochs=2, mixup_prob=1, cutout=1)
+    batch = next(section for section in sections[::-1] if section['name'] == 'batch')
+    transform = read_json('out/result.json')['transform']
+    mean, std = (np.array(transform[name])[:, None, None] for name in ('mean', 'std'))
+    for picture, image in zip(batch['pictures'], seen[2], strict=True):  # two batches of eight in an epoch
+        shown = Image.open(io.BytesIO(base64.b64decode(picture['images'][1].partition(',')[2])))
+        expected = 255 * (image.numpy() * std + mean).clip(0, 1).transpose(1, 2, 0)
+        assert abs(np.asarray(shown, float) - expected).mean() < 12
+
+
 def test_the_same_picture_in_two_classes_is_shown(project, show, tmp_path):
     figures = show(project / 'out' / 'report.html').locator('#twins figure')
     assert figures.count() == 2
@@ -256,3 +280,9 @@ def test_a_picture_that_went_is_left_blank():
         raise OSError(name)
 
     assert page.Thumbnails(gone)('x') == ''
+
+
+def test_a_picture_is_read_once():
+    read = []
+    thumbnail = page.Thumbnails(lambda name: read.append(name) or Image.new('RGB', (9, 9)))
+    assert thumbnail('x') == thumbnail('x') and thumbnail('y') and read == ['x', 'y']
