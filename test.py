@@ -21,6 +21,7 @@ from common.evaluation.explainer import explanations
 from common.evaluation.metrics import scores
 from common.evaluation.predictor import Prediction, predict
 from common.evaluation.report import build_report
+from common.reporting.page import making
 from common.reporting.plots import contact_sheet, plot_confusion, plot_reliability
 from common.reporting.prediction_page import draw_explanations, write_prediction_page
 from common.reporting.tables import headline, write_report, write_suspects
@@ -91,7 +92,7 @@ def write_results(cfg: Settings, out: Path, saved: dict, store: Store, paths: li
         if again and (out / name).is_file():
             (out / name).unlink()
     report = report_accuracy(cfg, out, predictions, truth, classes)
-    with warn_instead():
+    with warn_instead(), making(out / 'report.html'):
         draw_page(cfg, out, saved, store, paths, rows, report)
     if report and chose_weights(cfg.TEST_DIR, saved):
         print('These pictures chose the weights, and perhaps your settings, so that on others the accuracy will be a '

@@ -68,8 +68,11 @@ class BatchMeter:
         self.sums.append(torch.stack([loss.detach(), correct.sum(), unmixed.sum()]))
         other, guess = logits.scatter(1, labels[:, None], -math.inf).max(1)
         margin = logits.gather(1, labels[:, None])[:, 0] - other
-        self.images.append(margin.new_zeros(self.batch_size, 3))
-        self.images[-1][self.own] = torch.stack([margin, guess, unmixed], 1)
+        images = torch.stack([margin, guess, unmixed], 1)
+        if len(self.own) < self.batch_size:  # only then, since a GPU is waited for as it gets the numbers of the rows
+            rows = torch.tensor(self.own).to(margin.device)
+            images = margin.new_zeros(self.batch_size, 3).index_copy(0, rows, images)
+        self.images.append(images)
 
     def read(self) -> tuple[float, int, int, torch.Tensor]:
         """(mean loss of the batches, correct images, images whose label is no mixture; for all images of the update, in

@@ -6,7 +6,8 @@ A section is {'name', 'heading'} and any of 'note', 'figures' (of common/reporti
 import base64
 import html
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +25,27 @@ CLASSES = 200  # that a confusion matrix has room for; of more, as many pairs of
 Section = dict[str, Any]
 
 
+@contextmanager
+def making(path: Path) -> Iterator[None]:
+    """Whatever goes wrong inside, where a page is made, is a UserError: no page is worth a run."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # of two libraries, which may be missing, and of files of earlier versions
+        raise UserError(f'{path} could not be made ({type(error).__name__}: {error})') from error
+
+
 def write_page(path: Path, title: str, subtitle: str, tiles: list[tuple[str, str, str]],
                sections: list[Section]) -> None:
-    """`tiles` are [(label, value, note)]. Raises UserError if the page cannot be made: no page is worth a run."""
-    try:
-        from jinja2 import Environment, FileSystemLoader
-        from plotly.offline import get_plotlyjs
+    """`tiles` are [(label, value, note)]. To be called, as all that leads to it, inside `making`."""
+    from jinja2 import Environment, FileSystemLoader
+    from plotly.offline import get_plotlyjs
 
-        page = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
-        text = page.get_template('page.html').render(
-            title=title, subtitle=subtitle, tiles=tiles, sections=sections, plotly=get_plotlyjs(),
-            contents=[(section['name'], section['heading']) for section in sections])
-    except Exception as error:  # of two libraries
-        raise UserError(f'{path} could not be made ({type(error).__name__}: {error})') from error
-    write_text(path, text)
+    page = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
+    write_text(path, page.get_template('page.html').render(
+        title=title, subtitle=subtitle, tiles=tiles, sections=sections, plotly=get_plotlyjs(),
+        contents=[(section['name'], section['heading']) for section in sections]))
 
 
 class Thumbnails:

@@ -23,13 +23,14 @@ from common.reporting.page import (
     curve_sections,
     described,
     headline_tiles,
+    making,
     report_sections,
     write_page,
 )
 from common.reporting.tables import write_suspects
 from common.runtime.console import format_duration, printable
 from common.runtime.device import describe_device
-from common.runtime.errors import UserError, warn_instead
+from common.runtime.errors import warn_instead
 from common.settings import Settings
 from common.training.seeds import seed_batch
 from common.training.state import TrainState
@@ -53,21 +54,17 @@ class RunPage:
         if not last and self.spent + self.longest > SHARE * self.state.clock.elapsed:
             return
         start = time.perf_counter()
-        with warn_instead():
+        with warn_instead(), making(self.out / 'report.html'):
             self.write(history, size)
         seconds = time.perf_counter() - start
         self.spent, self.longest = self.spent + seconds, max(self.longest, seconds)
 
     def write(self, history: list[dict], size: tuple[int, int]) -> None:
-        """Raises UserError."""
-        try:
-            report = json.loads((self.out / 'report.json').read_text(encoding='utf-8'))
-            report['suspects'] = sorted([*report['suspects'], *self.suspects()], key=lambda item: item['score'])
-            write_suspects(self.out / 'suspects.csv', report['suspects'])
-            tiles = headline_tiles(report, f'on val, which chose epoch {report["epoch"]}, {report["weights"]} weights')
-            sections = [*curve_sections(history), *report_sections(report, self.thumbnail)]
-        except (OSError, ValueError, KeyError, TypeError) as error:  # it is open elsewhere, or of an earlier version
-            raise UserError(f'{self.out}/report.json cannot be read ({error}), so there is no new page') from error
+        report = json.loads((self.out / 'report.json').read_text(encoding='utf-8'))
+        report['suspects'] = sorted([*report['suspects'], *self.suspects()], key=lambda item: item['score'])
+        write_suspects(self.out / 'suspects.csv', report['suspects'])
+        tiles = headline_tiles(report, f'on val, which chose epoch {report["epoch"]}, {report["weights"]} weights')
+        sections = [*curve_sections(history), *report_sections(report, self.thumbnail)]
         sections += [self.twin_section(), self.batch_section(len(history) - 1, size), self.facts()]
         provenance, cfg = self.state.provenance, self.cfg
         start = 'from scratch' if provenance.from_scratch else f'from {provenance.source}'

@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -199,13 +200,20 @@ def test_a_page_takes_its_share_of_the_time_and_no_more(data, monkeypatch):
 def test_a_page_that_cannot_be_made_is_a_warning(data, monkeypatch, capsys):
     monkeypatch.undo()
     monkeypatch.chdir(data.parent)
-    monkeypatch.setattr('common.reporting.page.write_text', broken)
+    monkeypatch.setitem(sys.modules, 'plotly', None)  # an environment that is older than the page
     run()
-    assert 'warning: out/report.html cannot be written' in capsys.readouterr().out
+    assert 'warning: out/report.html could not be made (ModuleNotFoundError' in capsys.readouterr().out
+    done = run_script('test.py', '--checkpoint', 'out/best.pth', '--num-workers', 0, cwd=data.parent,
+                      env={'PYTHONPATH': without('plotly', data.parent)})
+    assert done.returncode == 0 and 'report.html could not be made' in done.stdout, done.stderr
+    assert (data.parent / 'predictions' / 'predictions.csv').exists()
 
 
-def broken(path, text):
-    raise UserError(f'{path} cannot be written')
+def without(package, folder):
+    """A folder to put first on Python's path, in which a package cannot be imported."""
+    (folder / 'path' / package).mkdir(parents=True)
+    (folder / 'path' / package / '__init__.py').write_text(f'raise ModuleNotFoundError("no {package}")')
+    return str(folder / 'path')
 
 
 def test_a_table_is_sorted_by_a_click(tmp_path, show):
@@ -270,7 +278,8 @@ def test_of_many_classes_the_confusions_are_listed(tmp_path, show):
 
 
 def test_what_fails_is_an_error_of_one_line(tmp_path):
-    with pytest.raises(UserError, match=r'x\.html could not be made \(TypeError: .int. object'):
+    with pytest.raises(UserError, match=r'x\.html could not be made \(TypeError: .int. object'), page.making(
+            tmp_path / 'x.html'):
         page.write_page(tmp_path / 'x.html', 'A page', '', [], [{'name': 'x', 'heading': 'x', 'table': {'rows': [1]}}])
     assert not list(tmp_path.iterdir())
 
