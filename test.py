@@ -2,118 +2,220 @@
 
     python test.py                                              data/test or else data/val, with the best weights
     python test.py --test-dir photos --checkpoint best.pth      any folder, flat or nested, or a single picture
+    python test.py --test-dir inbox --sort-to sorted --watch    a folder that fills up: copies in a folder per class
+    python test.py --test-dir - --print jsonl <files.txt >rows  a list of files, a JSON object a line for a program
     python test.py --explain                                    also draws where the network looked
 
-needs the checkpoint and nothing else: classes, image size and normalisation come out of it. Writes predictions.csv,
-predictions.json, the contact sheet predictions.png and the page report.html to OUTPUT_DIR; where the sub-folders of
-TEST_DIR are named like classes, also ACC1, ACC5 and a report per class.
+needs the checkpoint and nothing else: classes, image size and normalisation come out of it. Writes predictions.csv and
+predictions.jsonl, which grow as it works, the contact sheet predictions.png and the page report.html to OUTPUT_DIR;
+where the sub-folders of TEST_DIR are named like classes, also ACC1, ACC5 and a report per class. The exit code is 0
+where all pictures could be read, 3 where some could not, 2 for a mistake in the settings.
 """
+import contextlib
+import itertools
+import json
 import os
+import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from common import settings
-from common.data.folders import list_images
+from common.data.arrivals import Arrivals
 from common.data.images import BadImage
-from common.data.stores import Shards, Store, open_store
+from common.data.sources import LIST, Source, open_source
+from common.data.stores import Files, Shards
 from common.evaluation.explainer import explanations
-from common.evaluation.metrics import scores
-from common.evaluation.predictor import Prediction, predict
-from common.evaluation.report import build_report
+from common.evaluation.predictor import UNKNOWN, Prediction, Predictor
+from common.evaluation.sorting import Sorter
+from common.evaluation.summary import Summary
 from common.reporting.page import making
 from common.reporting.plots import contact_sheet, plot_confusion, plot_reliability
 from common.reporting.prediction_page import draw_explanations, write_prediction_page
+from common.reporting.prediction_tables import Tables, describe
 from common.reporting.tables import headline, write_report, write_suspects
-from common.runtime.console import printable
+from common.runtime.console import Bar, PrintableStream, printable
+from common.runtime.device import describe_device
 from common.runtime.distributed import on_first, process_group
 from common.runtime.errors import UserError, explain_failures, warn_instead
-from common.runtime.files import writable_folder, write_csv, write_json
+from common.runtime.files import beside, locked, writable_folder, writing
 from common.runtime.machine import retain_freed_memory, worker_count
-from common.runtime.ranks import RANK
+from common.runtime.ranks import LAUNCHED, RANK
+from common.runtime.signals import StopRequest
 from common.settings import Settings
-from common.training import checkpoint
-from models import VARIANTS, WeightsError, check_saved
+from models import VARIANTS
 
-CHECKPOINT = 'checkpoints/volo_d1/best.pth'  # what train.py wrote
-TEST_DIR: str | None = None       # a folder of pictures, flat or nested, or one picture; None: data/test, where
-                                  # makedata.py made one, or else data/val
+CHECKPOINT: str | tuple = 'checkpoints/volo_d1/best.pth'  # what train.py wrote; of several, 'a.pth,b.pth', the mean
+                                  # of their logits counts
+AVERAGE_WEIGHTS = False           # several checkpoints of one run: a network with the mean of their weights instead
+TEST_DIR: str | None = None       # a folder of pictures, flat or nested, or one picture, or '-' for a list of files on
+                                  # standard input; None: data/test, where makedata.py made one, or else data/val
 OUTPUT_DIR = 'predictions'        # where the tables and the contact sheet go
 BATCH_SIZE = 32                   # pictures at a time; the predictions do not depend on it
 NUM_WORKERS: int | str = 'auto'   # worker processes that read pictures; 'auto' takes one for each core
 USE_AMP: bool | str = 'auto'      # mixed precision, where the processor gains from it; 'auto': if training had it
 USE_DP = True                     # DataParallel, when there are several GPUs
+TTA = False                       # test-time augmentation: pictures are also looked at mirrored and turned, as training
+                                  # did, and the mean of the logits counts
+TTA_BELOW = 0.9                   # only pictures named with less confidence than this
 UNKNOWN_BELOW = 0.0               # least certainty, from 0 to 1; below it the answer is 'unknown'. report.html of the
                                   # training shows what accuracy that buys; 0.5 is a good start
+SORT_TO: str | None = None        # a folder: each picture is copied into its sub-folder CLASS, unsure or unknown
+UNSURE_BELOW = 0.5                # least confidence, from 0 to 1, to be sorted by class
+WATCH = False                     # name what comes into TEST_DIR until Ctrl-C; started again, it goes on
+PRINT: str | None = 'text'        # a line for each picture: 'text', 'jsonl' (then nothing else is on standard output,
+                                  # for a program to read) or None
 EXPLAIN = False                   # VOLO only: draw where it looked, as explain/….png beside the tables and in the page
 _SHEET = 36                       # pictures on the contact sheet
-_UNKNOWN = 'unknown'
+_SOME_UNREADABLE = 3              # exit code
+_PAUSE = 1.                       # seconds between two looks at a folder that is watched
 
 
 def main(cfg: Settings) -> None:
-    if cfg.TEST_DIR is None:
-        cfg = Settings(**{**vars(cfg), 'TEST_DIR': 'data/test' if Path('data/test').is_dir() else 'data/val'})
-    if cfg.BATCH_SIZE < 1:
-        raise UserError(f'BATCH_SIZE = {cfg.BATCH_SIZE} must be at least 1')
-    if not 0 <= cfg.UNKNOWN_BELOW <= 1:
-        raise UserError(f'UNKNOWN_BELOW = {cfg.UNKNOWN_BELOW} must be between 0 and 1')
-    if cfg.USE_AMP not in (True, False, 'auto'):
-        raise UserError(f"USE_AMP = {cfg.USE_AMP!r}: choose True, False or 'auto'")
+    cfg = with_defaults(cfg)
     retain_freed_memory()
-    saved = checkpoint.load(cfg.CHECKPOINT)
-    try:
-        check_saved(saved)
-    except WeightsError as error:
-        raise UserError(f'{cfg.CHECKPOINT}: {error}') from None
-    if cfg.EXPLAIN and saved['model'] not in VARIANTS:
-        raise UserError(f'EXPLAIN: {saved["model"]} is no VOLO, set it to False')
-    store = open_store(cfg.TEST_DIR)
-    paths = find_pictures(cfg.TEST_DIR, store)
-    with process_group(), explain_failures('lower BATCH_SIZE', 'nothing was written'):
+    if watch(cfg) if cfg.WATCH else name_all(cfg):
+        sys.exit(_SOME_UNREADABLE)
+
+
+def with_defaults(cfg: Settings) -> Settings:
+    """The settings with TEST_DIR, and CHECKPOINT as a tuple of paths. Raises UserError for those that do not fit."""
+    settings.check_ranges(cfg, {'BATCH_SIZE': (1, float('inf')), 'UNKNOWN_BELOW': (0, 1), 'UNSURE_BELOW': (0, 1),
+                                'TTA_BELOW': (0, 1)})
+    for name, allowed in (('USE_AMP', (True, False, 'auto')), ('PRINT', ('text', 'jsonl', None))):
+        if getattr(cfg, name) not in allowed:
+            raise UserError(f'{name} = {getattr(cfg, name)!r}: choose {", ".join(map(repr, allowed))}')
+    test_dir = cfg.TEST_DIR or ('data/test' if Path('data/test').is_dir() else 'data/val')
+    if cfg.WATCH and (LAUNCHED or not Path(test_dir).is_dir()):
+        raise UserError('WATCH: one process, without torchrun, watches a folder' if LAUNCHED else
+                        f'WATCH: TEST_DIR = {test_dir!r} is no folder')
+    if cfg.WATCH and cfg.EXPLAIN:
+        raise UserError('EXPLAIN does not go with WATCH: set one of them to False')
+    if cfg.WATCH and Path(cfg.OUTPUT_DIR).resolve().is_relative_to(Path(test_dir).resolve()):
+        raise UserError(f'OUTPUT_DIR = {cfg.OUTPUT_DIR!r} lies in TEST_DIR: choose a folder outside')
+    several = isinstance(cfg.CHECKPOINT, str) and not Path(cfg.CHECKPOINT).exists()
+    checkpoint = cfg.CHECKPOINT.split(',') if several else cfg.CHECKPOINT
+    return Settings(**{**vars(cfg), 'TEST_DIR': test_dir,
+                       'CHECKPOINT': (checkpoint,) if isinstance(checkpoint, str) else tuple(checkpoint)})
+
+
+def build_predictor(cfg: Settings) -> Predictor:
+    predictor = Predictor(cfg.CHECKPOINT, batch_size=cfg.BATCH_SIZE, unknown_below=cfg.UNKNOWN_BELOW, tta=cfg.TTA,
+                          tta_below=cfg.TTA_BELOW, average_weights=cfg.AVERAGE_WEIGHTS, use_amp=cfg.USE_AMP,
+                          use_dp=cfg.USE_DP)
+    print(describe_device(predictor.device, predictor.amp_dtype))
+    if cfg.TTA:
+        print(f'test-time augmentation: {len(predictor.views)} more views of pictures below {cfg.TTA_BELOW:.0%}, as '
+              'training had them')
+    first = predictor.members[0].saved
+    if cfg.EXPLAIN and first['model'] not in VARIANTS:
+        raise UserError(f'EXPLAIN: {first["model"]} is no VOLO, set it to False')
+    return predictor
+
+
+def build_sorter(cfg: Settings, classes: list[str]) -> contextlib.AbstractContextManager[Sorter | None]:
+    if cfg.SORT_TO is None or RANK:
+        return contextlib.nullcontext()
+    return Sorter(cfg.SORT_TO, cfg.TEST_DIR, classes, cfg.UNSURE_BELOW, cfg.UNKNOWN_BELOW)
+
+
+def name_all(cfg: Settings) -> int:
+    """Name every picture there is. Returns how many could not be read."""
+    with process_group(), explain_failures('lower BATCH_SIZE', 'the tables have the pictures that were named before'):
+        source = open_source(cfg.TEST_DIR)
+        if cfg.SORT_TO and isinstance(source.store, Shards):
+            raise UserError('SORT_TO needs files, and these pictures lie in shards')
         out = on_first(writable_folder, cfg.OUTPUT_DIR, 'OUTPUT_DIR')
-        predictions = predict(saved, cfg.CHECKPOINT, paths, cfg.BATCH_SIZE, worker_count(cfg.NUM_WORKERS), cfg.USE_AMP,
-                              cfg.USE_DP, store)
+        predictor, tables = build_predictor(cfg), Tables(out)
+        summary = Summary(predictor.classes, _SHEET, cfg.EXPLAIN)
+        workers = worker_count(cfg.NUM_WORKERS)
+        workers = min(workers, source.count or workers)
+        found = iter(Bar(predictor(source, source.store, workers), desc='predicting', unit='img', total=source.count))
+        groups = iter(lambda: list(itertools.islice(found, cfg.BATCH_SIZE)), [])
+        first = next(groups, None)
+        if first is None:
+            raise UserError('TEST_DIR: no files are listed on standard input')
+        with build_sorter(cfg, predictor.classes) as sorter:
+            if RANK == 0:
+                remove_old(out, tables)
+            for group in itertools.chain([first], groups):
+                if RANK == 0:
+                    stamped = [(prediction, source.store.stamp(prediction.picture)) for prediction in group]
+                    for prediction, row in zip(group, record(cfg, source, stamped, tables, sorter), strict=True):
+                        summary.add(prediction, row)
     if RANK == 0:
-        write_results(cfg, out, saved, store, paths, predictions)
+        write_results(cfg, out, predictor, source, summary)
+    return summary.unreadable
 
 
-def write_results(cfg: Settings, out: Path, saved: dict, store: Store, paths: list[Path],
-                  predictions: list[Prediction]) -> None:
-    classes = saved['classes']
-    rows = [describe_prediction(p, cfg, classes) for p in predictions]
-    again = (out / 'predictions.json').exists()  # then the reports in that folder are of an earlier run
-    write_tables(out, rows)
+def watch(cfg: Settings) -> int:
+    """Name what comes into TEST_DIR until a signal ends it. Returns how many pictures could not be read."""
+    source, out = Source(str(Path(cfg.TEST_DIR)), Files, None), writable_folder(cfg.OUTPUT_DIR, 'OUTPUT_DIR')
+    tables, named, unreadable = Tables(out), 0, 0
+    busy = f'OUTPUT_DIR = {cfg.OUTPUT_DIR!r}: another run watches with it, choose another folder'
+    with explain_failures('lower BATCH_SIZE', 'started again it goes on'), locked(beside(out.resolve(), 'lock'), busy):
+        predictor, workers = build_predictor(cfg), worker_count(cfg.NUM_WORKERS)
+        arrivals = Arrivals(cfg.TEST_DIR, {source.path(row['path']): (row['bytes'], row['modified_ns'])
+                                           for row in tables.reopen()})
+        print(f'watching {cfg.TEST_DIR}, of which {len(arrivals.done)} pictures were named before; Ctrl-C ends it')
+        with build_sorter(cfg, predictor.classes) as sorter, StopRequest('leaving after this batch') as stop:
+            while not stop.signum:
+                ready = arrivals.ready()
+                found = predictor(ready, workers=workers if len(ready) > cfg.BATCH_SIZE else 0)
+                while not stop.signum and (group := list(itertools.islice(found, cfg.BATCH_SIZE))):
+                    stamped = [(prediction, arrivals.take(prediction.picture, not prediction.error))
+                               for prediction in group]
+                    rows = record(cfg, source, [pair for pair in stamped if pair[1]], tables, sorter)
+                    named, unreadable = named + len(rows), unreadable + sum(bool(row['error']) for row in rows)
+                time.sleep(_PAUSE)
+    print(f'{named - unreadable} pictures named, {unreadable} unreadable; see {out}/predictions.csv and .jsonl')
+    return unreadable
+
+
+def record(cfg: Settings, source: Source, found: list[tuple[Prediction, Sequence[int]]], tables: Tables,
+           sorter: Sorter | None) -> list[dict]:
+    """Copy, write down and print what was found: predictions, each with the stamp of its file. Returns their rows.
+
+    A run that is killed in between and started again finds its copies, and no row of them.
+    """
+    rows = [describe(prediction, source.name(str(prediction.picture)), stamp) for prediction, stamp in found]
+    for (prediction, _), row in zip(found, rows, strict=True):
+        if sorter and not prediction.error:
+            sorter.copy(prediction, Path(row['path']).name if source.root == LIST else row['path'])
+    if rows:
+        tables.append(rows)
     for row in rows:
-        result = row['error'] or f'{row["class"]} ({row["confidence"]:.1%})'
-        print(f'{printable(row["path"])} → {printable(result)}')
-    truth = true_classes(paths, cfg.TEST_DIR, classes)
-    draw_sheet(out, store, predictions, rows, truth, classes)
-    for name in ('report.txt', 'report.json', 'report.html', 'confusion.png', 'calibration.png', 'suspects.csv'):
-        if again and (out / name).is_file():
-            (out / name).unlink()
-    report = report_accuracy(cfg, out, predictions, truth, classes)
+        if cfg.PRINT == 'jsonl':
+            print(json.dumps(row), file=PrintableStream(sys.__stdout__), flush=True)
+        elif cfg.PRINT == 'text':
+            result = row['error'] or f'{row["class"]} ({row["confidence"]:.1%})'
+            Bar.write(f'{printable(row["path"])} → {printable(result)}')
+    return rows
+
+
+def remove_old(out: Path, tables: Tables) -> None:
+    """Delete the tables of an earlier run, and then its reports, which this one may not have."""
+    if tables.lines.exists():
+        for name in ('report.txt', 'report.json', 'report.html', 'confusion.png', 'calibration.png', 'suspects.csv'):
+            with writing(out / name):
+                (out / name).unlink(missing_ok=True)
+    tables.clear()
+
+
+def write_results(cfg: Settings, out: Path, predictor: Predictor, source: Source, summary: Summary) -> None:
+    """The contact sheet, scores where classes are known, and the page."""
+    cells = [sheet_cell(source, row, summary.true_class(row['path'])) for row in summary.sample.items()]
+    with warn_instead():
+        contact_sheet(out / 'predictions.png', cells, f'{len(cells)} of {summary.count} predictions')
+    report = report_accuracy(cfg, out, summary) if summary.names else None
     with warn_instead(), making(out / 'report.html'):
-        draw_page(cfg, out, saved, store, paths, rows, report)
-    if report and chose_weights(cfg.TEST_DIR, saved):
+        draw_page(cfg, out, predictor, source, summary, report)
+    if report and chose_weights(cfg.TEST_DIR, predictor.members[0].saved):
         print('These pictures chose the weights, and perhaps your settings, so that on others the accuracy will be a '
               'little lower: makedata.py --test-ratio 0.15 keeps a part for this.')
-    failed, unknown = sum(bool(row['error']) for row in rows), sum(row['class'] == _UNKNOWN for row in rows)
-    print(f'\n{len(rows) - failed - unknown} pictures named, {f"{unknown} {_UNKNOWN}, " if cfg.UNKNOWN_BELOW else ""}'
-          f'{failed} unreadable; see {out}/predictions.csv, .json and .png')
-
-
-def find_pictures(test_dir: str, store: Store) -> list[Path]:
-    path = Path(test_dir)
-    if isinstance(store, Shards):
-        return [Path(name) for name, _ in store.all]
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise UserError(f'TEST_DIR = {test_dir!r}: no such file or folder')
-    paths = [Path(name) for name in list_images(path)]
-    if not paths:
-        raise UserError(f'TEST_DIR = {test_dir!r}: no pictures in it')
-    return paths
+    named = summary.count - summary.unreadable - summary.unknown
+    print(f'\n{named} pictures named, {f"{summary.unknown} {UNKNOWN}, " if cfg.UNKNOWN_BELOW else ""}'
+          f'{summary.unreadable} unreadable; see {out}/predictions.csv, .jsonl and .png')
 
 
 def chose_weights(test_dir: str, saved: dict) -> bool:
@@ -123,110 +225,55 @@ def chose_weights(test_dir: str, saved: dict) -> bool:
     return isinstance(data_dir, str) and os.path.abspath(test_dir) == os.path.abspath(Path(data_dir, 'val'))
 
 
-def describe_prediction(prediction: Prediction, cfg: Settings, classes: list[str]) -> dict:
-    """A row for the tables: path below TEST_DIR, class or 'unknown', confidence, certainty, the five most probable
-    classes, error.
-    """
-    path = relative(prediction.path, cfg)
-    if prediction.error:
-        return {'path': path, 'class': '', 'confidence': None, 'certainty': None, 'top5': [],
-                'error': prediction.error}
-    shares, indices = prediction.logits.softmax(0).topk(min(5, len(classes)))
-    top = [{'class': classes[i], 'confidence': round(share, 6)}
-           for share, i in zip(shares.tolist(), indices.tolist(), strict=True)]
-    certain = prediction.certainty
-    return {'path': path, **top[0], **({'class': _UNKNOWN} if certain < cfg.UNKNOWN_BELOW else {}),
-            'certainty': round(certain, 6), 'top5': top, 'error': ''}
-
-
-def relative(path: Path, cfg: Settings) -> str:
-    """The path below TEST_DIR."""
-    return path.name if Path(cfg.TEST_DIR).is_file() else path.relative_to(cfg.TEST_DIR).as_posix()
-
-
-def write_tables(out: Path, rows: list[dict]) -> None:
-    write_json(out / 'predictions.json', rows)
-    write_csv(out / 'predictions.csv', [
-        {**row, 'top5': '; '.join(f'{top["class"]} {top["confidence"]:.4f}' for top in row['top5'])} for row in rows])
-
-
-def true_classes(paths: list[Path], test_dir: str, classes: list[str]) -> dict[Path, int]:
-    """{path: class index} for the pictures in sub-folders named like classes, {} where there are none."""
-    if Path(test_dir).is_file():
-        return {}
-    folders = {path: path.relative_to(test_dir).parts[0] for path in paths if path.parent != Path(test_dir)}
-    truth = {path: classes.index(name) for path, name in folders.items() if name in classes}
-    unknown = sorted({name for path, name in folders.items() if name not in classes})
-    if truth and unknown:
-        print(f'not counted in the accuracy, since the network knows no such class: {", ".join(unknown)}')
-    return truth
-
-
-def draw_sheet(out: Path, store: Store, predictions: list[Prediction], rows: list[dict], truth: dict,
-               classes: list[str]) -> None:
-    """Up to _SHEET of the pictures, evenly over the list; green is right, red is wrong, black has no known truth."""
-    pairs = list(zip(predictions, rows, strict=True))
-    count = min(_SHEET, len(pairs))
-    cells = [sheet_cell(store, *pairs[i * len(pairs) // count], truth, classes) for i in range(count)]
-    with warn_instead():
-        contact_sheet(out / 'predictions.png', cells, f'{len(cells)} of {len(rows)} predictions')
-
-
-def sheet_cell(store: Store, prediction: Prediction, row: dict, truth: dict, classes: list[str]) -> tuple:
-    """(image or None, text, colour) of a prediction."""
-    if prediction.error:
+def sheet_cell(source: Source, row: dict, truth: str | None) -> tuple:
+    """(image or None, text, colour) of a prediction; green is right, red is wrong, black has no known truth."""
+    if row['error']:
         return None, f'{row["path"][-24:]}\nunreadable', 'black'
     text, colour = f'{row["class"]} {row["confidence"]:.0%}', 'black'
-    if prediction.path in truth:
-        expected = classes[truth[prediction.path]]
-        colour = 'green' if row['class'] == expected else 'red'
-        text += '' if row['class'] == expected else f'\nis {expected}'
+    if truth is not None:
+        colour = 'green' if row['class'] == truth else 'red'
+        text += '' if row['class'] == truth else f'\nis {truth}'
     try:
-        image = store.open(prediction.path, at_least=256)
+        image = source.store.open(source.path(row['path']), at_least=256)
     except BadImage as error:  # it was readable a moment ago
         return None, str(error)[-24:], 'black'
     image.thumbnail((256, 256))
     return image, text, colour
 
 
-def report_accuracy(cfg: Settings, out: Path, predictions: list[Prediction], truth: dict,
-                    classes: list[str]) -> dict | None:
-    """What common/evaluation/report.py says of the pictures of known class, also in files; None where there are none.
-    """
-    known = [p for p in predictions if p.path in truth and not p.error]
-    if not known:
-        return None
-    logits, targets = torch.stack([p.logits for p in known]), torch.tensor([truth[p.path] for p in known])
-    certain, files = torch.tensor([p.certainty for p in known]), [relative(p.path, cfg) for p in known]
-    result = scores(logits, targets, classes)
-    report = build_report(result, logits, targets, certain, files, classes)
+def report_accuracy(cfg: Settings, out: Path, summary: Summary) -> dict:
+    """What common/evaluation/report.py says of the pictures of known class, also in files."""
+    if summary.other_folders:
+        print('not counted in the accuracy, since the network knows no such class: '
+              + ', '.join(sorted(summary.other_folders)))
+    result, report = summary.scores()
     write_report(out, result, report)
     with warn_instead():
-        plot_confusion(out / 'confusion.png', result, classes)
+        plot_confusion(out / 'confusion.png', result, summary.classes)
     with warn_instead():
         plot_reliability(out / 'calibration.png', result)
     with warn_instead():
         write_suspects(out / 'suspects.csv', report['suspects'])
-    print(f'\n{headline(result)}, on {len(known)} pictures\n\n{result["report_text"]}')
-    answered = certain >= cfg.UNKNOWN_BELOW
-    if cfg.UNKNOWN_BELOW and answered.any():
-        right = (logits.argmax(1) == targets)[answered].double().mean()
-        print(f'{answered.double().mean():.1%} of them are answered with a class, of those {right:.1%} rightly')
+    print(f'\n{headline(result)}, on {len(summary.names)} pictures\n\n{result["report_text"]}')
+    if cfg.UNKNOWN_BELOW and max(summary.certain) >= cfg.UNKNOWN_BELOW:
+        answered, right = summary.answered(cfg.UNKNOWN_BELOW)
+        print(f'{answered:.1%} of them are answered with a class, of those {right:.1%} rightly')
     return report
 
 
-def draw_page(cfg: Settings, out: Path, saved: dict, store: Store, paths: list[Path], rows: list[dict],
+def draw_page(cfg: Settings, out: Path, predictor: Predictor, source: Source, summary: Summary,
               report: dict | None) -> None:
     """report.html, with EXPLAIN also explain/….png."""
-    places, explained = {row['path']: path for row, path in zip(rows, paths, strict=True)}, {}
+    rows, explained = [row for row in summary.sample.items() if not row['error']], {}
     if cfg.EXPLAIN:
-        names = {places[row['path']]: row['path'] for row in rows if not row['error']}
-        found = explanations(saved, list(names), cfg.BATCH_SIZE, store)
+        names = {source.path(name): name for name in summary.readable}
+        found = explanations(predictor.members[0].saved, list(names), cfg.BATCH_SIZE, source.store)
         explained = draw_explanations(out / 'explain', found, names)
     write_prediction_page(
-        out / 'report.html', f'Predictions for {cfg.TEST_DIR}', f'{len(rows)} pictures, by {cfg.CHECKPOINT}', rows,
-        report, lambda name: store.open(places[name], at_least=256), explained)
+        out / 'report.html', f'Predictions for {cfg.TEST_DIR}',
+        f'{summary.count} pictures, by {", ".join(cfg.CHECKPOINT)}', rows, report,
+        lambda name: source.store.open(source.path(name), at_least=256), explained)
 
 
 if __name__ == '__main__':
-    settings.run(main)
+    settings.run(main, rows_only=lambda cfg: cfg.PRINT == 'jsonl')

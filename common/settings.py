@@ -8,6 +8,7 @@ no settings.
 """
 import argparse
 import ast
+import contextlib
 import difflib
 import inspect
 import io
@@ -28,8 +29,12 @@ from common.runtime.signals import kill_workers
 Settings = types.SimpleNamespace  # the constants of a script by name, with their effective values
 
 
-def run(main: Callable[[Settings], None]) -> None:
-    """Print a script's settings and call its main(cfg). A UserError ends it with one line and exit code 2."""
+def run(main: Callable[[Settings], None], rows_only: Callable[[Settings], bool] = lambda cfg: False) -> None:
+    """Print a script's settings and call its main(cfg). A UserError ends it with one line and exit code 2.
+
+    With settings of which `rows_only` is true, what is printed goes to standard error: sys.__stdout__ is for rows that
+    another program reads.
+    """
     module = sys.modules[main.__module__]
     script = Path(module.__file__).name
     for stream in (sys.stdout, sys.stderr):
@@ -42,8 +47,9 @@ def run(main: Callable[[Settings], None]) -> None:
         sys.stdout = open(os.devnull, 'w')  # noqa: SIM115 - the first process speaks for all
     try:
         cfg = read(module)
-        show(cfg, module)
-        main(cfg)
+        with contextlib.redirect_stdout(sys.stderr) if rows_only(cfg) else contextlib.nullcontext():
+            show(cfg, module)
+            main(cfg)
     except UserError as error:
         leave(f'{script}: {printable(" ".join(str(error).split()))}', 2)
     except Stopped as stopped:

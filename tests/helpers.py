@@ -10,12 +10,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import torch
 from PIL import Image
 
 import makedata
 import models
 import train
 from common import settings
+from common.data.transforms import Transform
+from common.evaluation.saved import FORMAT
 
 ROOT = Path(__file__).resolve().parent.parent
 SEEDLINGS = Path(os.environ.get('SEEDLINGS', ROOT.parent / 'shared' / 'seedlings'))
@@ -28,6 +31,17 @@ SMALL = {'--img-size': 32, '--start-size': 1, '--batch-size': 8, '--epochs': 2, 
 
 def tiny_volo(**kwargs):
     return models.create_model('volo_d1', **{'num_classes': 5, 'img_size': 64, **TINY, **kwargs})
+
+
+def untrained(path, classes=('a', 'b', 'c'), seed=2, size=32, settings=None, **content):
+    """Save a checkpoint of a small network with random weights, which names noise with any of the classes."""
+    torch.manual_seed(seed)
+    net = tiny_volo(num_classes=len(classes), img_size=size)
+    torch.nn.init.normal_(net.head.weight)
+    torch.save({'format': FORMAT, 'model': 'volo_d1', 'model_kwargs': TINY, 'classes': list(classes),
+                'transform': Transform([size, size], [0.5] * 3, [0.3] * 3).as_dict(), 'state_dict': net.state_dict(),
+                'settings': settings or {}, **content}, path)
+    return path
 
 
 def draw_folder(root, counts, size=(20, 24), suffix='.png', seed=0):
@@ -97,6 +111,12 @@ def build(**changes):
 
 def read_json(path):
     return json.loads(Path(path).read_text(encoding='utf-8'))
+
+
+def read_rows(folder):
+    """The rows of predictions.jsonl."""
+    with open(Path(folder, 'predictions.jsonl'), encoding='utf-8') as file:
+        return [json.loads(line) for line in file]
 
 
 def result():

@@ -36,6 +36,7 @@ FORMATS = sorted({'AVIF', 'BMP', 'DDS', 'DIB', 'GIF', 'HEIF', 'ICNS', 'ICO', 'IM
                  & set(Image.registered_extensions().values()) & Image.OPEN.keys())
 
 _BITS_PER_SAMPLE, _MAX_SAMPLE_VALUE, _PLANAR_CONFIGURATION, _SAMPLE_FORMAT = 258, 281, 284, 339  # tags of TIFF
+_DEEP_GREY = ('I', 'F')  # modes deeper than 8 bits, integers or floating point
 _UPPER_BYTES = re.compile(';16[BLN]|SGI16')  # in the names of Pillow's decoders that take 8 of a colour's 16 bits
 
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
@@ -121,17 +122,22 @@ def decode(file: str | Path | BinaryIO, path: str | Path, at_least: int | None =
     with header(file) as image:
         if at_least:
             image.draft(None, (at_least, at_least))
-        grey = image.mode.startswith(('I', 'F'))  # deeper than 8 bits, integers or floating point
-        halved = not grey and _UPPER_BYTES.search(str(image.tile[:1]))
-        if grey and image.format == 'PNG':
+        deep = image.mode.startswith(_DEEP_GREY)
+        halved = not deep and _UPPER_BYTES.search(str(image.tile[:1]))
+        if deep and image.format == 'PNG':
             image.info['sBIT'] = _read_sbit(image.fp)
         image.load()
-        picture = ImageOps.exif_transpose(image)
-        if grey:
-            picture = Image.fromarray(_scale_grey(np.asarray(picture), image, path))
-    if halved and max(picture.getchannel(band).getextrema()[1] for band in picture.getbands() if band != 'A') < 16:
-        _warn(f'{path} is almost black: of 16-bit colours Pillow reads the upper 8 bits, and it hardly uses those. '
-              'Scale such pictures to the full 16 bits, or to 8, with another program')
+        if halved and max(image.getchannel(band).getextrema()[1] for band in image.getbands() if band != 'A') < 16:
+            _warn(f'{path} is almost black: of 16-bit colours Pillow reads the upper 8 bits, and it hardly uses those. '
+                  'Scale such pictures to the full 16 bits, or to 8, with another program')
+        return as_rgb(image, path)
+
+
+def as_rgb(image: Image.Image, name: str | Path = 'a picture') -> Image.Image:
+    """What open_image makes of an opened picture of any mode; `name` is for a warning."""
+    picture = ImageOps.exif_transpose(image)
+    if image.mode.startswith(_DEEP_GREY):
+        picture = Image.fromarray(_scale_grey(np.asarray(picture), image, name))
     if picture.has_transparency_data:
         picture = Image.alpha_composite(Image.new('RGBA', picture.size, 'white'), picture.convert('RGBA'))
     return picture.convert('RGB')

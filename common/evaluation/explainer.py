@@ -1,16 +1,14 @@
 """Pictures with what the answer of a VOLO rests on."""
 import dataclasses
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
 
+from common.data.reading import read_batches
 from common.data.stores import Store
 from common.data.transforms import Transform, fit
-from common.evaluation.predictor import ImageFiles, collate
 from common.runtime.console import Bar
 from common.runtime.device import choose_device
 from models import restore_model
@@ -25,19 +23,19 @@ def explanations(saved: dict, paths: list[Path], batch_size: int, store: Store) 
     """Yields (path, the part of the picture that the network sees, its class attention, its attribution) of readable
     pictures, both (H/16, W/16).
 
-    `saved` is the content of a checkpoint of a VOLO that `predict` has used.
+    `saved` is the content of a checkpoint of a VOLO that a Predictor has used.
     """
     device = choose_device()
     net = restore_model(saved).to(device).eval()
     transform = Transform.from_dict(saved['transform'])
     scale = max(1, LEAST / min(transform.img_size))
     frame = fit(dataclasses.replace(transform, img_size=[round(scale * side) for side in transform.img_size]))
-    left = iter(paths)
+    batches = (paths[start:start + batch_size] for start in range(0, len(paths), batch_size))
     with Bar(total=len(paths), desc='explaining', unit='img') as bar:
-        for images, errors in DataLoader(ImageFiles(paths, transform, store), batch_size, collate_fn=collate):
-            maps = () if images is None else explain(net, images.to(device))[1:]
+        for batch, images, errors in read_batches(batches, [transform], store):
+            maps = () if images is None else explain(net, images[0].to(device))[1:]
             found = zip(*(values.cpu() for values in maps), strict=True)
-            for path, error in zip(itertools.islice(left, len(errors)), errors, strict=True):
+            for path, error in zip(batch, errors, strict=True):
                 bar.update()
                 if not error:
                     yield path, frame(store.open(path, at_least=2 * LEAST)), *next(found)

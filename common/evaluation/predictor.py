@@ -1,125 +1,187 @@
-"""The network of a checkpoint over a list of image files, each of which gets its logits or its error."""
-import itertools
+"""The networks of checkpoints, put to work on pictures.
+
+    from common.evaluation.predictor import Predictor
+
+    predictor = Predictor('checkpoints/volo_d1/best.pth', unknown_below=0.5)
+    for found in predictor(['photos/1.jpg', 'photos/2.jpg']):
+        print(found.picture, found.label, found.confidence, found.error)
+"""
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch import nn
 
-from common.data.cache import ImageCache
-from common.data.images import BadImage
-from common.data.loaders import in_turn, init_worker, own_batches
+from common.data.loaders import in_turn
+from common.data.reading import Batch, Picture, read_batches
 from common.data.stores import Files, Store
-from common.data.transforms import Transform, eval_transform, fit, least_side
+from common.data.transforms import Transform
+from common.evaluation.augmentation import trained_views
 from common.evaluation.outliers import certainty, typicality
-from common.runtime.console import Bar
-from common.runtime.device import choose_amp_dtype, choose_device, describe_device
+from common.evaluation.saved import load_network, outliers_of, temperature_of, trained_with_amp
+from common.runtime.device import choose_amp_dtype, choose_device
 from common.runtime.distributed import gather
 from common.runtime.errors import UserError
 from common.runtime.parallel import parallel
+from common.runtime.ranks import RANK, WORLD_SIZE
 from models import WeightsError, logits_and_features, restore_model
+
+UNKNOWN = 'unknown'
+TOP = 5
 
 
 @dataclass
 class Prediction:
-    path: Path
-    logits: torch.Tensor | None  # (classes,), fp32 on the CPU; None where the file cannot be read
-    certainty: float             # from 0 to 1: the confidence, or less for a picture unlike those of val
-    error: str                   # why it cannot, '' where it can
+    """What a Predictor says of a picture. Where it cannot be read, there is an error and nothing else."""
+    picture: Picture
+    label: str = ''                     # the most probable class, or 'unknown'
+    confidence: float = 0.              # probability of the most probable class
+    certainty: float = 0.               # from 0 to 1: the confidence, or less for a picture unlike those of val
+    top: list[tuple[str, float]] = field(default_factory=list)  # the TOP most probable classes with their probabilities
+    logits: torch.Tensor | None = None  # (classes,), calibrated, fp32 on the CPU
+    error: str = ''                     # why it cannot be read
 
 
-class ImageFiles(Dataset):
-    """(transformed image, '') for every path, or (None, what is wrong with the file)."""
-
-    def __init__(self, paths: list[Path], transform: Transform, store: Store):
-        self.paths, self.transform = paths, eval_transform(transform)
-        self.open = ImageCache(fit(transform), transform.img_size, least_side(transform), store)
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor | None, str]:
-        try:
-            return self.transform(self.open(self.paths[index])), ''
-        except BadImage as error:
-            return None, str(error)
+@dataclass
+class Member:
+    """One of the networks that a Predictor averages."""
+    name: str
+    saved: dict            # its checkpoint
+    model: nn.Module       # images (B, 3, H, W) -> logits (B, classes), features (B, dim) or None
+    transform: int = 0     # the number of its transform among those of the Predictor
 
 
-def collate(items: list) -> tuple[torch.Tensor | None, list[str]]:
-    """(batch of the readable images or None, [error or '' for each item])."""
-    images = [image for image, _ in items if image is not None]
-    return default_collate(images) if images else None, [error for _, error in items]
+class Predictor:
+    """Names pictures with the network of a checkpoint of train.py, or of several whose logits are averaged.
 
-
-@torch.no_grad()  # not inference_mode, which the threads of DataParallel would leave
-def predict(saved: dict, name: str, paths: list[Path], batch_size: int, workers: int, use_amp: bool | str,
-            use_dp: bool, store: Store = Files) -> list[Prediction]:
-    """A Prediction for every path, in the same order; several processes predict a share each, and all have the whole.
-
-    `saved` is the content of a checkpoint of train.py, `name` what errors call it. The logits are those of the network
-    divided by the checkpoint's temperature. `use_amp` may be 'auto': as in training. Raises UserError for weights that
-    do not fit or give non-finite logits.
+    `checkpoints` are paths, or contents of checkpoints by the name that errors call them. With `average_weights` there
+    is one network, whose weights are the mean of all: for checkpoints of one run. A picture of which the most probable
+    class has a certainty below `unknown_below` is 'unknown'. With `tta`, test-time augmentation, one whose confidence
+    is below `tta_below` is looked at again, mirrored and turned as in training, and the logits are averaged.
+    `use_amp='auto'` is mixed precision if training had it. Raises UserError, naming the file.
     """
-    device = choose_device()
-    amp_dtype = choose_amp_dtype(device) if (trained_with_amp(saved) if use_amp == 'auto' else use_amp) else None
-    print(describe_device(device, amp_dtype))
-    indices = own_batches(len(paths), batch_size)
-    loader = DataLoader(ImageFiles(paths, Transform.from_dict(saved['transform']), store), batch_sampler=indices,
-                        collate_fn=collate, pin_memory=device.type == 'cuda', num_workers=min(workers, len(paths)),
-                        worker_init_fn=init_worker)
-    batches = iter(loader)  # reading begins while the network is built
+
+    def __init__(self, checkpoints: str | Path | Sequence[str | Path] | dict[str, dict], *, batch_size: int = 32,
+                 unknown_below: float = 0., tta: bool = False, tta_below: float = 1., average_weights: bool = False,
+                 use_amp: bool | str = 'auto', use_dp: bool = True):
+        if not isinstance(checkpoints, dict):
+            names = [checkpoints] if isinstance(checkpoints, (str, Path)) else checkpoints
+            checkpoints = {str(name): load_network(name) for name in names}
+        self.members = [Member(name, saved, restore(name, saved)) for name, saved in checkpoints.items()]
+        first = self.members[0].saved
+        self.classes, self.device = first['classes'], choose_device()
+        if average_weights:
+            self.members = [average(self.members)]
+        amp = trained_with_amp(first) if use_amp == 'auto' else use_amp
+        self.amp_dtype = choose_amp_dtype(self.device) if amp else None
+        self.transforms = []
+        for member in self.members:
+            if member.saved['classes'] != self.classes:
+                raise UserError(f'{member.name}: its classes are not those of {self.members[0].name}')
+            transform = Transform.from_dict(member.saved['transform'])
+            if transform not in self.transforms:
+                self.transforms.append(transform)
+            member.transform = self.transforms.index(transform)
+            member.model = parallel(member.model.to(self.device), self.device, self.amp_dtype, use_dp,
+                                    look=logits_and_features).eval()
+        self.views = trained_views(first) if tta else []
+        self.batch_size, self.unknown_below, self.tta_below = batch_size, unknown_below, tta_below
+
+    def __call__(self, pictures: Iterable[Picture], store: Store = Files, workers: int = 0) -> Iterator[Prediction]:
+        """Yields a Prediction for every picture, in the same order, as soon as its batch is done.
+
+        A picture is a path in `store`, a PIL image, or an array (H, W) or (H, W, 3) of uint8. So many worker processes
+        read them, no more of them than needed. Several processes of torchrun, which must name the same pictures,
+        predict a share each, and all get the whole. Raises UserError for weights that give non-finite logits.
+        """
+        own = read_batches(self.own_batches(pictures), self.transforms, store, workers)
+        while True:
+            batch = next(own, None)
+            turn = in_turn(gather([] if batch is None else [self.name(batch)]))
+            if not turn:
+                return
+            for predictions in turn:
+                yield from predictions
+
+    def own_batches(self, pictures: Iterable[Picture]) -> Iterator[list[Picture]]:
+        """The batches that fall to this process: each takes the next."""
+        batch, turn = [], 0
+        for picture in pictures:
+            batch.append(picture)
+            if len(batch) == self.batch_size:
+                if turn == RANK:
+                    yield batch
+                batch, turn = [], (turn + 1) % WORLD_SIZE
+        if batch and turn == RANK:
+            yield batch
+
+    @torch.no_grad()  # not inference_mode, which the threads of DataParallel would leave
+    def name(self, batch: Batch) -> list[Prediction]:
+        """The Prediction of each picture of a batch."""
+        pictures, images, errors = batch
+        if images is None:
+            return [Prediction(picture, error=error) for picture, error in zip(pictures, errors, strict=True)]
+        images = [tensor.to(self.device, non_blocking=True) for tensor in images]
+        logits, typical = self.look(images)
+        unsure = logits.softmax(1).amax(1) < self.tta_below
+        if self.views and unsure.any():
+            chosen = [tensor[unsure.to(self.device)] for tensor in images]
+            looks = [logits[unsure]] + [self.look([view(tensor) for tensor in chosen])[0] for view in self.views]
+            logits[unsure] = torch.stack(looks).mean(0)
+        shares, indices = logits.softmax(1).topk(min(TOP, len(self.classes)))
+        certain = shares[:, 0] if typical is None else certainty(shares[:, 0], typical)
+        found = zip(logits, shares.tolist(), indices.tolist(), certain.tolist(), strict=True)
+        return [Prediction(picture, error=error) if error else self.describe(picture, *next(found))
+                for picture, error in zip(pictures, errors, strict=True)]
+
+    def describe(self, picture: Picture, logits: torch.Tensor, shares: list[float], indices: list[int],
+                 certain: float) -> Prediction:
+        top = [(self.classes[index], share) for index, share in zip(indices, shares, strict=True)]
+        label = UNKNOWN if certain < self.unknown_below else top[0][0]
+        return Prediction(picture, label, shares[0], certain, top, logits.clone())
+
+    def look(self, images: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(calibrated logits (B, classes), typicality (B,) or None), means over the networks, of the images for each
+        transform (B, 3, H, W).
+        """
+        found, typical = [], []
+        for member in self.members:
+            logits, features = member.model(images[member.transform])
+            found.append(logits.float().cpu() / temperature_of(member.saved))
+            if not found[-1].isfinite().all():
+                raise UserError(f'{member.name}: its weights give non-finite logits')
+            known = None if features is None else outliers_of(member.saved, features.shape[1])
+            if known:
+                typical.append(typicality(features.float().cpu(), known))
+        return torch.stack(found).mean(0), torch.stack(typical).mean(0) if typical else None
+
+
+def restore(name: str, saved: dict) -> nn.Module:
+    """The network of a checkpoint. Raises UserError."""
     try:
-        net = restore_model(saved)
+        return restore_model(saved)
     except WeightsError as error:
         raise UserError(f'{name}: {error}') from error
-    model = parallel(net.to(device), device, amp_dtype, use_dp, look=logits_and_features).eval()
-    predictions = []
-    with Bar(total=sum(map(len, indices)), desc='predicting', unit='img') as bar:
-        for batch, (images, errors) in zip(indices, batches, strict=True):
-            found = iter(() if images is None else classify(model, images.to(device, non_blocking=True), saved, name))
-            predictions.append([Prediction(paths[index], None, 0., error) if error else
-                                Prediction(paths[index], *next(found), '')
-                                for index, error in zip(batch, errors, strict=True)])
-            bar.update(len(batch))
-    return list(itertools.chain.from_iterable(in_turn(gather(predictions))))
 
 
-def trained_with_amp(saved: dict) -> bool:
-    """Whether a checkpoint's network was trained and validated in mixed precision."""
-    if 'amp_dtype' in saved:
-        return saved['amp_dtype'] is not None
-    settings = saved.get('settings')  # in checkpoints of earlier versions
-    return not isinstance(settings, dict) or settings.get('USE_AMP') is not False
+def average(members: list[Member]) -> Member:
+    """A network with the mean of the weights of several of the same kind. Raises UserError for others.
 
-
-def temperature_of(saved: dict) -> float:
-    """What train.py found to fit the validation set best; 1 in checkpoints of earlier versions."""
-    best = saved.get('best')
-    value = best.get('temperature') if isinstance(best, dict) else None
-    return value if isinstance(value, float) and 0 < value < math.inf else 1.
-
-
-def outliers_of(saved: dict, dim: int) -> dict | None:
-    """What train.py knew of the features (N, dim) of the validation set; None in checkpoints that do not tell."""
-    known, shapes = saved.get('outliers'), {'mean': (dim,), 'precision': (dim, dim), 'share': ()}
-    whole = isinstance(known, dict) and all(
-        isinstance(known.get(name), torch.Tensor) and known[name].dtype == torch.float32
-        and known[name].shape == shapes.get(name, known[name].shape[:1]) and known[name].isfinite().all()
-        for name in ('mean', 'precision', 'share', 'squares'))
-    return known if whole else None
-
-
-def classify(model: torch.nn.Module, images: torch.Tensor, saved: dict,
-             name: str) -> Iterator[tuple[torch.Tensor, float]]:
-    """Yields the calibrated logits (classes,) and the certainty of each image of a batch (B, 3, H, W)."""
-    logits, features = model(images)
-    logits = logits.float().cpu() / temperature_of(saved)
-    if not logits.isfinite().all():
-        raise UserError(f'{name}: its weights give non-finite logits')
-    certain = logits.softmax(1).amax(1)
-    known = None if features is None else outliers_of(saved, features.shape[1])
-    if known:
-        certain = certainty(certain, typicality(features.float().cpu(), known))
-    yield from zip(logits, certain.tolist(), strict=True)
+    Its features are its own, so that what is known of theirs is left out.
+    """
+    first = members[0]
+    for member in members[1:]:
+        differ = [key for key in ('model', 'model_kwargs', 'classes', 'transform')
+                  if member.saved[key] != first.saved[key]]
+        if differ:
+            raise UserError(f'{member.name}: its {differ[0]} is not that of {first.name}, so their weights have no '
+                            'mean: average logits')
+    states = [member.model.state_dict() for member in members]
+    first.model.load_state_dict({
+        name: torch.stack([state[name] for state in states]).mean(0) if value.is_floating_point() else value
+        for name, value in states[0].items()})
+    temperature = math.exp(sum(math.log(temperature_of(member.saved)) for member in members) / len(members))
+    first.saved = {**first.saved, 'best': {'temperature': temperature}, 'outliers': None}
+    return first

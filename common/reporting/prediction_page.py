@@ -11,8 +11,6 @@ from common.reporting.page import SIDE, Thumbnails, as_uri, headline_tiles, repo
 from common.runtime.console import printable
 from common.runtime.files import replacing
 
-SHOWN = 36  # pictures, evenly over the list
-
 
 def draw_explanations(folder: Path, explained: Iterable[tuple[Path, Image.Image, torch.Tensor, torch.Tensor]],
                       names: dict[Path, str]) -> dict[str, Path]:
@@ -34,23 +32,20 @@ def draw_explanations(folder: Path, explained: Iterable[tuple[Path, Image.Image,
 
 def write_prediction_page(path: Path, title: str, subtitle: str, rows: list[dict], report: dict[str, Any] | None,
                           open_image: Callable[[str], Image.Image], explained: dict[str, Path]) -> None:
-    """`rows` are those of predictions.json, whose paths `open_image` takes; `report` is that of
+    """`rows` are those of the tables for readable pictures to show, whose paths `open_image` takes; `report` is that of
     common/evaluation/report.py where classes are known; `explained` is what draw_explanations returned.
     """
     thumbnail = Thumbnails(open_image)
-    readable = [row for row in rows if not row['error']]
-    count = min(SHOWN, len(readable))
-    shown = [readable[i * len(readable) // count] for i in range(count)]
     sections = report_sections(report, thumbnail) if report else [
         {'name': 'predictions', 'heading': 'Predictions', 'pictures': [
-            {'images': [thumbnail(row['path'])], 'lines': lines(row)} for row in shown]}]
+            {'images': [thumbnail(row['path'])], 'lines': lines(row)} for row in rows]}]
     if explained:
         sections.append({
             'name': 'explain', 'heading': 'Where it looked', 'pictures': [
                 {'images': [as_uri(Image.open(explained[row['path']]), 3 * SIDE)], 'wide': True, 'lines': lines(row)}
-                for row in shown], 'note':
+                for row in rows], 'note':
             'Beside each picture what the class token attended to, and what spoke for the class, both brightest where '
-            'they are largest. The folder explain has all of them.'})
+            'they are largest. They are also in the folder explain.'})
     tiles = headline_tiles(report, f'on {report["pictures"]} pictures') if report else []
     write_page(path, printable(title), printable(subtitle), tiles, sections)
 

@@ -14,10 +14,11 @@ class StopRequest:
     `signum`, a second one kills. SIGHUP stays ignored under nohup.
 
     Under torchrun a second one is no impatience: it passes on what the terminal has sent already. It kills after half
-    a minute.
+    a minute. `answer` is what the first one is answered with.
     """
 
-    def __init__(self):
+    def __init__(self, answer: str = 'saving, then leaving'):
+        self.answer = answer
         self.signum: int | None = None
         self.handlers_before = {}
 
@@ -32,7 +33,7 @@ class StopRequest:
             signal.signal(signum, handler)
 
     def note(self, signum, frame) -> None:
-        text = f'\n{signal.Signals(signum).name}: saving, then leaving'
+        text = f'\n{signal.Signals(signum).name}: {self.answer}'
         if not LAUNCHED:
             text += '; once more leaves at once'
             for other in self.handlers_before:

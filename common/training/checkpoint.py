@@ -9,12 +9,10 @@ from pathlib import Path
 
 import torch
 
+from common.evaluation.saved import FORMAT, load
 from common.runtime.errors import UserError
 from common.runtime.files import move, replacing
-from models import WeightsError
-from models.weights import read_file
 
-FORMAT = 2  # of the checkpoint's content; raised when an older test.py could no longer read it
 LAST_KEYS = ('settings', 'classes', 'fingerprint', 'transform', 'history', 'provenance', 'progress', 'plan', 'elapsed',
              'state_dict', 'state_dict_ema', 'lr_scale', 'optimizer', 'scaler')  # what last.pth must have
 
@@ -38,20 +36,6 @@ def sync_folder(folder: Path) -> None:
         with contextlib.suppress(OSError):
             os.fsync(handle)
         os.close(handle)
-
-
-def load(path: Path | str) -> dict:
-    """A checkpoint's content. Raises UserError for a file that is missing, damaged or something else."""
-    try:
-        content = read_file(path)
-    except WeightsError as error:
-        raise UserError(f'{error}: run train.py first, or name one of its checkpoints') from None
-    if not isinstance(content, dict) or not isinstance(content.get('format'), int):
-        raise UserError(f'{path}: not a checkpoint of train.py')
-    if content['format'] != FORMAT:
-        raise UserError(f'{path}: written by another version of this project (its format is {content["format"]}, this '
-                        f'one reads {FORMAT}): use that version')
-    return content
 
 
 def save_last(folder: Path, content: dict) -> None:

@@ -25,7 +25,7 @@ import mean_std
 from common import settings
 from common.data.folders import list_images
 from common.evaluation.metrics import scores
-from common.evaluation.predictor import predict
+from common.evaluation.predictor import Predictor
 from common.reporting.plots import drawn
 from common.runtime.errors import UserError
 from common.runtime.machine import worker_count
@@ -112,9 +112,9 @@ def evaluate(name, saved, half):
     if saved is None:
         return {f'{name}_{column}': None for column in ('acc1', 'balanced', 'macro_f1')}
     paths = [path for path in map(Path, list_images('data/val')) if half_of(path) == half]
-    predictions = predict(saved, name, paths, 32, worker_count('auto'), 'auto', True)
-    predictions = [prediction for prediction in predictions if not prediction.error]
-    targets = [saved['classes'].index(prediction.path.parts[2]) for prediction in predictions]
+    predictor = Predictor({name: saved})
+    predictions = [found for found in predictor(paths, workers=worker_count('auto')) if not found.error]
+    targets = [saved['classes'].index(prediction.picture.parts[2]) for prediction in predictions]
     found = scores(torch.stack([p.logits for p in predictions]), torch.tensor(targets), saved['classes'])
     return {f'{name}_acc1': round(found['acc1'], 2), f'{name}_balanced': round(found['balanced_accuracy'], 2),
             f'{name}_macro_f1': round(100 * found['report']['macro avg']['f1-score'], 2)}

@@ -28,18 +28,17 @@ from PIL import Image
 from recipes import run_train
 from scipy.ndimage import binary_opening
 from sklearn.metrics import roc_auc_score
-from torch.utils.data import DataLoader
 
 import makedata
 import mean_std
 from common import settings
 from common.data.folders import find_pictures, list_images
+from common.data.reading import read_batches
 from common.data.stores import Files
 from common.data.transforms import Transform
 from common.evaluation.calibration import fit_temperature
 from common.evaluation.explainer import explanations
 from common.evaluation.outliers import certainty, fit_outliers, typicality
-from common.evaluation.predictor import ImageFiles, collate
 from common.evaluation.report import answers
 from common.training import checkpoint
 from models import logits_and_features, restore_model
@@ -109,11 +108,11 @@ def one_division(logits, features, targets, strange, wanted, order):
 
 def outputs(saved, paths):
     """(logits (N, classes), features (N, dim)) of pictures."""
-    net, transform, batches = restore_model(saved).eval(), Transform.from_dict(saved['transform']), []
+    net, transform = restore_model(saved).eval(), Transform.from_dict(saved['transform'])
+    batches = (paths[start:start + 32] for start in range(0, len(paths), 32))
     with torch.no_grad():
-        for images, _ in DataLoader(ImageFiles(paths, transform, Files), 32, collate_fn=collate):
-            batches.append(logits_and_features(net, images))
-    return tuple(torch.cat(parts) for parts in zip(*batches, strict=True))
+        found = [logits_and_features(net, images[0]) for _, images, _ in read_batches(batches, [transform], Files)]
+    return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
 
 
 def strange_pictures(folder):

@@ -1,11 +1,11 @@
 """Confidence that says how often it is right."""
 import pytest
 import torch
-from helpers import draw_folder, read_json, run, run_script
+from helpers import draw_folder, read_rows, run, run_script
 
 from common.evaluation.calibration import calibration_error, fit_temperature, reliability
 from common.evaluation.metrics import scores
-from common.evaluation.predictor import temperature_of
+from common.evaluation.saved import temperature_of
 from common.reporting.plots import plot_reliability
 
 
@@ -69,7 +69,7 @@ def test_predictions_are_divided_by_that_of_validation(tmp_path, monkeypatch):
         done = run_script('test.py', '--checkpoint', f'{name}.pth', '--output-dir', name, '--num-workers', 0)
         assert done.returncode == 0, done.stderr
         confidences.append(torch.tensor([
-            [top['confidence'] for top in row['top5']] for row in read_json(tmp_path / name / 'predictions.json')]))
+            [top['confidence'] for top in row['top5']] for row in read_rows(tmp_path / name)]))
     divided = (confidences[1].log() / torch.load('as it is.pth', weights_only=True)['best']['temperature']).softmax(1)
     torch.testing.assert_close(confidences[0], divided, atol=1e-4, rtol=1e-3)
     assert (tmp_path / 'out' / 'calibration.png').exists() and (tmp_path / 'plain' / 'calibration.png').exists()

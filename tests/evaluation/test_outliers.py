@@ -2,11 +2,11 @@
 import numpy as np
 import pytest
 import torch
-from helpers import draw_folder, read_json, run, run_script
+from helpers import draw_folder, read_rows, run, run_script
 from PIL import Image
 
 from common.evaluation.outliers import FEWEST, certainty, fit_outliers, typicality
-from common.evaluation.predictor import outliers_of
+from common.evaluation.saved import outliers_of
 from models import VOLO, create_model, logits_and_features
 
 
@@ -106,7 +106,7 @@ def test_test_py_calls_strange_pictures_unknown(tmp_path, monkeypatch):
         Image.new('RGB', (24, 20), colour).save(tmp_path / 'new' / f'strange{number}.png')
     arguments = ('--checkpoint', 'out/best.pth', '--test-dir', 'new', '--num-workers', 0)
     done = run_script('test.py', *arguments, '--unknown-below', 0.4, cwd=tmp_path)
-    rows = {row['path']: row for row in read_json('predictions/predictions.json')}
+    rows = {row['path']: row for row in read_rows('predictions')}
     strange = [row for name, row in rows.items() if name.startswith('strange')]
     assert len(strange) == 3 and all(row['class'] == 'unknown' for row in strange), done.stderr
     assert all(row['certainty'] < 0.4 for row in strange) and all(row['top5'][0]['class'] in 'ab' for row in strange)

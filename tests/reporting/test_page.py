@@ -126,7 +126,7 @@ def test_pictures_of_unknown_class_have_a_page_too(project, show):
     (project / 'flat' / '7.png').write_text('no picture')
     done = run_script('test.py', '--checkpoint', 'out/best.pth', '--test-dir', 'flat', '--output-dir', 'named',
                       '--explain', '--num-workers', 0, cwd=project)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 3, done.stderr
     view = show(project / 'named' / 'report.html')
     assert view.locator('#predictions figure').count() == view.locator('#explain figure').count() == 31
     maps = sorted((project / 'named' / 'explain').iterdir())

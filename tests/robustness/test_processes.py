@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import CLOCKS, arguments_of, draw_folder, launch, read_json, run, run_script
+from helpers import CLOCKS, arguments_of, draw_folder, launch, read_rows, run, run_script
 
 import train
 
@@ -84,7 +84,7 @@ def test_they_predict_what_one_does(data, alone):
     assert '30 pictures named, 1 unreadable' in out, err
     for name in ('predictions.csv', 'report.json'):
         assert Path('one', name).read_text() == Path('two', name).read_text()
-    assert len(read_json('two/predictions.json')) == 31
+    assert len(read_rows('two')) == 31
 
 
 def test_a_mistake_is_told_once(data):

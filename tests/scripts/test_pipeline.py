@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, TINY, draw_folder, run_script
+from helpers import ROOT, TINY, draw_folder, read_rows, run_script
 from PIL import Image
 
+import models
 import test
 from common import settings
 from common.runtime.errors import UserError
@@ -30,8 +31,9 @@ def project(tmp_path_factory):
 
 def predict(project, *arguments):
     done = run_script('test.py', *arguments, cwd=project)
-    assert done.returncode == 0, done.stderr
-    return done.stdout, json.loads((project / 'predictions' / 'predictions.json').read_text(encoding='utf-8'))
+    rows = read_rows(project / 'predictions')
+    assert done.returncode == (3 if any(row['error'] for row in rows) else 0), done.stderr
+    return done.stdout, rows
 
 
 def test_training_used_the_measured_normalisation(project):
@@ -105,7 +107,8 @@ def test_mistakes_end_in_one_line(project, monkeypatch, arguments, words):
 def test_only_a_volo_can_be_explained(project, monkeypatch):
     monkeypatch.chdir(project)
     saved = torch.load('checkpoints/volo_d1/best.pth', weights_only=True)
-    torch.save({**saved, 'model': 'resnet18'}, 'other.pth')
+    state = models.create_model('resnet18', num_classes=3, img_size=[32, 32]).state_dict()
+    torch.save({**saved, 'model': 'resnet18', 'model_kwargs': {}, 'state_dict': state}, 'other.pth')
     with pytest.raises(UserError, match='EXPLAIN: resnet18 is no VOLO, set it to False'):
         test.main(settings.read(test, ['--checkpoint', 'other.pth', '--explain']))
 

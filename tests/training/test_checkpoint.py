@@ -9,7 +9,7 @@ from helpers import run
 
 import train
 from common.data.folders import list_images
-from common.evaluation.predictor import predict
+from common.evaluation.predictor import Predictor
 from common.runtime.errors import UserError
 from common.training import checkpoint
 
@@ -60,7 +60,7 @@ def test_before_the_largest_images_best_pth_is_a_network_for_smaller_ones(data, 
     assert best['transform']['img_size'] == [64, 64] and best['state_dict']['pos_embed'].shape[1:3] == (4, 4)
     assert [(row['height'], row['width']) for row in best['history']] == [(32, 32), (32, 32), (48, 48), (64, 64)]
     assert best['best']['epoch'] == 4
-    found = predict(first, '1.pth', [*map(Path, list_images('data/val'))], 4, 0, 'auto', False)
+    found = list(Predictor('1.pth')(list_images('data/val')))
     assert len(found) == 8 and all(prediction.logits.shape == (2,) for prediction in found)
 
 
