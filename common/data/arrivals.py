@@ -54,6 +54,5 @@ class Arrivals:
         if not readable and path not in self.unreadable:
             self.unreadable.add(path)
             return None
-        self.unreadable.discard(path)
         self.done[path] = self.since.pop(path)[0]
         return self.done[path]

@@ -140,7 +140,7 @@ class Predictor:
                  certain: float) -> Prediction:
         top = [(self.classes[index], share) for index, share in zip(indices, shares, strict=True)]
         label = UNKNOWN if certain < self.unknown_below else top[0][0]
-        return Prediction(picture, label, shares[0], certain, top, logits.clone())
+        return Prediction(picture, label, shares[0], certain, top, logits)
 
     def look(self, images: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(calibrated logits (B, classes), typicality (B,) or None), means over the networks, of the images for each

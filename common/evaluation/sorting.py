@@ -70,7 +70,7 @@ def add_copy(source: str | Path, target: Path, aside: Path) -> Path:
                 return place
             except FileExistsError:
                 filecmp.clear_cache()  # which knows files by their size and time alone
-                if place.is_file() and filecmp.cmp(aside, place, shallow=False):
+                if filecmp.cmp(aside, place, shallow=False):
                     return place
     finally:
         aside.unlink(missing_ok=True)

@@ -98,7 +98,7 @@ def test_views_are_those_of_training():
     assert trained_views({'settings': None, 'transform': {'img_size': [32, 32]}}) == []
 
 
-def test_uncertain_pictures_are_looked_at_again(photos):
+def test_uncertain_pictures_are_looked_at_again(photos, monkeypatch):
     """The mean of the logits of both mirror images; sure ones are as they were."""
     untrained('x.pth', settings={'FLIP': 0.5})
     once = list(Predictor('x.pth', use_amp=False)(photos))
@@ -109,13 +109,16 @@ def test_uncertain_pictures_are_looked_at_again(photos):
         expected = (before.logits + other) / 2 if before.confidence < middle else before.logits
         torch.testing.assert_close(after.logits, expected)
     assert sum(before.logits.allclose(after.logits) for before, after in zip(once, found, strict=True)) == 6
-    assert logits(Predictor('x.pth', use_amp=False, tta=True, tta_below=0.), photos).equal(
-        torch.stack([prediction.logits for prediction in once]))
+    sure, looks = Predictor('x.pth', use_amp=False, tta=True, tta_below=0.), []
+    monkeypatch.setattr(sure, 'look', lambda images: looks.append(1) or Predictor.look(sure, images))
+    assert logits(sure, photos).equal(torch.stack([prediction.logits for prediction in once])) and len(looks) == 1
 
 
 def test_several_networks_are_averaged(photos):
     """Each with its own size of images and its own temperature."""
     untrained('y.pth', seed=1, size=48, best={'temperature': 2.})
+    torch.testing.assert_close(logits(Predictor('y.pth', use_amp=False), photos), logits(Predictor({'y': {
+        **torch.load('y.pth', weights_only=True), 'best': {}}}, use_amp=False), photos) / 2)
     single = [logits(Predictor(name, use_amp=False), photos) for name in ('x.pth', 'y.pth')]
     both = logits(Predictor(['x.pth', 'y.pth'], use_amp=False, batch_size=5), photos)
     torch.testing.assert_close(both, (single[0] + single[1]) / 2)

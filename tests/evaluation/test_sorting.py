@@ -30,7 +30,7 @@ def test_each_answer_has_its_folder():
     with sorter() as there:
         there.copy(Prediction('inbox/1.jpg', 'a', confidence=0.5), '1.jpg')
         there.copy(Prediction('inbox/deep/2.jpg', 'a', confidence=0.49), 'deep/2.jpg')
-        there.copy(Prediction('inbox/1.jpg', 'unknown', confidence=0.9), '1.jpg')
+        there.copy(Prediction('inbox/1.jpg', 'unknown', confidence=0.3), '1.jpg')
     assert found() == ['sorted/a/1.jpg', 'sorted/unknown/1.jpg', 'sorted/unsure/deep/2.jpg']
     assert Path('sorted/unsure/deep/2.jpg').read_text() == 'deep/2.jpg' == Path('inbox/deep/2.jpg').read_text()
 
@@ -99,10 +99,10 @@ def test_mistakes(options, words):
 
 
 def test_one_run_at_a_time_sorts_into_a_folder():
-    with sorter():
+    with sorter() as first:
         with pytest.raises(UserError, match='another run sorts into it'), sorter():
             pass
         with sorter(folder='elsewhere'):
             pass
     with sorter():
-        pass
+        assert first.lock

@@ -26,7 +26,8 @@ def test_rows_are_added(tables, tmp_path):
     rows = [row('1.png'), describe(Prediction('x', error='bad'), 'x', (0, 0)), row('=1+1\n\u2028\udc80.png')]
     tables.append(rows[:2])
     tables.append(rows[2:])
-    assert list(Tables(tmp_path).reopen()) == rows
+    sheet = tables.csv.read_bytes()
+    assert list(Tables(tmp_path).reopen()) == rows and tables.csv.read_bytes() == sheet
     assert [cell['path'] for cell in cells(tmp_path)] == ['1.png', 'x', "'=1+1\\n\\u2028\\udc80.png"]
     assert cells(tmp_path)[0] == {'path': '1.png', 'class': 'a', 'confidence': '0.75', 'certainty': '0.5',
                                   'top5': 'a 0.7500; b 0.2500', 'error': ''}
