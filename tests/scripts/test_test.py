@@ -64,13 +64,19 @@ def test_exit_codes(photos):
     (('--unsure-below', -1), 'UNSURE_BELOW = -1'), (('--watch', '--test-dir', 'x.pth'), "TEST_DIR = 'x.pth' is no fol"),
     (('--watch', '--test-dir', '-'), "TEST_DIR = '-' is no folder"),
     (('--watch', '--explain', '--test-dir', 'photos'), 'EXPLAIN does not go with WATCH'),
-    (('--watch', '--test-dir', 'photos', '--output-dir', 'photos/out'), "OUTPUT_DIR = 'photos/out' lies in TEST_DIR"),
-    (('--test-dir', 'photos', '--sort-to', 'photos/sorted'), 'lies in TEST_DIR'),
-    (('--test-dir', 'photos', '--checkpoint', 'x.pth,gone.pth'), 'gone.pth: no such file')])
+    (('--watch', '--test-dir', 'photos', '--output-dir', 'photos/out'), "OUTPUT_DIR = 'photos/out' lies in TEST_DIR")])
 def test_mistakes_end_in_one_line(photos, arguments, words):
+    """Before anything is read."""
     with pytest.raises(UserError, match=words) as error:
-        predict(*arguments)
+        test.with_defaults(settings.read(test, list(map(str, arguments))))
     assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('arguments, words', [
+    (('--sort-to', 'photos/sorted'), 'lies in TEST_DIR'), (('--checkpoint', 'x.pth,gone.pth'), 'gone.pth: no such f')])
+def test_mistakes_that_are_found_later(photos, arguments, words):
+    with pytest.raises(UserError, match=words):
+        predict('--test-dir', 'photos', *arguments)
 
 
 def test_what_is_printed(photos, capsys):
