@@ -28,6 +28,14 @@ def test_a_recipes_accuracy_is_that_of_half_the_validation_set(folder, tmp_path)
     assert Image.open(tmp_path / 'table.png').width > 500
 
 
+def test_the_bench_of_balance(folder, tmp_path):
+    options = f'--img-size 32 --batch-size 4 --model-kwargs "{TINY}"'
+    done = run_script('tests/bench/balance.py', '--photos', folder / 'train', '--options', options, '--balance',
+                      'sampler', '--pflop', 1.6e-7, cwd=tmp_path)
+    assert done.returncode == 0 and '"recall_few": ' in done.stdout, done.stderr
+    assert [len(list((tmp_path / 'bench' / 'data' / 'train' / name).iterdir())) for name in 'ab'] == [1, 7]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('recipe, pflop', [('tutorial', 7e-4), ('timm', 1.2e-4)])
 def test_the_recipes_of_others_train(tmp_path, recipe, pflop):
