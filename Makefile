@@ -57,7 +57,7 @@ $(VENV)/.ready: requirements.txt
 	touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready
-	$(BIN)/python -m pip install -q 'pytest>=8' pytest-xdist 'ruff>=0.6' hypothesis pillow-heif onnx onnxscript onnxruntime litdata playwright
+	$(BIN)/python -m pip install -q 'pytest>=8' pytest-xdist 'ruff>=0.6' hypothesis pillow-heif onnx onnxscript onnxruntime litdata playwright tensorboard
 	touch $@
 
 clean:

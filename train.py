@@ -59,6 +59,7 @@ from common.training.seeds import seed_batch
 from common.training.setup import build_network, print_cost, set_train_mode
 from common.training.shared_batch import share_batches
 from common.training.state import Progress, TrainState, Update
+from common.training.tracker import tracking
 from common.training.validate_settings import resolved, validate_settings
 from models import VARIANTS, logits_and_features
 
@@ -99,6 +100,7 @@ LR: float | str = 'auto'          # peak learning rate; 'auto': the tutorial's 1
 MIN_LR = 1e-6                     # learning rate at the end of the cosine
 WARMUP = 0.1                      # share of the compute in which the learning rate rises; the tutorial has no warm-up
 LAYER_DECAY = 1.0                 # learning rate of a layer / that of the one above; 0.75 is usual for fine-tuning
+OPTIMIZER = 'adamw'               # or another of timm's names, say 'lion' or 'sgd', with an LR of its own
 BETAS = (0.8, 0.999)              # of AdamW: how much of the earlier gradients, and of their squares, it remembers
 WEIGHT_DECAY = 0.05               # not on norms, biases, pos_embed, cls_token
 CLIP_GRAD = 5.0                   # largest norm of the gradient; 0 does not clip
@@ -132,6 +134,7 @@ OUTPUT_DIR = 'checkpoints/volo_d1'
 RESUME: bool | str = False        # True goes on from OUTPUT_DIR/last.pth, 'auto' does so if it is there
 BEST_BY = 'acc1'                  # what makes weights the best.pth: 'acc1' or 'balanced_accuracy' on val
 PATIENCE: int | None = None       # validations without better weights after which the run ends early; None: never
+TRACKER: str | None = None        # curves in 'tensorboard', 'wandb' or 'trackio', by the package of that name
 VALIDATE_EVERY: int | str = 'auto'  # epochs; 'auto': so that it takes no more than a fifth of the time of training
 SAVE_EVERY_MINUTES = 10.0         # last.pth is written this often, on Ctrl-C and at the end; 0: after every update
 MAX_SKIPPED_UPDATES = 10          # updates without a finite loss and gradient are skipped; after so many in a row the
@@ -236,10 +239,13 @@ def build_state(cfg: Settings, data: Data, provenance: Provenance, content: dict
 
 
 def build_optimizer(cfg: Settings, net: torch.nn.Module, lr: float) -> tuple[torch.optim.Optimizer, CosineLRScheduler]:
-    """(AdamW, its schedule in percent of the compute of the run: a linear warm-up, then half a cosine)."""
-    optimizer = create_optimizer_v2(net, 'adamw', lr=lr, betas=tuple(cfg.BETAS), weight_decay=cfg.WEIGHT_DECAY,
-                                    layer_decay=cfg.LAYER_DECAY if cfg.LAYER_DECAY < 1 else None,
-                                    fused=True)  # it alone can skip an update by itself
+    """(optimizer, its schedule in percent of the compute of the run: a linear warm-up, then half a cosine)."""
+    own = {'betas': tuple(cfg.BETAS), 'fused': True} if cfg.OPTIMIZER == 'adamw' else {}  # fused can skip an update
+    try:
+        optimizer = create_optimizer_v2(net, cfg.OPTIMIZER, lr=lr, weight_decay=cfg.WEIGHT_DECAY,
+                                        layer_decay=cfg.LAYER_DECAY if cfg.LAYER_DECAY < 1 else None, **own)
+    except Exception as error:  # those of other packages, which may be missing
+        raise UserError(f'OPTIMIZER = {cfg.OPTIMIZER!r} cannot be built: {error}') from error
     warmup, lowest = 100 * cfg.WARMUP, min(cfg.MIN_LR, lr)
     scheduler = CosineLRScheduler(optimizer, t_initial=100 - warmup, warmup_t=warmup, warmup_prefix=True,
                                   lr_min=lowest, warmup_lr_init=lowest, t_in_epochs=False)
@@ -253,7 +259,7 @@ def train_epochs(cfg: Settings, state: TrainState, data: Data, out: Path, histor
 
     Raises Diverged after too many skipped updates, and Stopped after a signal, when all is saved.
     """
-    with StopRequest() as stop:
+    with StopRequest() as stop, tracking(cfg, out, history) as track:
         saver = Saver(cfg, state, data, out, history, stop)
         monitor, page = Monitor(cfg, state, data, saver), RunPage(cfg, state, data, out)
         if not history and not state.progress.updates:
@@ -277,6 +283,7 @@ def train_epochs(cfg: Settings, state: TrainState, data: Data, out: Path, histor
                     write_epoch(cfg, state, data, out, history, best)
                     page.after_epoch(history, size)
                 state.clock.add_validation(size, time.perf_counter() - trained)
+            track(history[-1])
             print_epoch(history[-1], state.plan.epochs, state.clock.seconds_left(state.plan, number))
             saver.after_epoch()
 
@@ -320,8 +327,10 @@ def train_one_epoch(cfg: Settings, state: TrainState, data: Data, epoch: int,
         state.scaler.unscale_(state.optimizer)                  # so that the norm is of the true gradients
         norm = torch.nn.utils.clip_grad_norm_(state.net.parameters(), cfg.CLIP_GRAD or math.inf)
         finite = norm.isfinite()                                # else the update is skipped, without waiting for a GPU:
-        state.optimizer.found_inf = 1. - finite.float()         # AdamW itself leaves weights and moments alone,
-        state.scaler.step(state.optimizer)
+        if cfg.OPTIMIZER == 'adamw':
+            state.optimizer.found_inf = 1. - finite.float()     # fused AdamW itself leaves weights and moments alone,
+        if cfg.OPTIMIZER == 'adamw' or finite:
+            state.scaler.step(state.optimizer)
         for buffer, before in zip(state.net.buffers(), buffers, strict=True):
             buffer.copy_(torch.where(finite, buffer, before))   # and BatchNorm's averages are those of before
         state.scaler.update()

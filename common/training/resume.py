@@ -10,7 +10,8 @@ from common.training.provenance import Provenance
 from common.training.state import Progress
 
 OF_AN_EPOCH = ('BATCH_SIZE', 'ACCUMULATE_STEPS', 'SEED')  # settings of an epoch that was stopped in the middle
-FIXED = ('MODEL', 'MODEL_KWARGS', 'IMG_SIZE', 'USE_EMA', 'AUX_HEAD', 'TOKEN_LABEL', 'LAYER_DECAY')  # of the whole run
+FIXED = ('MODEL', 'MODEL_KWARGS', 'IMG_SIZE', 'USE_EMA', 'AUX_HEAD', 'TOKEN_LABEL', 'LAYER_DECAY',
+         'OPTIMIZER')  # of the whole run
 
 
 def find_saved(cfg: Settings, out: Path) -> dict | None:

@@ -115,7 +115,8 @@ class TrainState:
         if self.ema:
             self.ema.module.load_state_dict(saved['state_dict_ema'])
         groups = self.optimizer.param_groups
-        current = [{name: group[name] for name in ('lr', 'initial_lr', 'betas', 'weight_decay')} for group in groups]
+        current = [{name: group[name] for name in ('lr', 'initial_lr', 'betas', 'weight_decay') if name in group}
+                   for group in groups]
         self.optimizer.load_state_dict(saved['optimizer'])
         for group, values in zip(self.optimizer.param_groups, current, strict=True):
             group.update(values)

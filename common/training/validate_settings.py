@@ -1,11 +1,15 @@
 """The settings of train.py that cannot work, refused before anything long begins."""
+import difflib
 import math
 from collections.abc import Callable
+
+from timm.optim import get_optimizer_info, list_optimizers
 
 from common.data.normalisation import are_mean_and_std
 from common.runtime.errors import UserError
 from common.runtime.ranks import RESTARTS
 from common.settings import Settings, check_ranges
+from common.training.tracker import validate_tracker
 from models import VARIANTS, default_cfg, has_fixed_size
 
 _RANGES = {  # least and most that make sense
@@ -32,6 +36,7 @@ def validate_settings(cfg: Settings) -> None:
     _validate_model(cfg)
     _validate_optimisation(cfg)
     _validate_data(cfg)
+    validate_tracker(cfg.TRACKER)
 
 
 def _validate_model(cfg: Settings) -> None:
@@ -64,6 +69,12 @@ def _validate_optimisation(cfg: Settings) -> None:
         raise UserError(f'PATIENCE = {cfg.PATIENCE}: give a number of validations, or None to train to the end')
     if cfg.TIME_BUDGET is not None and not 0 < cfg.TIME_BUDGET < math.inf:
         raise UserError(f'TIME_BUDGET = {cfg.TIME_BUDGET}: give minutes, or None to train for EPOCHS')
+    if cfg.OPTIMIZER not in list_optimizers() or get_optimizer_info(cfg.OPTIMIZER).second_order:
+        near = difflib.get_close_matches(cfg.OPTIMIZER, list_optimizers()) or ['adamw', 'lion', 'sgd']
+        raise UserError(f'OPTIMIZER = {cfg.OPTIMIZER!r}: choose one of timm.optim.list_optimizers(), such as '
+                        f'{", ".join(near)}')
+    if cfg.OPTIMIZER != 'adamw' and cfg.LR == 'auto':
+        raise UserError(f"OPTIMIZER = {cfg.OPTIMIZER!r} needs an LR of its own, 'auto' is AdamW's: set LR")
     _validate_number_or_auto('LR', cfg.LR, lambda value: 0 < value < math.inf, 'a positive number')
     _validate_number_or_auto('VALIDATE_EVERY', cfg.VALIDATE_EVERY, lambda value: value >= 1, 'a number of epochs')
 

@@ -18,6 +18,7 @@ from common.training.saver import Saver
 pytestmark = pytest.mark.usefixtures('data')
 CHANGES = {'epochs': 2, 'batch_size': 4}
 UPDATES = 5  # in an epoch
+OPTIMIZERS = ('lion', 'sgd', 'adan', 'muon')
 
 
 def spoil(monkeypatch, batches):
@@ -63,22 +64,22 @@ def updates_of(cfg, data, state, count):
 
 
 def copies(state):
-    """Everything that an update changes: weights, buffers, averages, what AdamW remembers."""
+    """Everything that an update changes: weights, buffers, averages, what the optimizer remembers."""
     tensors = [*state.net.state_dict().values(), *state.ema.module.state_dict().values()]
     tensors += [value for found in state.optimizer.state_dict()['state'].values() for value in found.values()]
-    return [tensor.clone() for tensor in tensors]
+    return [torch.as_tensor(tensor).clone() for tensor in tensors]
 
 
 def unmoved(before, state):
-    """Whether all is as it was; what AdamW has had no reason to remember yet is zero."""
+    """Whether all is as it was; what the optimizer has had no reason to remember yet is zero."""
     after = copies(state)
     return all(map(torch.equal, before, after)) and not any(map(torch.any, after[len(before):]))
 
 
-@pytest.mark.parametrize('accumulate', [1, 2])
-def test_a_skipped_update_leaves_no_trace(monkeypatch, accumulate):
+@pytest.mark.parametrize('changes', [{}, {'accumulate_steps': 2}, *({'optimizer': name} for name in OPTIMIZERS)])
+def test_a_skipped_update_leaves_no_trace(monkeypatch, changes):
     """Not in BatchNorm's averages either; one bad batch spoils all those that it is accumulated with."""
-    cfg, data, state = build(**CHANGES, accumulate_steps=accumulate)
+    cfg, data, state = build(**CHANGES, **changes)
     state.ema.module.pos_embed.data.fill_(1.)  # the average is no longer equal to the weights
     before = copies(state)
     spoil(monkeypatch, {1})
@@ -88,11 +89,12 @@ def test_a_skipped_update_leaves_no_trace(monkeypatch, accumulate):
     assert first.finite and second.finite and not unmoved(before, state)
 
 
-def test_an_update_that_float16_skips_moves_nothing_and_is_counted(monkeypatch):
+@pytest.mark.parametrize('optimizer', ['adamw', 'lion'])
+def test_an_update_that_float16_skips_moves_nothing_and_is_counted(monkeypatch, optimizer):
     """The scale begins far too large here: gradients overflow, the scale halves, weights and averages stay."""
     monkeypatch.setattr(train, 'choose_amp_dtype', lambda device: torch.float16)
     monkeypatch.setattr(torch.amp, 'GradScaler', lambda device, enabled: torch.cpu.amp.GradScaler(2. ** 40))
-    cfg, data, state = build(**CHANGES)
+    cfg, data, state = build(**CHANGES, optimizer=optimizer)
     state.ema.module.pos_embed.data.fill_(1.)
     before = copies(state)
     [update] = updates_of(cfg, data, state, 1)
