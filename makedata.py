@@ -1,6 +1,7 @@
 """Step 2: split a folder of pictures, one sub-folder for each class, into data/train and data/val.
 
     python makedata.py
+    python makedata.py --folds 5      data/fold1/train, data/fold1/val and so on, for cross-validation
 
 copies the pictures below data1/ (the source is never changed) and writes data/split.csv: for every file its source,
 class, side, group and SHA-256; the settings are in data/split.json. What belongs together lands on the same side: files
@@ -12,25 +13,28 @@ import io
 import itertools
 import os
 import re
+import shutil
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from common import settings
 from common.data.folders import class_folders, is_image, list_files, refuse_empty, stamp
-from common.data.grouping import TEST, TRAIN, VAL, alike, choose_sides, join
+from common.data.grouping import TRAIN, VAL, alike, choose_folds, choose_sides, join
 from common.data.images import bad_image, decode, header, regular
 from common.data.labels import read_labels
-from common.data.manifest import LITTER, PICTURES, SIDES, read_sides, writing_manifest
+from common.data.manifest import LITTER, SIDES, read_sides, writing_manifest
 from common.data.near_duplicates import SIZE as THUMBNAIL
 from common.data.near_duplicates import find_near_duplicates, thumbnail
 from common.data.packed import Rows, Samples
 from common.data.shards import writing_shards
+from common.data.split_tables import print_folds, print_sides
 from common.data.stores import litdata
 from common.runtime.console import printable
 from common.runtime.errors import UserError
@@ -43,6 +47,7 @@ LABELS: str | None = None     # instead of sub-folders, a CSV file with the colu
 TARGET_DIR = 'data'           # is replaced as a whole, but only if this script made it
 VAL_RATIO = 0.3               # share of each class that goes to val
 TEST_RATIO = 0.0              # share of each class that goes to data/test, which train.py never reads
+FOLDS: int | None = None      # instead of VAL_RATIO: so many splits, in which every picture is in val once
 SEED = 42                     # another number gives another split
 NEAR_DUPLICATES: bool | str = 'auto'  # keep pictures on one side that are the same but for quality, size, a crop of up
                               # to 5 %, quarter turns or mirroring; 'auto' does so for up to 20,000 pictures
@@ -99,13 +104,24 @@ def split(cfg: settings.Settings) -> None:
         (folder / _TAKEN).mkdir()
         pictures = take_all(classes, found, labelled, folder, cfg)
         report_duplicates(pictures)
-        before = np.array([earlier.get(digest.decode(), -1) for digest in pictures.sha256])
-        sides = choose_sides(pictures.sha256, pictures.samples.targets, pictures.groups, before,
-                             (cfg.VAL_RATIO, cfg.TEST_RATIO), cfg.SEED)
-        arrange(pictures, sides, folder, cfg)
+        targets, groups = pictures.samples.targets, pictures.groups
+        if cfg.FOLDS:
+            folds = choose_folds(targets, groups, classes, cfg.FOLDS, cfg.SEED)
+            parts = {f'fold{number + 1}/': np.where(folds == number, VAL, TRAIN) for number in range(cfg.FOLDS)}
+        else:
+            before = np.array([earlier.get(digest.decode(), -1) for digest in pictures.sha256])
+            ratios = cfg.VAL_RATIO, cfg.TEST_RATIO
+            parts = {'': choose_sides(pictures.sha256, targets, groups, before, ratios, cfg.SEED)}
+        with writing_manifest(folder, cfg) as rows:
+            for part, sides in parts.items():
+                arrange(pictures, sides, folder, part, rows, cfg)
+        shutil.rmtree(folder / _TAKEN)
         if find_pictures(cfg, quiet=True)[1] != found or (read_stamps(found) != stamps).any():
             raise UserError(f'{cfg.SOURCE_DIR} changed while it was read: run makedata.py again when it is complete')
-    print_table(pictures, sides, cfg)
+    if cfg.FOLDS:
+        print_folds(targets, folds, classes, cfg.TARGET_DIR)
+    else:
+        print_sides(targets, parts[''], classes, cfg.TARGET_DIR)
 
 
 def check(cfg: settings.Settings) -> None:
@@ -114,6 +130,8 @@ def check(cfg: settings.Settings) -> None:
         raise UserError(f'VAL_RATIO = {cfg.VAL_RATIO} must lie between 0 and 1')
     if not 0 <= cfg.TEST_RATIO < 1 - cfg.VAL_RATIO:
         raise UserError(f'TEST_RATIO = {cfg.TEST_RATIO} must be at least 0 and leave something beside VAL_RATIO')
+    if cfg.FOLDS is not None and (cfg.FOLDS < 2 or cfg.SHARDS or cfg.TEST_RATIO):
+        raise UserError(f'FOLDS = {cfg.FOLDS}: give 2 or more, without SHARDS and TEST_RATIO, or None')
     if not 0 <= cfg.SEED < 2 ** 32:
         raise UserError(f'SEED = {cfg.SEED} must lie between 0 and {2 ** 32 - 1}')
     if cfg.NEAR_DUPLICATES not in (True, False, 'auto'):
@@ -271,8 +289,11 @@ def report_duplicates(pictures: Pictures) -> None:
             print(f'warning: the same picture in {len(labels)} classes, so at least one label is wrong: {files}')
 
 
-def arrange(pictures: Pictures, sides: np.ndarray, folder: Path, cfg: settings.Settings) -> None:
-    """Put every picture in its place, as a file of its side and class or in the shards of its side; list them all."""
+def arrange(pictures: Pictures, sides: np.ndarray, folder: Path, part: str, rows: Any, cfg: settings.Settings) -> None:
+    """Put every picture in its place, as a file of its side and class or in the shards of its side; list them all.
+
+    `part` is the folder of one of several splits, with a slash, or empty; `rows` takes the rows of split.csv.
+    """
     def taken(place):
         return folder / _TAKEN / str(pictures.numbers[place])
 
@@ -280,14 +301,14 @@ def arrange(pictures: Pictures, sides: np.ndarray, folder: Path, cfg: settings.S
     order = np.arange(len(sides))
     if cfg.SHARDS:  # any part of the shards is then a fair sample
         order = np.random.default_rng(cfg.SEED).permutation(order)
-    with writing_manifest(folder, cfg) as rows, ExitStack() as stack:
+    with ExitStack() as stack:
         if cfg.SHARDS:
             writers = {side: stack.enter_context(writing_shards(folder / side, pictures.classes)) for side in used}
             contents = map_in_threads(lambda n: taken(n).read_bytes(), order, desc='writing shards', at_a_time=64)
         else:
             contents = itertools.repeat(None)
             for side, name in itertools.product(used, pictures.classes):
-                (folder / side / name).mkdir(parents=True)
+                (folder / part / side / name).mkdir(parents=True)
         for content, place in zip(contents, order, strict=False):
             path, target = pictures.samples[place]
             name, side, file = pictures.classes[target], SIDES[sides[place]], name_below(pictures, place, cfg)
@@ -295,12 +316,14 @@ def arrange(pictures: Pictures, sides: np.ndarray, folder: Path, cfg: settings.S
                 writers[side].add(content, name, f'{name}/{file}')
                 taken(place).unlink()
             else:
-                target = folder / side / name / file
+                target = folder / part / side / name / file
                 target.parent.mkdir(parents=True, exist_ok=True)
-                taken(place).rename(target)
-            rows.writerow([f'{side}/{name}/{file}', Path(path).as_posix(), harmless(name), side, pictures.groups[place],
-                           pictures.sha256[place].decode()])
-    (folder / _TAKEN).rmdir()
+                if not part:
+                    taken(place).rename(target)
+                elif not link(taken(place), target):
+                    shutil.copyfile(taken(place), target)
+            rows.writerow([f'{part}{side}/{name}/{file}', Path(path).as_posix(), harmless(name), side,
+                           pictures.groups[place], pictures.sha256[place].decode()])
 
 
 def name_below(pictures: Pictures, place: int, cfg: settings.Settings) -> str:
@@ -313,27 +336,6 @@ def name_below(pictures: Pictures, place: int, cfg: settings.Settings) -> str:
     if len(os.fsencode(file)) > 255 or os.path.lexists(f'{path}.shrunk.png'):  # the most that file systems take
         file = f'{pictures.sha256[place].decode()}-{place}.png'
     return below.with_name(file).as_posix()
-
-
-def print_table(pictures: Pictures, sides: np.ndarray, cfg: settings.Settings) -> None:
-    """Print the pictures of each class on each side, and warn of classes that are small beside others."""
-    used = [number for number in range(len(SIDES)) if number != TEST or (sides == TEST).any()]
-    counts = np.zeros((len(pictures.classes), len(SIDES)), int)
-    np.add.at(counts, (pictures.samples.targets, sides), 1)
-    width = max(len('class'), *map(len, pictures.classes))
-    for name, row in [('class', SIDES), *zip(pictures.classes, counts, strict=True), ('all', counts.sum(0))]:
-        print(f'{name:{width}} ' + ' '.join(f'{row[number]:>6}' for number in used))
-    sizes = counts.sum(1)
-    if sizes.max() >= 2 * sizes.min():
-        most, least = pictures.classes[sizes.argmax()], pictures.classes[sizes.argmin()]
-        print(f'\nimbalance: {most} has {sizes.max() / sizes.min():.1f} times as many pictures as {least}; '
-              'look at the balanced accuracy that train.py reports, beside ACC1')
-    for name, row in zip(pictures.classes, counts, strict=True):
-        for number in used[1:]:
-            if not row[number]:
-                print(f'warning: {name} has no picture in {SIDES[number]}, so nothing will measure it there')
-    print(f'\n{", ".join(f"{cfg.TARGET_DIR}/{SIDES[number]}" for number in used)} and {cfg.TARGET_DIR}/{PICTURES} are '
-          'written')
 
 
 if __name__ == '__main__':

@@ -1,11 +1,12 @@
 """Which pictures belong together, and the side of a split that each of them goes to."""
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from common.data.manifest import SIDES
+from common.runtime.errors import UserError
 
 TRAIN, VAL, TEST = range(len(SIDES))
 
@@ -75,3 +76,23 @@ def draw(sides: np.ndarray, members: np.ndarray, ratios: tuple[float, float], se
 def is_last(left: Collection[int], sides: np.ndarray) -> bool:
     """Whether one group is left, and train has no picture without it."""
     return len(left) == 1 and not (sides == TRAIN).any()
+
+
+def choose_folds(targets: np.ndarray, groups: np.ndarray, classes: Sequence[str], count: int, seed: int) -> np.ndarray:
+    """The fold (N,), from 0, in which each of N pictures is in val: groups stay together, and every fold has about as
+    many of each class, as nearly as groups allow.
+
+    `targets` (N,) are class indices, `groups` (N,) numbers. Raises UserError for a class with too few pictures.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold  # takes a second
+
+    for target in np.unique(targets):
+        found = len(np.unique(groups[targets == target]))
+        if found < count:
+            raise UserError(f'FOLDS = {count}: {classes[target]} has {found} pictures, or groups of them that belong '
+                            'together, and each fold needs one: take fewer FOLDS')
+    folds = np.empty(len(targets), int)
+    splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
+    for number, (_, val) in enumerate(splitter.split(targets, targets, groups)):
+        folds[val] = number
+    return folds

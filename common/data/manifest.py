@@ -19,7 +19,8 @@ LITTER = {'.DS_Store', 'Thumbs.db', 'desktop.ini'}  # what file managers leave i
 
 _MADE_BY = 'makedata.py'
 _DECIDING = {  # settings with which a split is the same, and what held before there was such a setting
-    'VAL_RATIO': None, 'SEED': None, 'TEST_RATIO': 0., 'GROUP': None, 'LABELS': None}
+    'VAL_RATIO': None, 'SEED': None, 'TEST_RATIO': 0., 'GROUP': None, 'LABELS': None,
+    'FOLDS': None}
 
 
 @contextmanager
@@ -37,8 +38,8 @@ def writing_manifest(folder: Path, cfg: Settings) -> Iterator[Any]:
 def read_sides(target: Path, cfg: Settings) -> Rows:
     """The split that is there: from the SHA-256 of a picture to the number of its side in SIDES.
 
-    Empty where the split has another VAL_RATIO, TEST_RATIO, SEED, GROUP or LABELS. Raises UserError if the folder is
-    anything but a split of makedata.py, or holds a file that makedata.py did not put there.
+    Empty where the split has another VAL_RATIO, TEST_RATIO, SEED, GROUP, LABELS or FOLDS. Raises UserError if the
+    folder is anything but a split of makedata.py, or holds a file that makedata.py did not put there.
     """
     advice = 'move it away or choose another TARGET_DIR; it was not touched'
     try:
