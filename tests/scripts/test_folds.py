@@ -85,7 +85,8 @@ def test_a_fold_is_trained_on(tmp_path, quick, monkeypatch):
 
 @pytest.mark.parametrize('arguments, words', [
     (['--folds', 1], 'FOLDS = 1: give 2 or more'), (['--folds', 3, '--shards'], 'without SHARDS'),
-    (['--folds', 3, '--test-ratio', 0.1], 'without SHARDS and TEST_RATIO'), (['--folds', 11], 'FOLDS = 11: b has 10 pictures')])
+    (['--folds', 3, '--test-ratio', 0.1], 'without SHARDS and TEST_RATIO'),
+    (['--folds', 11], 'FOLDS = 11: b has 10 pictures')])
 def test_mistakes(tmp_path, source, arguments, words):
     result = split(*arguments)
     assert result.returncode == 2 and words in result.stderr and not (tmp_path / 'data').exists()
