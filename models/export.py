@@ -7,8 +7,11 @@ texts: `classes` in the order of the logits, and `preprocessing`, which common/d
 model takes `images` (batch, 3, height, width) of any batch size, RGB in [0, 1] normalised by mean and std, and returns
 `logits` (batch, classes). It is kept only if onnxruntime computes the same logits as PyTorch. It needs three packages:
 python -m pip install onnx onnxscript onnxruntime
+
+For files that take pictures as they are, and INT8, measured on pictures: python -m common.evaluation.deploy
 """
 import argparse
+import importlib.util
 import json
 import os
 import sys
@@ -17,6 +20,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from models import WeightsError, read_file, restore_model
@@ -64,31 +68,39 @@ def write_safetensors(net: nn.Module, metadata: dict[str, str], path: Path) -> N
         part.unlink(missing_ok=True)
 
 
+class Preprocessing(nn.Module):
+    """uint8 RGB pictures of one size (batch, height, width, 3) -> normalised images (batch, 3, *img_size).
+
+    Without a crop pictures of any size are resized as Pillow does, within one or two grey levels; with one they must come as
+    resized and cropped already. `transform` is that of a checkpoint.
+    """
+
+    def __init__(self, transform: dict[str, Any]):
+        super().__init__()
+        self.size, self.mode = tuple(transform['img_size']), transform['interpolation']
+        self.resizes = transform['crop'] is None
+        mean, std = (torch.tensor(transform[name]).view(3, 1, 1) for name in ('mean', 'std'))
+        self.register_buffer('scale', 1 / (255 * std))
+        self.register_buffer('shift', mean / std)
+
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
+        x = pictures.permute(0, 3, 1, 2).float()
+        if self.resizes:
+            x = F.interpolate(x, self.size, mode=self.mode, antialias=True).round().clamp(0, 255)
+        return x * self.scale - self.shift
+
+
 def write_onnx(net: nn.Module, img_size: tuple[int, int], metadata: dict[str, str], path: Path) -> float:
     """Export the network, run it in onnxruntime, and return the largest difference from a logit of PyTorch.
 
     Raises WeightsError if a package is missing, the network cannot be exported, or the logits differ by more than
     TOLERANCE; `path` is not changed then.
     """
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise WeightsError(f'{error.name} is missing, so there is no ONNX file: '
-                           'python -m pip install onnx onnxscript onnxruntime') from error
-    try:
-        program = torch.onnx.export(
-            net, (torch.zeros(2, 3, *img_size),), dynamic_shapes=({0: torch.export.Dim('batch')},), dynamo=True,
-            input_names=['images'], output_names=['logits'], opset_version=OPSET, verbose=False)
-    except torch.onnx.OnnxExporterError as error:
-        raise WeightsError(f'PyTorch cannot export {metadata["model"]}: {first_line(error)}') from error
-    program.model.metadata_props.update(metadata)
     part = path.with_name(f'{path.name}.part')
     try:
-        program.save(part)
+        convert(net, torch.zeros(2, 3, *img_size), 'images', {}, metadata, part)
         try:
-            session = onnxruntime.InferenceSession(part, providers=['CPUExecutionProvider'])
+            session = open_session(part)
             difference = max(compare(net, session, torch.randn(batch, 3, *img_size)) for batch in (1, 3))
         except Exception as error:  # onnxruntime raises a dozen types of its own
             raise WeightsError(f'onnxruntime does not run {metadata["model"]}: {first_line(error)}') from error
@@ -98,6 +110,34 @@ def write_onnx(net: nn.Module, img_size: tuple[int, int], metadata: dict[str, st
     finally:
         part.unlink(missing_ok=True)
     return difference
+
+
+def convert(module: nn.Module, example: torch.Tensor, name: str, dynamic: dict[int, str], metadata: dict[str, str],
+            path: Path) -> None:
+    """Write a module as an ONNX file whose input is called `name`; its batch and the dimensions in `dynamic`, by the
+    names that they get, may have any size. Raises WeightsError.
+    """
+    for package in ('onnx', 'onnxscript', 'onnxruntime'):
+        if importlib.util.find_spec(package) is None:
+            raise WeightsError(f'{package} is missing, so there is no ONNX file: '
+                               'python -m pip install onnx onnxscript onnxruntime')
+    dimensions = {number: torch.export.Dim(text) for number, text in ({0: 'batch'} | dynamic).items()}
+    try:
+        program = torch.onnx.export(module, (example,), dynamic_shapes=(dimensions,), dynamo=True, input_names=[name],
+                                    output_names=['logits'], opset_version=OPSET, verbose=False)
+    except torch.onnx.OnnxExporterError as error:
+        raise WeightsError(f'PyTorch cannot export {metadata["model"]}: {first_line(error)}') from error
+    program.model.metadata_props.update(metadata)
+    program.save(path)
+
+
+def open_session(path: Path) -> Any:
+    """An onnxruntime session on the CPU, with as many threads as PyTorch has."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    return onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
 
 
 @torch.inference_mode()

@@ -99,8 +99,7 @@ def test_what_cannot_be_exported_gets_one_line(tmp_path, monkeypatch, capsys, co
 
 
 def test_missing_packages_are_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, 'onnxscript', None)
-    monkeypatch.setitem(sys.modules, 'onnx', None)
+    monkeypatch.setattr(export.importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(WeightsError, match='pip install onnx'):
         export.write_onnx(None, (64, 64), {}, tmp_path / 'best.onnx')
 
