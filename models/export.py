@@ -71,8 +71,8 @@ def write_safetensors(net: nn.Module, metadata: dict[str, str], path: Path) -> N
 class Preprocessing(nn.Module):
     """uint8 RGB pictures of one size (batch, height, width, 3) -> normalised images (batch, 3, *img_size).
 
-    Without a crop pictures of any size are resized as Pillow does, within one or two grey levels; with one they must come as
-    resized and cropped already. `transform` is that of a checkpoint.
+    Without a crop pictures of any size are resized as Pillow does, within one or two grey levels; with one they must
+    come as resized and cropped already. `transform` is that of a checkpoint.
     """
 
     def __init__(self, transform: dict[str, Any]):

@@ -112,8 +112,8 @@ def write_files(net: nn.Module, saved: dict, train: Pictures, folder: Path, stem
         bar.update()
         dynamic = {1: 'height', 2: 'width'} if preprocessing.resizes else {}
         example = [side + 16 * preprocessing.resizes for side in size]  # that it stays a picture of any size
-        convert(nn.Sequential(preprocessing, net).eval(), torch.zeros(2, *example, 3, dtype=torch.uint8), 'pictures', dynamic,
-                metadata, pictures)
+        convert(nn.Sequential(preprocessing, net).eval(), torch.zeros(2, *example, 3, dtype=torch.uint8), 'pictures',
+                dynamic, metadata, pictures)
         bar.update()
         quantize(pictures, int8, train.arrays(), folder, metadata)
         bar.update()
