@@ -8,14 +8,15 @@ writes beside the checkpoint
                          them itself (of the checkpoint's img_size, cropped, where training had a CROP)
     best_int8.onnx       the same with weights and activations of 8 bits (QDQ, static quantization)
 All return `logits` (batch, classes). Their metadata hold `classes`, `preprocessing` and `temperature`, by which logits
-are divided before a softmax, as JSON, and `agreement`: how many of so many pictures of val they name as PyTorch does.
+are divided before a softmax, as JSON, and `agreement`: the share of so many pictures of val that they name as PyTorch
+does.
 A file that names under 99 % of them alike is not kept, but for INT8, of which it is said. Three packages are needed:
 python -m pip install onnx onnxscript onnxruntime
 """
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,31 +73,32 @@ def main(cfg: Settings) -> None:
 @dataclass
 class Pictures:
     """Some pictures of a data set, as both kinds of files take them; unreadable ones are left out."""
-    paths: list[str]
+    truth: dict[str, str]  # path: class
     store: Store
     transform: Transform
 
-    def arrays(self) -> Iterator[np.ndarray]:
-        """Yields (1, height, width, 3) of uint8: whole pictures or, with a CROP, what the network sees."""
-        for path in self.paths:
+    def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Yields (path, (1, height, width, 3) of uint8): whole pictures or, with a CROP, what the network sees."""
+        for path in self.truth:
             try:
                 picture = self.store.open(path)
             except BadImage:
                 continue
-            yield np.asarray(picture if self.transform.crop is None else fit(self.transform)(picture))[None]
+            yield path, np.asarray(picture if self.transform.crop is None else fit(self.transform)(picture))[None]
 
-    def images(self) -> Iterator[np.ndarray]:
-        """Yields (1, 3, *img_size), normalised."""
-        for _, images, _ in read_batches(([path] for path in self.paths), [self.transform], self.store):
+    def images(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Yields (path, (1, 3, *img_size), normalised)."""
+        for [path], images, _ in read_batches(([path] for path in self.truth), [self.transform], self.store):
             if images is not None:
-                yield images[0].numpy()
+                yield path, images[0].numpy()
 
 
 def evenly(folder: Path, count: int, saved: dict) -> Pictures:
     """At most so many pictures of a data set, from the first to the last."""
     dataset = ImageFolder(folder, allow_empty=True)
     indices = np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int))
-    return Pictures([dataset.samples[index][0] for index in indices], dataset.store,
+    chosen = (dataset.samples[index] for index in indices)
+    return Pictures({path: dataset.classes[target] for path, target in chosen}, dataset.store,
                     Transform.from_dict(saved['transform']))
 
 
@@ -115,7 +117,7 @@ def write_files(net: nn.Module, saved: dict, train: Pictures, folder: Path, stem
         convert(nn.Sequential(preprocessing, net).eval(), torch.zeros(2, *example, 3, dtype=torch.uint8), 'pictures',
                 dynamic, metadata, pictures)
         bar.update()
-        quantize(pictures, int8, train.arrays(), folder, metadata)
+        quantize(pictures, int8, (picture for _, picture in train.arrays()), folder, metadata)
         bar.update()
     return files
 
@@ -149,20 +151,26 @@ def measure(net: nn.Module, saved: dict, val: Pictures, files: dict[str, Path], 
         labels = {name: named(run, name, val) for name, run in runs.items()}
         speeds = measure_speed(runs, saved, batch_size)
     expected, poor = labels['PyTorch'], []
-    print(f'{"":24} {"size":>9} {"as PyTorch":>10} {"pictures/s":>10}   ({len(expected)} pictures of val; batches of '
-          f'{batch_size}, {torch.get_num_threads()} threads)')
+    print(f'{"":24} {"size":>9} {"as PyTorch":>10} {"ACC1":>8} {"pictures/s":>10}   ({len(expected)} pictures of val; '
+          f'batches of {batch_size}, {torch.get_num_threads()} threads)')
     for name, found in labels.items():
-        agreement = float((found == expected).mean())
+        agreement = share(found[path] == expected[path] for path in expected)
+        accuracy = share(saved['classes'][found[path]] == val.truth[path] for path in expected)
         size = f'{files[name].stat().st_size / 2 ** 20:.1f} MiB' if name in files else ''
-        print(f'{name:24} {size:>9} {agreement:>10.2%} {speeds[name]:>10.1f}')
+        print(f'{name:24} {size:>9} {agreement:>10.2%} {accuracy:>8.2%} {speeds[name]:>10.1f}')
         if name in files:
             add_metadata(files[name], 'agreement', json.dumps({'top1': round(agreement, 4), 'pictures': len(expected)}))
         if agreement < _LEAST_AGREEMENT:
             poor.append(name)
     for name in poor:
-        print(f'WARNING: {name} names {np.mean(labels[name] != expected):.1%} of the pictures unlike PyTorch'
-              + (': compare its accuracy before you use it' if 'int8' in name else ''))
+        differ = share(labels[name][path] != expected[path] for path in expected)
+        print(f'WARNING: {name} names {differ:.1%} of the pictures unlike PyTorch'
+              + (': compare its ACC1 before you use it' if 'int8' in name else ''))
     return poor
+
+
+def share(facts: Iterable[bool]) -> float:
+    return float(np.mean(list(facts)))
 
 
 def as_function(session: Any) -> Run:
@@ -174,10 +182,11 @@ def takes_pictures(name: str) -> bool:
     return name.endswith(('_pictures.onnx', '_int8.onnx'))
 
 
-def named(run: Run, name: str, val: Pictures) -> np.ndarray:
-    """The class index that a network gives to each readable picture, (N,)."""
-    batches = val.arrays() if takes_pictures(name) else val.images()
-    return np.concatenate([run(batch).argmax(1) for batch in Bar(batches, desc=name, total=len(val.paths), unit='img')])
+def named(run: Run, name: str, val: Pictures) -> dict[str, int]:
+    """{path: the class index that a network gives} of the readable pictures."""
+    pictures = val.arrays() if takes_pictures(name) else val.images()
+    return {path: int(run(picture).argmax())
+            for path, picture in Bar(pictures, desc=name, total=len(val.truth), unit='img')}
 
 
 def measure_speed(runs: dict[str, Run], saved: dict, batch_size: int) -> dict[str, float]:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -80,13 +81,18 @@ def deployed(tmp_path_factory):
 def test_every_file_says_how_often_it_agrees(deployed):
     folder, out = deployed
     assert {path.name for path in folder.iterdir()} == {'x.pth', 'data', *FILES}
+    paths = sorted((folder / 'data' / 'val').rglob('*.png'))
+    right = np.mean([found.label == found.picture.parent.name for found in Predictor(folder / 'x.pth')(paths)])
     for name in FILES:
         metadata = open_session(folder / name).get_modelmeta().custom_metadata_map
         agreement = json.loads(metadata['agreement'])
         assert agreement['pictures'] == 18 and agreement['top1'] >= (0.5 if 'int8' in name else 1)
         assert json.loads(metadata['classes']) == ['a', 'b', 'c'] and json.loads(metadata['temperature']) == 2
         assert json.loads(metadata['preprocessing'])['img_size'] == [32, 32]
-        assert f'{agreement["top1"]:>10.2%}' in next(line for line in out.splitlines() if line.startswith(f'{name} '))
+        line = next(line for line in out.splitlines() if line.startswith(f'{name} '))
+        assert f'{agreement["top1"]:>10.2%}' in line
+        if 'int8' not in name:
+            assert f'{right:>8.2%}' in line
     assert 'PyTorch' in out and '18 pictures of val; batches of 2, 1 threads' in out
 
 
@@ -131,6 +137,7 @@ def test_what_agrees_too_seldom_is_not_kept(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     photographs(tmp_path)
     untrained('x.pth')
+    hundred = [str(number) for number in range(100)]
 
     def write_files(net, saved, train, folder, stem):
         for name in FILES:
@@ -139,18 +146,20 @@ def test_what_agrees_too_seldom_is_not_kept(tmp_path, monkeypatch, capsys):
 
     def named(run, name, val):
         wrong = {'x_pictures.onnx': 2, 'x_int8.onnx': 50}.get(name, 0)
-        return np.array([0] * (100 - wrong) + [1] * wrong)
+        return {path: int(number < wrong) for number, path in enumerate(hundred)}
     monkeypatch.setattr(deploy, 'write_files', write_files)
     monkeypatch.setattr(deploy, 'named', named)
     monkeypatch.setattr(deploy, 'open_session', lambda file: None)
     monkeypatch.setattr(deploy, 'as_function', lambda session: None)
     monkeypatch.setattr(deploy, 'measure_speed', lambda runs, saved, batch_size: dict.fromkeys(runs, 1.))
     monkeypatch.setattr(deploy, 'add_metadata', lambda *arguments: None)
+    monkeypatch.setattr(deploy, 'evenly', lambda *arguments: SimpleNamespace(truth=dict.fromkeys(hundred, 'a')))
     with pytest.raises(UserError, match='x_pictures.onnx: not kept, they name too many'):
         run()
     assert {path.name for path in tmp_path.iterdir()} == {'x.pth', 'data', 'x.onnx', 'x_int8.onnx'}
     out = capsys.readouterr().out
-    assert 'WARNING: x_int8.onnx names 50.0% of the pictures unlike PyTorch: compare its accuracy' in out
+    assert 'WARNING: x_int8.onnx names 50.0% of the pictures unlike PyTorch: compare its ACC1' in out
+    assert '100.00%  100.00%' in out and '50.00%   50.00%' in out
 
 
 def test_with_a_crop_pictures_come_cropped(tmp_path, monkeypatch, capsys):
@@ -170,7 +179,7 @@ def test_with_a_crop_pictures_come_cropped(tmp_path, monkeypatch, capsys):
 def test_pictures_are_taken_evenly(tmp_path):
     draw_folder(tmp_path / 'val', {'a': 10, 'b': 10})
     saved = {'transform': TRANSFORM.as_dict()}
-    paths = deploy.evenly(tmp_path / 'val', 3, saved).paths
+    paths = deploy.evenly(tmp_path / 'val', 3, saved).truth
     assert [Path(path).relative_to(tmp_path / 'val').as_posix() for path in paths] in (
         ['a/000.png', 'a/009.png', 'b/009.png'], ['a/000.png', 'b/000.png', 'b/009.png'])
-    assert len(deploy.evenly(tmp_path / 'val', 99, saved).paths) == 20
+    assert len(deploy.evenly(tmp_path / 'val', 99, saved).truth) == 20
