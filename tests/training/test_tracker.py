@@ -20,6 +20,8 @@ def scalars():
     """{name: {epoch: value}} as TensorBoard reads its files."""
     accumulator = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
     found = accumulator.EventAccumulator('out/tensorboard').Reload()
+    assert all(len({event.step for event in found.Scalars(name)}) == len(found.Scalars(name))
+               for name in found.Tags()['scalars'])
     return {name: {event.step: event.value for event in found.Scalars(name)} for name in found.Tags()['scalars']}
 
 
@@ -76,13 +78,25 @@ def test_a_tracker_that_fails_ends_nothing(monkeypatch, capsys):
     def log(values, epoch):
         sent.append(epoch)
         raise ConnectionError('no route')
-    monkeypatch.setattr(tracker, 'validate_tracker', lambda name: None)
     monkeypatch.setattr(tracker, 'open_service', lambda cfg, out: (log, lambda: sent.append('closed')))
     monkeypatch.setattr('common.training.validate_settings.validate_tracker', lambda name: None)
     run(tracker='wandb', epochs=2)
     out = capsys.readouterr().out
     assert sent == [1] and out.count("warning: TRACKER = 'wandb' failed") == 1 and 'ConnectionError: no route' in out
     assert read_json('out/result.json')['finished']
+
+
+def test_a_tracker_is_closed_whatever_happens(monkeypatch):
+    sent = []
+    monkeypatch.setattr('common.training.validate_settings.validate_tracker', lambda name: None)
+    monkeypatch.setattr(tracker, 'open_service', lambda cfg, out: (
+        lambda values, epoch: sent.append(epoch), lambda: sent.append('closed')))
+    run(tracker='wandb', epochs=2)
+    assert sent == [1, 2, 'closed']
+    monkeypatch.setattr(train, 'print_epoch', lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(tracker='wandb', epochs=2, output_dir='other')
+    assert sent == [1, 2, 'closed', 1, 'closed']
 
 
 def test_a_tracker_that_cannot_begin_is_a_mistake(monkeypatch):
