@@ -117,15 +117,13 @@ def write_files(net: nn.Module, saved: dict, train: Pictures, folder: Path, stem
         convert(nn.Sequential(preprocessing, net).eval(), torch.zeros(2, *example, 3, dtype=torch.uint8), 'pictures',
                 dynamic, metadata, pictures)
         bar.update()
-        quantize(pictures, int8, (picture for _, picture in train.arrays()), folder, metadata)
+        quantize(pictures, int8, (picture for _, picture in train.arrays()), folder)
         bar.update()
     return files
 
 
-def quantize(source: Path, target: Path, pictures: Iterator[np.ndarray], folder: Path,
-             metadata: dict[str, str]) -> None:
+def quantize(source: Path, target: Path, pictures: Iterator[np.ndarray], folder: Path) -> None:
     """Write a file with linear layers and convolutions in 8 bits. `pictures` (1, H, W, 3) are what it will see."""
-    import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -138,9 +136,6 @@ def quantize(source: Path, target: Path, pictures: Iterator[np.ndarray], folder:
     quantize_static(folder / 'prepared.onnx', target, Reader(), per_channel=True, activation_type=QuantType.QUInt8,
                     weight_type=QuantType.QInt8, op_types_to_quantize=['Conv', 'Gemm', 'MatMul'],
                     extra_options={'MatMulConstBOnly': True})  # not the products within attention
-    model = onnx.load(target)
-    onnx.helper.set_model_props(model, metadata)
-    onnx.save(model, target)
 
 
 def measure(net: nn.Module, saved: dict, val: Pictures, files: dict[str, Path], batch_size: int) -> list[str]:
@@ -151,6 +146,8 @@ def measure(net: nn.Module, saved: dict, val: Pictures, files: dict[str, Path], 
         labels = {name: named(run, name, val) for name, run in runs.items()}
         speeds = measure_speed(runs, saved, batch_size)
     expected, poor = labels['PyTorch'], []
+    if not expected:
+        raise UserError('none of the pictures of val can be read: there is nothing to compare on')
     print(f'{"":24} {"size":>9} {"as PyTorch":>10} {"ACC1":>8} {"pictures/s":>10}   ({len(expected)} pictures of val; '
           f'batches of {batch_size}, {torch.get_num_threads()} threads)')
     for name, found in labels.items():
