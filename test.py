@@ -74,7 +74,8 @@ _PAUSE = 1.                       # seconds between two looks at a folder that i
 def main(cfg: Settings) -> None:
     cfg = with_defaults(cfg)
     retain_freed_memory()
-    if watch(cfg) if cfg.WATCH else name_all(cfg):
+    unreadable = watch(cfg) if cfg.WATCH else name_all(cfg)
+    if unreadable and not LAUNCHED:  # torchrun takes any code but 0 for a crash
         sys.exit(_SOME_UNREADABLE)
 
 

@@ -79,9 +79,10 @@ def test_five_learn_what_one_does(data):
 def test_they_predict_what_one_does(data, alone):
     (data / 'val' / 'a' / 'broken.png').write_bytes(b'no picture')
     options = ('--checkpoint', alone / 'best.pth', '--batch-size', 3, '--num-workers', 1)
-    assert run_script('test.py', *options, '--output-dir', 'one', env={'CUDA_VISIBLE_DEVICES': ''}).returncode == 0
-    out, err = launch(2, 'test.py', *options, '--output-dir', 'two').communicate(timeout=300)
-    assert '30 pictures named, 1 unreadable' in out, err
+    assert run_script('test.py', *options, '--output-dir', 'one', env={'CUDA_VISIBLE_DEVICES': ''}).returncode == 3
+    process = launch(2, 'test.py', *options, '--output-dir', 'two')
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0 and '30 pictures named, 1 unreadable' in out, err
     for name in ('predictions.csv', 'report.json'):
         assert Path('one', name).read_text() == Path('two', name).read_text()
     assert len(read_rows('two')) == 31
