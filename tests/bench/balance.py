@@ -1,4 +1,4 @@
-"""What BALANCE brings where half of the classes have a tenth of their pictures: what docs/code.md says of it.
+"""What BALANCE brings where half of the classes have a tenth of their pictures: what docs/trust.md says of it.
 
     python tests/bench/balance.py --photos PHOTOS --balance weights --seed 1
 
