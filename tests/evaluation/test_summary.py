@@ -35,6 +35,7 @@ def test_what_is_counted():
     summary = summary_of(['a/1', 'b/2', 'a/x/odd', 'b/bad', 'c/4', 'flat'], keep_names=True)
     assert (summary.count, summary.unreadable, summary.unknown) == (6, 1, 1)
     assert summary.names == ['a/1', 'b/2', 'a/x/odd'] and summary.targets == [0, 1, 0]
+    assert summary.true_class('a') is None  # a file by the name of a class
     assert summary.other_folders == {'c'} and summary.readable == ['a/1', 'b/2', 'a/x/odd', 'c/4', 'flat']
     found, report = summary.scores()
     assert found['acc1'] == pytest.approx(200 / 3) and report['pictures'] == 3
