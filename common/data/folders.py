@@ -70,7 +70,7 @@ def stamp(path: str | Path) -> list[int]:
     """[size in bytes, modification time in ns] of a file, zeros where it cannot be found."""
     try:
         status = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):  # a name that no file can have
         return [0, 0]
     return [status.st_size, status.st_mtime_ns]
 

@@ -22,7 +22,7 @@ class Source:
     def __iter__(self) -> Iterator[str]:
         """Yields the path of each picture, in order, without having all of them in memory."""
         if self.root == LIST:
-            return filter(None, (line.rstrip('\r\n') for line in sys.stdin))
+            return filter(None, (os.fsdecode(line).rstrip('\r\n') for line in sys.stdin.buffer))
         if isinstance(self.store, Shards):
             return (path for path, _ in self.store.all)
         return iter([self.root]) if os.path.isfile(self.root) else list_images(self.root)

@@ -47,6 +47,12 @@ def test_a_list_comes_in_and_rows_go_out(photos):
     assert [row['path'] for row in rows] == [*names, 'gone.png', str(photos / 'b' / '000.png')]
     assert [bool(row['error']) for row in rows] == [False] * 5 + [True, False] and rows == read_rows('predictions')
     assert 'CHECKPOINT' in done.stderr and '6 pictures named, 1 unreadable' in done.stderr
+    Path(os.fsdecode(b'photos/\xff.png')).write_bytes((photos / 'a' / '000.png').read_bytes())
+    done = subprocess.run([sys.executable, ROOT / 'test.py', '--checkpoint', 'x.pth', '--test-dir', '-'], env=ENV,
+                          input=b'photos/\xff.png\r\nphotos/\0.png\nphotos\n', capture_output=True)
+    assert done.returncode == 3 and not done.stderr, done.stderr
+    assert [(os.fsencode(row['path']), bool(row['error'])) for row in read_rows('predictions')] == [
+        (b'photos/\xff.png', False), (b'photos/\0.png', True), (b'photos', True)]
     empty = piped('\n', '--test-dir', '-')
     assert empty.returncode == 2 and 'no files are listed on standard input' in empty.stderr
 
