@@ -153,6 +153,10 @@ def test_every_mode_becomes_rgb(tmp_path, mode):
     white = Image.new('RGB', (8, 8), 'white')
     drawn = Image.new(mode, (8, 8)) if mode in ('LAB', 'CMYK', 'YCbCr') else white.convert('L').convert(mode)
     drawn.save(tmp_path / 'x.tif')
+    try:
+        Image.open(tmp_path / 'x.tif').load()
+    except OSError as error:  # Pillow 12.3 with YCbCr
+        pytest.skip(f'this Pillow does not read what it wrote: {error}')
     image = open_image(tmp_path / 'x.tif')
     assert image.mode == 'RGB' and image.size == (8, 8)
     assert mode == 'LAB' or image.getpixel((3, 3)) == ((0, 135, 0) if mode == 'YCbCr' else (255, 255, 255))
