@@ -34,7 +34,7 @@ from common.data.transforms import Transform, fit
 from common.evaluation.saved import load_network, temperature_of
 from common.runtime.console import Bar
 from common.runtime.errors import UserError
-from common.runtime.files import move
+from common.runtime.files import move, writable_folder
 from common.settings import Settings
 from models import WeightsError, restore_model
 from models.export import Preprocessing, convert, open_session
@@ -54,7 +54,9 @@ def main(cfg: Settings) -> None:
     settings.check_ranges(cfg, {'PICTURES': (1, float('inf')), 'CALIBRATION': (1, float('inf')),
                                 'BATCH_SIZE': (1, float('inf'))})
     path, saved = Path(cfg.CHECKPOINT), load_network(cfg.CHECKPOINT)
-    data_dir = cfg.DATA_DIR or (saved.get('settings') or {}).get('DATA_DIR') or 'data'
+    of_run = saved.get('settings')
+    data_dir = cfg.DATA_DIR or str(isinstance(of_run, dict) and of_run.get('DATA_DIR') or 'data')
+    writable_folder(path.parent, 'CHECKPOINT')
     val, train = (evenly(Path(data_dir, side), count, saved)
                   for side, count in (('val', cfg.PICTURES), ('train', cfg.CALIBRATION)))
     try:

@@ -136,7 +136,7 @@ def test_what_agrees_too_seldom_is_not_kept(tmp_path, monkeypatch, capsys):
     """INT8 is, and it is said."""
     monkeypatch.chdir(tmp_path)
     photographs(tmp_path)
-    untrained('x.pth')
+    untrained('x.pth', settings='odd')
     hundred = [str(number) for number in range(100)]
 
     def write_files(net, saved, train, folder, stem):
