@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import torch
-from recipes import run_timm, run_train, run_tutorial
+from recipes import run_published_init, run_timm, run_train, run_tutorial, run_without
 
 import makedata
 import mean_std
@@ -46,7 +46,13 @@ RECIPES = {  # name: (how it trains, its options)
     'resnet18': (run_train, f'--model resnet18 --lr 1e-3 --batch-size 32 {TURNS}'),
     'tutorial': (run_tutorial, ''),
     'timm': (run_timm, '--lr 2e-4 --batch-size 16 --drop-path 0.1 --mixup-prob 0 --vflip 0.5 --scale 0.6 1 '
-                       '--color-jitter 0.3')}
+                       '--color-jitter 0.3'),
+    # ours with other initial weights
+    'published init': (run_published_init, TURNS),
+    'no image filters': (run_without('filter_images'), TURNS),
+    'no channel means': (run_without('summarise_channels'), TURNS),
+    'no outlook shifts': (run_without('look_in_window'), TURNS),
+    'no attention to neighbours': (run_without('encode_positions', 'look_at_position'), TURNS)}
 
 
 def main(cfg):

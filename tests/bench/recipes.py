@@ -2,6 +2,7 @@
 operations) at most, and returns a Trained.
 """
 import argparse
+import contextlib
 import itertools
 import math
 import shlex
@@ -10,10 +11,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 import timm
 import torch
 from timm.data import Mixup, create_transform
+from timm.layers import trunc_normal_
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3, random_seed
@@ -33,6 +36,7 @@ from common.runtime.machine import retain_freed_memory, worker_count
 from common.training import auto, checkpoint
 from common.training.plan import make_stages
 from common.training.setup import create_network
+from models import init
 from models.cost import multiply_adds
 
 
@@ -67,6 +71,32 @@ def run_train(options: str, pflop: float, seed: int) -> Trained:
     if saved['state_dict_ema']:
         weights['ema'] = {**saved, 'state_dict': saved['state_dict_ema']}
     return Trained(weights, sum(row['pflop'] for row in saved['history']), epochs, saved['elapsed'])
+
+
+def run_without(*parts: str) -> Callable[[str, float, int], Trained]:
+    """run_train, in which these functions of models/init.py do nothing."""
+    def run(options: str, pflop: float, seed: int) -> Trained:
+        with contextlib.ExitStack() as patches:
+            for part in parts:
+                patches.enter_context(mock.patch.object(init, part))
+            return run_train(options, pflop, seed)
+    return run
+
+
+def run_published_init(options: str, pflop: float, seed: int) -> Trained:
+    """run_train from the random weights that the authors begin with."""
+    with mock.patch('models.volo.init_weights', published_init):
+        return run_train(options, pflop, seed)
+
+
+def published_init(net: torch.nn.Module) -> None:
+    for module in net.modules():
+        if isinstance(module, torch.nn.Linear):
+            trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                torch.nn.init.zeros_(module.bias)
+    trunc_normal_(net.pos_embed, std=0.02)
+    trunc_normal_(net.cls_token, std=0.02)
 
 
 def image_flop(cfg: settings.Settings, dataset: ImageFolder, size: tuple[int, int]) -> float:
