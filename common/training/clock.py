@@ -13,7 +13,7 @@ class Clock:
     def __init__(self, elapsed: float = 0.):
         self.started = time.perf_counter() - elapsed
         self.measured: dict[Size, tuple[float, float, int]] = {}  # weighted seconds, weights, number of updates
-        self.validation: float | None = None  # seconds of the last one, for a pixel of its images
+        self.validation: tuple[Size, float] | None = None  # the last one: size of its images, seconds
 
     @property
     def elapsed(self) -> float:
@@ -26,7 +26,7 @@ class Clock:
 
     def add_validation(self, size: Size, seconds: float) -> None:
         """Note what a validation with images of that size took."""
-        self.validation = seconds / math.prod(size)
+        self.validation = size, seconds
 
     def restart(self) -> None:
         """Forget the updates so far: those of the head alone do not tell how long the others take."""
@@ -54,10 +54,10 @@ class Clock:
         when the clock is ready.
         """
         largest = plan.stages[-1][1]
-        if self.validation is None:
-            validation = plan.validation * self.update_seconds(largest)
-        else:
-            validation = self.validation * math.prod(largest)
+        validation = plan.validation * self.update_seconds(largest)
+        if self.validation:
+            size, seconds = self.validation  # with tables and pictures, which take the same with images of any size
+            validation += seconds - plan.validation * self.update_seconds(size)
         update = sum(share * self.update_seconds(size) for size, share in plan.to_come(number))
         return update + validation / (plan.validate_every * plan.updates_per_epoch), validation
 

@@ -46,13 +46,22 @@ def test_what_is_left(plan):
     clock.add(SMALL, 1.)
     clock.add(SMALL, 1.)
     assert clock.seconds_left(plan, 0) == pytest.approx(250 + 5 * 12)
-    clock.add_validation((32, 32), 7 / 4)  # a quarter of the largest images
+    clock.add_validation((64, 64), 7.)
     assert clock.seconds_left(plan, 0) == pytest.approx(250 + 5 * 7)
     assert clock.seconds_left(plan, 50) == pytest.approx(200 + 2.5 * 7)
     assert clock.seconds_left(plan, 100) == 0
     plan.updates = 104
     assert clock.seconds_left(plan, 104 - 40) == pytest.approx(40 * 4 + 2 * 7 + 7)
     assert clock.updates_in(40 * 4 + 2 * 7 + 7, plan, 60) == 40
+
+
+def test_what_a_validation_takes_besides_the_images_does_not_grow_with_them(plan):
+    """3 s of the 5 are for images, which take 12 s when they are larger; the other 2 s stay."""
+    clock = Clock()
+    clock.add(SMALL, 1.)
+    clock.add(SMALL, 1.)
+    clock.add_validation(SMALL, 5.)
+    assert clock.pace(plan, 0)[1] == pytest.approx(12 + 2)
 
 
 def test_the_time_before_an_interruption_counts():
