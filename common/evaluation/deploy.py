@@ -57,7 +57,7 @@ def main(cfg: Settings) -> None:
     of_run = saved.get('settings')
     data_dir = cfg.DATA_DIR or str(isinstance(of_run, dict) and of_run.get('DATA_DIR') or 'data')
     writable_folder(path.parent, 'CHECKPOINT')
-    val, train = (evenly(Path(data_dir, side), count, saved)
+    val, train = (pictures_of(Path(data_dir, side), count, saved)
                   for side, count in (('val', cfg.PICTURES), ('train', cfg.CALIBRATION)))
     try:
         net = restore_model(saved).eval()
@@ -95,7 +95,7 @@ class Pictures:
                 yield path, images[0].numpy()
 
 
-def evenly(folder: Path, count: int, saved: dict) -> Pictures:
+def pictures_of(folder: Path, count: int, saved: dict) -> Pictures:
     """At most so many pictures of a data set, from the first to the last."""
     dataset = ImageFolder(folder, allow_empty=True)
     indices = np.unique(np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int))

@@ -153,7 +153,7 @@ def test_what_agrees_too_seldom_is_not_kept(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(deploy, 'as_function', lambda session: None)
     monkeypatch.setattr(deploy, 'measure_speed', lambda runs, saved, batch_size: dict.fromkeys(runs, 1.))
     monkeypatch.setattr(deploy, 'add_metadata', lambda *arguments: None)
-    monkeypatch.setattr(deploy, 'evenly', lambda *arguments: SimpleNamespace(truth=dict.fromkeys(hundred, 'a')))
+    monkeypatch.setattr(deploy, 'pictures_of', lambda *arguments: SimpleNamespace(truth=dict.fromkeys(hundred, 'a')))
     with pytest.raises(UserError, match='x_pictures.onnx: not kept, they name too many'):
         run()
     assert {path.name for path in tmp_path.iterdir()} == {'x.pth', 'data', 'x.onnx', 'x_int8.onnx'}
@@ -179,7 +179,7 @@ def test_with_a_crop_pictures_come_cropped(tmp_path, monkeypatch, capsys):
 def test_pictures_are_taken_evenly(tmp_path):
     draw_folder(tmp_path / 'val', {'a': 10, 'b': 10})
     saved = {'transform': TRANSFORM.as_dict()}
-    paths = deploy.evenly(tmp_path / 'val', 3, saved).truth
+    paths = deploy.pictures_of(tmp_path / 'val', 3, saved).truth
     assert [Path(path).relative_to(tmp_path / 'val').as_posix() for path in paths] in (
         ['a/000.png', 'a/009.png', 'b/009.png'], ['a/000.png', 'b/000.png', 'b/009.png'])
-    assert len(deploy.evenly(tmp_path / 'val', 99, saved).truth) == 20
+    assert len(deploy.pictures_of(tmp_path / 'val', 99, saved).truth) == 20
