@@ -93,7 +93,7 @@ EPOCHS = 100                      # passes over the training set; the tutorial's
 START_SIZE: float | str = 'auto'  # training begins with images of this share of IMG_SIZE, for a third of the compute;
                                   # 'auto': 0.5 from scratch, else 1
 BATCH_SIZE: int | str = 'auto'    # pictures at a time over all processes, even (Mixup pairs them); halve it if memory
-                                  # runs out; 'auto': 16, from 10,000 pictures on 64
+                                  # runs out; 'auto': 16, from 10,000 pictures on 64; fewer if there are fewer
 ACCUMULATE_STEPS = 1              # batches to each update of the weights: 4 with BATCH_SIZE = 8 learn like 32
 LR: float | str = 'auto'          # peak learning rate; 'auto': the tutorial's 1e-4 for 16 pictures in an update, and
                                   # with their square root

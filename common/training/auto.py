@@ -39,6 +39,8 @@ class Choices:
 
     def batch_size(self) -> tuple[int, str]:
         pictures = len(self.train_set)
+        if pictures < 16:
+            return max(2, pictures // 2 * 2), f'{pictures} training pictures, in pairs'
         return (16, f'{pictures} training pictures are fewer than {MANY}') if pictures < MANY else (
             64, f'{pictures} training pictures are {MANY} or more')
 

@@ -35,13 +35,13 @@ def test_the_first_images_are_small_without_weights(capsys, model, source, start
 
 
 @pytest.mark.parametrize('pictures, accumulate, batch, lr', [(9_999, 1, 16, 1e-4), (10_000, 1, 64, 2e-4),
-                                                            (100, 4, 16, 2e-4)])
+                                                            (100, 4, 16, 2e-4), (9, 1, 8, 1e-4 / 2 ** 0.5)])
 def test_batch_and_learning_rate_go_together(capsys, pictures, accumulate, batch, lr):
     cfg, found = choose('scratch', pictures, batch_size='auto', accumulate_steps=accumulate, start_size=1)
     assert vars(found) == {**vars(cfg), 'BATCH_SIZE': batch, 'LR': lr}
     said = capsys.readouterr().out
     assert f"BATCH_SIZE = 'auto': {batch}, {pictures} training pictures" in said
-    assert f"LR = 'auto': {lr:g}, the tutorial's 1e-4" in said and f'√({batch * accumulate}/16)' in said
+    assert f"LR = 'auto': {lr:.3g}, the tutorial's 1e-4" in said and f'√({batch * accumulate}/16)' in said
 
 
 @pytest.mark.parametrize('budget, source, model, words', [
