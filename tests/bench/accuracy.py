@@ -104,7 +104,8 @@ def draw(table):
         axes.minorticks_off()
         axes.grid(alpha=0.3)
         axes.spines[['top', 'right']].set_visible(False)
-        axes.legend(frameon=False)
+        if claims:
+            axes.legend(frameon=False)
 
 
 def score(row):
