@@ -90,6 +90,7 @@ def run_published_init(options: str, pflop: float, seed: int) -> Trained:
 
 
 def published_init(net: torch.nn.Module) -> None:
+    """Linear layers, pos_embed and cls_token from N(0, 0.02), all else as PyTorch has it (arXiv:2106.13112's code)."""
     for module in net.modules():
         if isinstance(module, torch.nn.Linear):
             trunc_normal_(module.weight, std=0.02)
