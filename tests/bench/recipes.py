@@ -39,6 +39,8 @@ from common.training.setup import create_network
 from models import init
 from models.cost import multiply_adds
 
+SAVE_EVERY = 600.  # seconds
+
 
 @dataclass
 class Trained:
@@ -165,7 +167,9 @@ def count_updates(net: torch.nn.Module, size: tuple, batch: int, pflop: float) -
 def run_loop(net: torch.nn.Module, model_kwargs: dict, dataset: ImageFolder, transform: Transform, batch: int,
              pflop: float, optimizer: torch.optim.Optimizer, ema: ModelEmaV3, mixup: Mixup,
              schedule: Callable) -> Trained:
-    """Train timm's VOLO-D1 with as many updates as the compute is enough for."""
+    """Train timm's VOLO-D1 with as many updates as the compute is enough for. A run that was interrupted goes on from
+    its last save, with the pictures shuffled anew.
+    """
     retain_freed_memory()
     device = choose_device()
     amp_dtype, updates = choose_amp_dtype(device), count_updates(net, transform.img_size, batch, pflop)
@@ -173,9 +177,20 @@ def run_loop(net: torch.nn.Module, model_kwargs: dict, dataset: ImageFolder, tra
     loader = DataLoader(dataset, batch, shuffle=True, drop_last=True, num_workers=worker_count('auto'))
     if not len(loader):
         raise UserError(f'{len(dataset)} pictures in data/train: this recipe needs {batch} for a batch')
-    start, number = time.perf_counter(), 0
+    number, seconds, path = 0, 0., Path(f'out/loop_{torch.initial_seed()}_{updates}.pth')
+    parts = {'net': net, 'ema': ema, 'optimizer': optimizer, 'scaler': scaler}
+    if path.exists():
+        saved = checkpoint.load(path)
+        number, seconds = saved['number'], saved['seconds']
+        random_seed(torch.initial_seed() + number)
+        for past in range(1, number + 1):
+            schedule(past)
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])
+    path.parent.mkdir(exist_ok=True)
+    start = time.perf_counter() - seconds
     net.train()
-    with tqdm(total=updates) as bar:
+    with tqdm(total=updates, initial=number) as bar:
         while number < updates:
             for images, labels in itertools.islice(loader, updates - number):
                 images, targets = mixup(images.to(device), labels.to(device))
@@ -193,6 +208,11 @@ def run_loop(net: torch.nn.Module, model_kwargs: dict, dataset: ImageFolder, tra
                 schedule(number)
                 bar.set_postfix(loss=f'{loss.item():.3f}', refresh=False)
                 bar.update()
+                if (now := time.perf_counter() - start) > seconds + SAVE_EVERY:
+                    seconds = now
+                    checkpoint.save(path, {'number': number, 'seconds': seconds,
+                                           **{name: part.state_dict() for name, part in parts.items()}})
+    path.unlink(missing_ok=True)
     common = {'model': 'volo_d1_224', 'model_kwargs': model_kwargs, 'classes': dataset.classes,
               'transform': transform.as_dict(), 'settings': {'USE_AMP': True}}
     return Trained({'raw': {**common, 'state_dict': net.state_dict()},

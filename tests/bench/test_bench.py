@@ -3,10 +3,18 @@ import csv
 import importlib
 
 import pytest
+import timm
+import torch
 from helpers import ROOT, TINY, draw_folder, run_script
 from PIL import Image
+from timm.data import Mixup
+from timm.utils import ModelEmaV3
+from torchvision.transforms import v2
 
+from common.data.datasets import ImageFolder
+from common.data.transforms import Transform, eval_transform
 from models import create_model
+from models.cost import multiply_adds
 
 
 @pytest.mark.parametrize('script, options, words', [
@@ -52,6 +60,41 @@ def test_a_recipe_begins_with_the_weights_that_it_names(monkeypatch):
     assert not published.network[0][0].attn.attn.bias.any()
     assert all(0.01 < published.get_parameter(name).std() < 0.03
                for name in ('pos_embed', 'network.0.0.mlp.fc1.weight'))
+
+
+def test_a_recipe_of_others_goes_on_where_it_was_interrupted(folder, tmp_path, monkeypatch):
+    """With a learning rate of 0 after the interruption, the pictures that come then make no difference."""
+    monkeypatch.syspath_prepend(ROOT / 'tests' / 'bench')
+    recipes = importlib.import_module('recipes')
+    monkeypatch.setattr(recipes, 'SAVE_EVERY', 0.)
+
+    def run(interrupt_at=None):
+        torch.manual_seed(1)
+        transform = Transform([32, 32], [0.5] * 3, [0.5] * 3)
+        dataset = ImageFolder(folder / 'train', v2.Compose([v2.Resize((32, 32)), eval_transform(transform)]))
+        net = timm.create_model('test_vit', img_size=32, num_classes=2)
+        optimizer, steps = torch.optim.SGD(net.parameters(), 0.1), []
+        optimizer.register_step_post_hook(lambda *_: steps.append(1))
+        rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: float(update < 3))
+
+        def schedule(update):
+            if update == interrupt_at:
+                raise KeyboardInterrupt
+            rate.step()
+
+        pflop = 6.5 * 3 * 2 * multiply_adds(net, (32, 32)) * 4 / 1e15
+        trained = recipes.run_loop(net, {}, dataset, transform, 4, pflop, optimizer, ModelEmaV3(net, 0.5),
+                                   Mixup(prob=0., label_smoothing=0.1, num_classes=2), schedule)
+        return trained, len(steps)
+
+    whole, updates = run()
+    with pytest.raises(KeyboardInterrupt):
+        run(interrupt_at=4)
+    again, updates_left = run()
+    assert (updates, updates_left) == (6, 3)
+    for name in ('raw', 'ema'):
+        for key, value in whole.weights[name]['state_dict'].items():
+            assert torch.equal(again.weights[name]['state_dict'][key], value), (name, key)
 
 
 def test_the_bench_of_balance(folder, tmp_path):
