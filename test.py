@@ -35,7 +35,7 @@ from common.reporting.prediction_page import draw_explanations, write_prediction
 from common.reporting.prediction_tables import Tables, describe
 from common.reporting.tables import headline, write_report, write_suspects
 from common.runtime.console import Bar, PrintableStream, printable
-from common.runtime.device import describe_device
+from common.runtime.device import describe_device, use_free_cores
 from common.runtime.distributed import on_first, process_group
 from common.runtime.errors import UserError, explain_failures, warn_instead
 from common.runtime.files import beside, locked, writable_folder, writing
@@ -101,6 +101,7 @@ def with_defaults(cfg: Settings) -> Settings:
 
 
 def build_predictor(cfg: Settings) -> Predictor:
+    use_free_cores()
     predictor = Predictor(cfg.CHECKPOINT, batch_size=cfg.BATCH_SIZE, unknown_below=cfg.UNKNOWN_BELOW, tta=cfg.TTA,
                           tta_below=cfg.TTA_BELOW, average_weights=cfg.AVERAGE_WEIGHTS, use_amp=cfg.USE_AMP,
                           use_dp=cfg.USE_DP)

@@ -25,7 +25,7 @@ from common.data.datasets import open_split
 from common.data.loaders import TimedBatches
 from common.evaluation.metrics import BatchMeter, scores
 from common.evaluation.validate import validate
-from common.runtime.device import choose_amp_dtype, choose_device, describe_device
+from common.runtime.device import choose_amp_dtype, choose_device, describe_device, use_free_cores
 from common.runtime.distributed import from_first, on_first, process_group
 from common.runtime.errors import UserError, explain_failures
 from common.runtime.files import write_json
@@ -95,8 +95,7 @@ START_SIZE: float | str = 'auto'  # training begins with images of this share of
 BATCH_SIZE: int | str = 'auto'    # pictures at a time over all processes, even (Mixup pairs them); halve it if memory
                                   # runs out; 'auto': 16, from 10,000 pictures on 64; fewer if there are fewer
 ACCUMULATE_STEPS = 1              # batches to each update of the weights: 4 with BATCH_SIZE = 8 learn like 32
-LR: float | str = 'auto'          # peak learning rate; 'auto': the tutorial's 1e-4 for 16 pictures in an update, and
-                                  # with their square root
+LR: float | str = 'auto'          # peak learning rate; 'auto': 1e-4 · √(pictures in an update / 16)
 MIN_LR = 1e-6                     # learning rate at the end of the cosine
 WARMUP = 0.1                      # share of the compute in which the learning rate rises; the tutorial has no warm-up
 LAYER_DECAY = 1.0                 # learning rate of a layer / that of the one above; 0.75 is usual for fine-tuning
@@ -150,6 +149,7 @@ def main(cfg: Settings) -> None:
     less_memory = 'halve BATCH_SIZE and double ACCUMULATE_STEPS, or set GRAD_CHECKPOINTING = True'
     with (process_group(), output_folder(cfg.OUTPUT_DIR) as out,
           explain_failures(less_memory, f'--resume goes on from {out}/last.pth')):
+        use_free_cores()
         saved = on_first(find_saved, cfg, out)
         clock = Clock(saved['elapsed'] if saved else 0.)
         if saved and cfg.RESUME == 'auto' and is_complete(cfg, saved):

@@ -1,7 +1,11 @@
 """Which processor computes, and in which precision."""
 import platform
+import time
 
 import torch
+
+PROBE = 0.25   # seconds for which a number of threads is tried
+SLOWED = 1.5   # so many times as fast must fewer threads be: where all cores are free they are slower
 
 
 def choose_device() -> torch.device:
@@ -25,6 +29,37 @@ def _cpu_multiplies_bf16() -> bool:
         found = torch.cpu.get_capabilities()
         return bool(found.get('amx_bf16') or found.get('avx512_bf16'))
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()  # torch before get_capabilities
+
+
+def use_free_cores() -> None:
+    """Let PyTorch compute with fewer threads where other programs keep cores busy, or a container may use but a part.
+
+    All threads of an operation wait for the slowest, and keep their cores busy meanwhile: one that shares its core with
+    another program makes training many times slower. So numbers of threads are tried. Where the cores are free, and
+    where a GPU computes, nothing changes.
+    """
+    usual = torch.get_num_threads()
+    if choose_device().type != 'cpu' or usual == 1:
+        return
+    tried = [usual >> halvings for halvings in range(usual.bit_length())]
+    speeds = {threads: multiplications_per_second(threads) for threads in tried}
+    fastest = max(speeds, key=speeds.get)
+    if speeds[fastest] < SLOWED * speeds[usual]:
+        fastest = usual
+    torch.set_num_threads(fastest)
+    if fastest < usual:
+        print(f'threads: {fastest} instead of {usual}, since other programs keep cores busy: '
+              f'{speeds[fastest] / speeds[usual]:.1f} times as fast (docs/speed.md)')
+
+
+def multiplications_per_second(threads: int) -> float:
+    """Of two matrices, with so many threads."""
+    torch.set_num_threads(threads)
+    matrix, count, start = torch.ones(512, 512), 0, time.perf_counter()
+    while (seconds := time.perf_counter() - start) < PROBE:
+        matrix @ matrix
+        count += 1
+    return count / seconds
 
 
 def describe_device(device: torch.device, amp_dtype: torch.dtype | None) -> str:
