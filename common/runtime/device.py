@@ -4,7 +4,7 @@ import time
 
 import torch
 
-PROBE = 0.25   # seconds for which a number of threads is tried
+PROBE = 0.1     # seconds for which a number of threads is tried
 SLOWED = 1.5   # so many times as fast must fewer threads be: where all cores are free they are slower
 
 
