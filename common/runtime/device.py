@@ -1,11 +1,11 @@
-"""Which processor computes, and in which precision."""
+"""Which processor computes, in which precision, and with how many threads."""
 import platform
 import time
 
 import torch
 
-PROBE = 0.1     # seconds for which a number of threads is tried
-SLOWED = 1.5   # so many times as fast must fewer threads be: where all cores are free they are slower
+PROBE = 0.1   # seconds for which a number of threads is tried
+SLOWED = 1.5  # so many times as fast must fewer threads be: where all cores are free they are slower
 
 
 def choose_device() -> torch.device:
