@@ -36,6 +36,7 @@ from common.runtime.signals import StopRequest
 from common.settings import Settings
 from common.training import checkpoint
 from common.training.auto import choose_settings
+from common.training.batch_norm import measure_batch_norm
 from common.training.budget import build_plan
 from common.training.clock import Clock
 from common.training.guard import Diverged
@@ -289,9 +290,8 @@ def train_epochs(cfg: Settings, state: TrainState, data: Data, out: Path, histor
 
 
 def evaluate(state: TrainState, data: Data, size: Size, between_batches: Callable) -> dict[str, dict]:
-    """The scores (common/evaluation/metrics.py) of the 'raw' weights and of the 'ema' ones on the validation set, with
-    images of the (height, width) that training has, and what the scores are made from, 'outputs'.
-    """
+    """{'raw': …, 'ema': …}: what these weights score on the validation set with images of `size`, and the 'outputs'."""
+    measure_batch_norm(state, data.plain, size)
     results = {}
     for name, model in {'raw': state.model, 'ema': state.ema_model}.items():
         if model is not None:

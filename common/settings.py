@@ -35,8 +35,6 @@ def run(main: Callable[[Settings], None], rows_only: Callable[[Settings], bool] 
     With settings of which `rows_only` is true, what is printed goes to standard error: sys.__stdout__ is for rows that
     another program reads.
     """
-    module = sys.modules[main.__module__]
-    script = Path(module.__file__).name
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, 'reconfigure'):  # not so in a notebook
             # No file name, however odd, ends a run as it is printed; and a line in a log file is there at once.
@@ -45,6 +43,27 @@ def run(main: Callable[[Settings], None], rows_only: Callable[[Settings], bool] 
         sys.stdout = PrintableStream(sys.stdout)
     if RANK:
         sys.stdout = open(os.devnull, 'w')  # noqa: SIM115 - the first process speaks for all
+    code = 0
+    try:
+        call(main, rows_only)
+    except SystemExit as end:
+        if not LAUNCHED:
+            raise
+        code = end.code or 0
+    finally:
+        kill_workers()
+    if LAUNCHED:
+        # Threads of torch.distributed may still hold tensors; while Python takes itself down, that can abort the
+        # process (pytorch/pytorch#179291).
+        sys.stdout.flush()
+        sys.__stdout__.flush()
+        os._exit(code)
+
+
+def call(main: Callable[[Settings], None], rows_only: Callable[[Settings], bool]) -> None:
+    """The part of run that reads the settings; errors that are not bugs become SystemExit."""
+    module = sys.modules[main.__module__]
+    script = Path(module.__file__).name
     try:
         cfg = read(module)
         with contextlib.redirect_stdout(sys.stderr) if rows_only(cfg) else contextlib.nullcontext():
@@ -65,8 +84,6 @@ def run(main: Callable[[Settings], None], rows_only: Callable[[Settings], bool] 
         if LAUNCHED and not claim_failure():
             sys.exit(1)
         raise
-    finally:
-        kill_workers()
 
 
 def leave(message: str, code: int) -> None:

@@ -67,7 +67,8 @@ def launch(processes, script, *arguments, options=(), machine=None):
 
     `machine` is a command that runs another one somewhere else.
     """
-    env = {**os.environ, 'HF_HUB_OFFLINE': '1', 'PYTHONUTF8': '1', 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}
+    env = {**os.environ, 'HF_HUB_OFFLINE': '1', 'PYTHONUTF8': '1', 'PYTHONFAULTHANDLER': '1', 'OMP_NUM_THREADS': '1',
+           'CUDA_VISIBLE_DEVICES': ''}
     return subprocess.Popen(
         [*(machine or []), sys.executable, '-m', 'torch.distributed.run', *([] if machine else ['--standalone']),
          f'--nproc-per-node={processes}', *options, ROOT / script, *map(str, arguments)], env=env, text=True,

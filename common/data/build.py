@@ -1,4 +1,6 @@
 """The data of a training run: files checked, transforms chosen, loaders started."""
+import copy
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,8 @@ from common.runtime.errors import UserError
 from common.runtime.machine import worker_count
 from common.settings import Settings
 
+PLAIN = 1024  # pictures
+
 
 @dataclass
 class Data:
@@ -24,7 +28,8 @@ class Data:
     transform: Transform
     fingerprint: str         # of the names, classes and sizes of all files
     train: DataLoader        # (images (B, 3, H, W), labels (B,)), shuffled and augmented; this process's rows of them
-    val: DataLoader          # the same in order, without augmentation; the batches of this process
+    plain: DataLoader        # some of them without augmentation, always the same; this process's rows of each batch
+    val: DataLoader          # the validation set in order, without augmentation; the batches of this process
 
 
 def build_data(cfg: Settings, split: tuple[ImageFolder, ImageFolder],
@@ -43,11 +48,15 @@ def build_data(cfg: Settings, split: tuple[ImageFolder, ImageFolder],
     found = fingerprint(train_set, val_set)
     if len(set(gather(found))) > 1:
         raise UserError(f'DATA_DIR = {cfg.DATA_DIR!r}: its pictures are not the same on all machines')
+    order = len(train_set), cfg.BATCH_SIZE, cfg.SEED, train_set.blocks()
+    shares = equal_shares(train_set.targets) if cfg.BALANCE == 'sampler' else None
+    plain_set = copy.copy(train_set)
+    plain_set.transform = val_set.transform
+    plain_batches = list(itertools.islice(EpochSampler(*order), PLAIN // cfg.BATCH_SIZE or 1))
     return Data(
         train_set.classes, transform, found,
-        train=start_loader(train_set, workers, batch_sampler=EpochSampler(
-            len(train_set), cfg.BATCH_SIZE, cfg.SEED, train_set.blocks(),
-            equal_shares(train_set.targets) if cfg.BALANCE == 'sampler' else None)),
+        train=start_loader(train_set, workers, batch_sampler=EpochSampler(*order, shares)),
+        plain=start_loader(plain_set, (workers + 1) // 2, batch_sampler=plain_batches),
         val=start_loader(val_set, (workers + 1) // 2, batch_sampler=own_batches(len(val_set), cfg.BATCH_SIZE)))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import CLOCKS, arguments_of, draw_folder, launch, read_rows, run, run_script
+from helpers import CLOCKS, ROOT, arguments_of, draw_folder, launch, read_rows, run, run_script
 
 import train
 
@@ -92,6 +92,20 @@ def test_a_mistake_is_told_once(data):
     code, _, err = train_with(2, batch_size=2)
     message = 'train.py: BATCH_SIZE = 2: 1 pairs of images for 2 processes, raise it or start fewer'
     assert code != 0 and err.count(message) == 1 and 'train.py", line' not in err
+
+
+def test_they_end_whatever_threads_are_left(tmp_path, monkeypatch):
+    """Those of torch.distributed outlive the process group, as DistributedDataParallel holds it."""
+    monkeypatch.setenv('PYTHONPATH', str(ROOT))
+    script = tmp_path / 'threads.py'
+    script.write_text('import sys, threading, time\nfrom common import settings\nCODE = 0\ndef main(cfg):\n'
+                      '    threading.Thread(target=time.sleep, args=[1000]).start()\n    print("over")\n'
+                      '    sys.exit(cfg.CODE)\nsettings.run(main)\n')
+    for code in (0, 3):
+        process = launch(1, script, '--code', code)
+        out, err = process.communicate(timeout=60)
+        assert 'over' in out and (process.returncode == 0) == (code == 0), err
+    assert 'exitcode  : 3' in err
 
 
 def started(processes, *options, **changes):

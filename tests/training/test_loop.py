@@ -88,17 +88,33 @@ def train_plainly(start, batches, kwargs):
     return net.state_dict(), average, norms
 
 
+def with_statistics(weights, batches):
+    """The weights with BatchNorm's mean and variance of these batches, the average over them."""
+    net = models.create_model('volo_d1', num_classes=2, img_size=32, return_dense=True, **TINY).eval()
+    net.load_state_dict(weights)
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.reset_running_stats()
+            module.momentum = None
+            module.train()
+    with torch.no_grad():
+        for images, _ in batches:
+            net(images)
+    return net.state_dict()
+
+
 def test_the_loop_does_what_the_plain_one_does(data, first_save, monkeypatch):
     """Warm-up, cosine, AdamW with decay where it belongs, clipping, accumulation, Mixup, smoothing, EMA."""
     monkeypatch.setattr(train, 'choose_device', lambda: torch.device('cpu'))  # as the plain one
     run(**CHANGES)
-    loader = load(prepare(**CHANGES)).train
+    loaded = load(prepare(**CHANGES))
 
     def batches(epoch):
-        loader.batch_sampler.epoch = epoch
-        return loader
+        loaded.train.batch_sampler.epoch = epoch
+        return loaded.train
 
     raw, average, norms = train_plainly(first_save, batches, {})
+    raw, average = (with_statistics(weights, loaded.plain) for weights in (raw, average))
     last = torch.load('out/last.pth', weights_only=True)
     for name, value in raw.items():
         torch.testing.assert_close(last['state_dict'][name], value, rtol=1e-3, atol=2e-4, msg=name)
