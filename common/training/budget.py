@@ -13,10 +13,12 @@ from common.runtime.device import choose_amp_dtype, choose_device
 from common.runtime.distributed import from_first, largest
 from common.runtime.parallel import parallel
 from common.settings import Settings
+from common.training.batch_norm import has_statistics
 from common.training.clock import Clock
 from common.training.losses import choose_loss
 from common.training.plan import Plan, make_plan
 from common.training.setup import create_network
+from models import VARIANTS
 
 SECONDS = 4      # to try each image size for
 PROBE = (112, 112)  # images that tell how fast a machine is
@@ -29,7 +31,8 @@ def build_plan(cfg: Settings, data: Data, clock: Clock, model: nn.Module, target
     `model` is one of common.runtime.parallel with a loss, `targets` are of the shape that this process's rows of a
     batch have, (B, classes).
     """
-    plan = make_plan(cfg, len(data.train), int(largest(len(data.val))))
+    measures = cfg.MODEL not in VARIANTS and any(map(has_statistics, model.modules()))  # a VOLO's stem takes no time
+    plan = make_plan(cfg, len(data.train), int(largest(len(data.val))) + measures * len(data.plain))
     if not cfg.TIME_BUDGET:
         return plan
     number = 0

@@ -1,7 +1,7 @@
 """BatchNorm's statistics are those of training pictures as validation has them, whatever training left behind."""
 import pytest
 import torch
-from helpers import build, draw_folder, read_json, run
+from helpers import TINY, build, draw_folder, read_json, run
 from torch import nn
 
 import train
@@ -45,7 +45,7 @@ def measured(**changes):
     return data, state
 
 
-def test_they_are_those_of_pictures_without_augmentation(monkeypatch):
+def test_they_are_those_of_pictures_without_augmentation():
     """The first layer's, in the raw and in the averaged weights; one batch of 16 of the 17 pictures."""
     data, state = measured(batch_size=16)
     (batch, _), = data.plain
@@ -117,7 +117,15 @@ def test_all_layers_of_a_network_of_timm_have_them():
         assert {norm.momentum for norm in norms_of(net)} == {0.1}
 
 
-def test_training_does_not_notice(monkeypatch):
+@pytest.mark.parametrize('model,kwargs,batches', [
+    ('volo_d1', TINY, 1), ('resnet18', {}, 1 + 4), ('vit_tiny_patch16_224', {}, 1)])
+def test_validation_is_planned_with_it(model, kwargs, batches):
+    """Besides the one batch of val: forward passes of raw and averaged weights through a whole network that has any."""
+    _, _, state = build(**AUGMENTED, model=model, model_kwargs=kwargs)
+    assert state.plan.validation == pytest.approx(batches * 2 / 3)
+
+
+def test_training_does_not_notice():
     """Validations between epochs change no weight, and best.pth has the statistics that it was validated with."""
     changes = {**AUGMENTED, 'epochs': 3, 'batch_size': 8}
     run(**changes, output_dir='every')
