@@ -177,16 +177,9 @@ def run_loop(net: torch.nn.Module, model_kwargs: dict, dataset: ImageFolder, tra
     loader = DataLoader(dataset, batch, shuffle=True, drop_last=True, num_workers=worker_count('auto'))
     if not len(loader):
         raise UserError(f'{len(dataset)} pictures in data/train: this recipe needs {batch} for a batch')
-    number, seconds, path = 0, 0., Path(f'out/loop_{torch.initial_seed()}_{updates}.pth')
+    path = Path(f'out/loop_{torch.initial_seed()}_{updates}.pth')
     parts = {'net': net, 'ema': ema, 'optimizer': optimizer, 'scaler': scaler}
-    if path.exists():
-        saved = checkpoint.load(path)
-        number, seconds = saved['number'], saved['seconds']
-        random_seed(torch.initial_seed() + number)
-        for past in range(1, number + 1):
-            schedule(past)
-        for name, part in parts.items():
-            part.load_state_dict(saved[name])
+    number, seconds = resume_loop(path, parts, schedule)
     path.parent.mkdir(exist_ok=True)
     start = time.perf_counter() - seconds
     net.train()
@@ -219,3 +212,16 @@ def run_loop(net: torch.nn.Module, model_kwargs: dict, dataset: ImageFolder, tra
                     'ema': {**common, 'state_dict': ema.module.state_dict()}},
                    3 * 2 * multiply_adds(net, transform.img_size) * batch * updates / 1e15,
                    updates / len(loader), time.perf_counter() - start)
+
+
+def resume_loop(path: Path, parts: dict, schedule: Callable) -> tuple[int, float]:
+    """(updates, seconds) so far of the run that was saved there, whose parts are loaded; (0, 0.) without one."""
+    if not path.exists():
+        return 0, 0.
+    saved = checkpoint.load(path)
+    random_seed(torch.initial_seed() + saved['number'])
+    for number in range(1, saved['number'] + 1):
+        schedule(number)
+    for name, part in parts.items():
+        part.load_state_dict(saved[name])
+    return saved['number'], saved['seconds']

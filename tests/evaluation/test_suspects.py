@@ -68,7 +68,7 @@ def test_swapped_labels_come_first_in_suspects_csv(tmp_path, monkeypatch, folder
         for path in (tmp_path / 'more' / name).iterdir():
             path.rename(tmp_path / 'data' / 'train' / name / f'more{path.name}')
     monkeypatch.setattr('common.training.history.plot_training', lambda *arguments: None)
-    run(epochs=8, mixup_prob=0.2, accumulate_steps=2)
+    run(epochs=8, validate_every=8, mixup_prob=0.2, accumulate_steps=2)
     with open('out/suspects.csv', encoding='utf-8-sig', newline='') as file:
         rows = list(csv.DictReader(file))
     assert {row['file'] for row in rows[:3]} == set(wrong)
