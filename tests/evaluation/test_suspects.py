@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from helpers import draw_folder, read_json, run
+from PIL import Image
 
 from common.evaluation.metrics import scores
 from common.evaluation.report import answers, build_report
@@ -59,11 +60,15 @@ def test_the_report_shows_the_most_confident_mistakes_and_the_least_confident_hi
 
 
 def test_swapped_labels_come_first_in_suspects_csv(tmp_path, monkeypatch, folder):
-    """Grey levels are easily learnt: two training pictures and one of val lie in the wrong folder."""
+    """Grey levels are easily learnt: two training pictures and one of val lie in the wrong folder. That one is a
+    clearer b than those of val are on average, since one of them is halfway to a.
+    """
     draw_folder(tmp_path / 'more', {'a': 12, 'b': 12}, seed=3)
     wrong = {'train/a/1.png': 'more/b/001.png', 'train/b/2.png': 'more/a/002.png', 'val/a/3.png': 'more/b/003.png'}
     for target, source in wrong.items():
         (tmp_path / source).rename(tmp_path / 'data' / target)
+    halfway = tmp_path / 'data' / 'val' / 'b' / '000.png'
+    Image.open(halfway).point(lambda value: value - 90).save(halfway)
     for name in 'ab':
         for path in (tmp_path / 'more' / name).iterdir():
             path.rename(tmp_path / 'data' / 'train' / name / f'more{path.name}')
