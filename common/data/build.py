@@ -18,7 +18,7 @@ from common.runtime.errors import UserError
 from common.runtime.machine import worker_count
 from common.settings import Settings
 
-PLAIN = 1024  # pictures
+PLAIN = 1024  # training pictures that BatchNorm is measured with (docs/recipe.md)
 
 
 @dataclass

@@ -186,20 +186,11 @@ def run_loop(net: torch.nn.Module, model_kwargs: dict, dataset: ImageFolder, tra
     with tqdm(total=updates, initial=number) as bar:
         while number < updates:
             for images, labels in itertools.islice(loader, updates - number):
-                images, targets = mixup(images.to(device), labels.to(device))
-                with torch.autocast(device.type, amp_dtype, enabled=amp_dtype is not None):
-                    logits = net(images)
-                loss = torch.nn.functional.cross_entropy(logits.float(), targets)
-                scaler.scale(loss).backward()
-                scaler.unscale_(optimizer)
-                torch.nn.utils.clip_grad_norm_(net.parameters(), 5.)
-                scaler.step(optimizer)
-                scaler.update()
-                optimizer.zero_grad()
+                loss = train_on(*mixup(images.to(device), labels.to(device)), net, amp_dtype, optimizer, scaler)
                 number += 1
                 ema.update(net, step=number)
                 schedule(number)
-                bar.set_postfix(loss=f'{loss.item():.3f}', refresh=False)
+                bar.set_postfix(loss=f'{loss:.3f}', refresh=False)
                 bar.update()
                 if (now := time.perf_counter() - start) > seconds + SAVE_EVERY:
                     seconds = now
@@ -225,3 +216,18 @@ def resume_loop(path: Path, parts: dict, schedule: Callable) -> tuple[int, float
     for name, part in parts.items():
         part.load_state_dict(saved[name])
     return saved['number'], saved['seconds']
+
+
+def train_on(images: torch.Tensor, targets: torch.Tensor, net: torch.nn.Module, amp_dtype: torch.dtype | None,
+             optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> float:
+    """One update, its gradient clipped at 5; returns the loss."""
+    with torch.autocast(images.device.type, amp_dtype, enabled=amp_dtype is not None):
+        logits = net(images)
+    loss = torch.nn.functional.cross_entropy(logits.float(), targets)
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    torch.nn.utils.clip_grad_norm_(net.parameters(), 5.)
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad()
+    return loss.item()
