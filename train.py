@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3, random_seed
 from torchvision.transforms.v2.functional import resize
@@ -51,6 +50,7 @@ from common.training.history import (
 from common.training.losses import balanced, build_mix, choose_loss
 from common.training.margins import Margins
 from common.training.monitor import Monitor
+from common.training.optimizer import SKIPPING, build_optimizer, orthogonalising_flop
 from common.training.plan import Size, make_stages
 from common.training.provenance import Provenance, find_weights
 from common.training.resume import check_resume, find_saved, is_complete, resumed_lr_scale
@@ -94,14 +94,16 @@ EPOCHS = 100                      # passes over the training set; the tutorial's
 START_SIZE: float | str = 'auto'  # training begins with images of this share of IMG_SIZE, for a third of the compute;
                                   # 'auto': 0.5 from scratch, else 1
 BATCH_SIZE: int | str = 'auto'    # pictures at a time over all processes, even (Mixup pairs them); halve it if memory
-                                  # runs out; 'auto': 16, from 10,000 pictures on 64; fewer if there are fewer
+                                  # runs out; 'auto': 16, from 10,000 pictures on 64; with Muon 32, from 1,000 on 64
 ACCUMULATE_STEPS = 1              # batches to each update of the weights: 4 with BATCH_SIZE = 8 learn like 32
-LR: float | str = 'auto'          # peak learning rate; 'auto': 1e-4 · √(pictures in an update / 16)
+LR: float | str = 'auto'          # peak learning rate; 'auto': 1e-4, with Muon 6e-4, · √(pictures in an update / 16)
 MIN_LR = 1e-6                     # learning rate at the end of the cosine
 WARMUP = 0.1                      # share of the compute in which the learning rate rises; the tutorial has no warm-up
 LAYER_DECAY = 1.0                 # learning rate of a layer / that of the one above; 0.75 is usual for fine-tuning
-OPTIMIZER = 'adamw'               # or another of timm's names, say 'lion' or 'sgd', with an LR of its own
-BETAS = (0.8, 0.999)              # of AdamW: how much of the earlier gradients, and of their squares, it remembers
+OPTIMIZER = 'adamw'               # 'muon' learns more from a picture (docs/recipe.md); 'auto' is Muon for a VOLO from
+                                  # scratch, else AdamW; or another of timm's names, say 'lion', with an LR of its own
+BETAS = (0.8, 0.999)              # of AdamW, with Muon for all but matrices: how much of the earlier gradients, and of
+                                  # their squares, it remembers
 WEIGHT_DECAY = 0.05               # not on norms, biases, pos_embed, cls_token
 CLIP_GRAD = 5.0                   # largest norm of the gradient; 0 does not clip
 USE_AMP = True                    # mixed precision, where the processor gains from it
@@ -210,7 +212,8 @@ def build_state(cfg: Settings, data: Data, provenance: Provenance, content: dict
     if cfg.FREEZE_EPOCHS and provenance.from_scratch:
         print('FREEZE_EPOCHS is ignored: no weights were loaded')
     lr_scale = resumed_lr_scale(cfg, saved) if saved else 1.
-    optimizer, scheduler = build_optimizer(cfg, net, lr_scale * cfg.LR)
+    optimizer = build_optimizer(cfg, net, lr_scale * cfg.LR, amp_dtype)
+    scheduler = build_schedule(cfg, optimizer, lr_scale * cfg.LR)
     ema = ModelEmaV3(net, decay=cfg.EMA_DECAY, use_warmup=True, warmup_gamma=1 / cfg.EMA_SHARE,
                      warmup_power=1) if cfg.USE_EMA else None
     loss = choose_loss(cfg, model_kwargs)
@@ -223,12 +226,12 @@ def build_state(cfg: Settings, data: Data, provenance: Provenance, content: dict
         loss_model = compiled(model.train(), [size for _, size in make_stages(cfg.IMG_SIZE, cfg.START_SIZE)], targets,
                               graphs=device.type == 'cuda' and cfg.ACCUMULATE_STEPS == 1 and not LAUNCHED)
     loss_model = distributed(loss_model, unused=cfg.FREEZE_EPOCHS > 0 or cfg.MODEL not in VARIANTS)
-    plan = build_plan(cfg, data, clock, loss_model, targets, saved)
+    plan = build_plan(cfg, data, clock, loss_model, optimizer, targets, saved)
     state = TrainState(
         net, model, loss_model, build_mix(cfg, len(data.classes)), optimizer, scheduler,
         torch.amp.GradScaler(device.type, enabled=amp_dtype is torch.float16),
         ema, ema and parallel(ema.module, device, amp_dtype, cfg.USE_DP, look=logits_and_features),
-        device, amp_dtype, image_flop, plan, clock,
+        device, amp_dtype, image_flop, orthogonalising_flop(net) if cfg.OPTIMIZER == 'muon' else 0., plan, clock,
         0 if provenance.from_scratch else cfg.FREEZE_EPOCHS, lr_scale, model_kwargs, provenance,
         Margins(len(data.train.dataset)))
     if saved:
@@ -239,18 +242,11 @@ def build_state(cfg: Settings, data: Data, provenance: Provenance, content: dict
     return state
 
 
-def build_optimizer(cfg: Settings, net: torch.nn.Module, lr: float) -> tuple[torch.optim.Optimizer, CosineLRScheduler]:
-    """(optimizer, its schedule in percent of the compute of the run: a linear warm-up, then half a cosine)."""
-    own = {'betas': tuple(cfg.BETAS), 'fused': True} if cfg.OPTIMIZER == 'adamw' else {}  # fused can skip an update
-    try:
-        optimizer = create_optimizer_v2(net, cfg.OPTIMIZER, lr=lr, weight_decay=cfg.WEIGHT_DECAY,
-                                        layer_decay=cfg.LAYER_DECAY if cfg.LAYER_DECAY < 1 else None, **own)
-    except Exception as error:  # those of other packages, which may be missing
-        raise UserError(f'OPTIMIZER = {cfg.OPTIMIZER!r} cannot be built: {error}') from error
+def build_schedule(cfg: Settings, optimizer: torch.optim.Optimizer, lr: float) -> CosineLRScheduler:
+    """The learning rate in percent of the compute of the run: a linear warm-up to `lr`, then half a cosine."""
     warmup, lowest = 100 * cfg.WARMUP, min(cfg.MIN_LR, lr)
-    scheduler = CosineLRScheduler(optimizer, t_initial=100 - warmup, warmup_t=warmup, warmup_prefix=True,
-                                  lr_min=lowest, warmup_lr_init=lowest, t_in_epochs=False)
-    return optimizer, scheduler
+    return CosineLRScheduler(optimizer, t_initial=100 - warmup, warmup_t=warmup, warmup_prefix=True, lr_min=lowest,
+                             warmup_lr_init=lowest, t_in_epochs=False)
 
 
 # ---- the epochs ------------------------------------------------------------------------------------------------------
@@ -327,9 +323,9 @@ def train_one_epoch(cfg: Settings, state: TrainState, data: Data, epoch: int,
         state.scaler.unscale_(state.optimizer)                  # so that the norm is of the true gradients
         norm = torch.nn.utils.clip_grad_norm_(state.net.parameters(), cfg.CLIP_GRAD or math.inf)
         finite = norm.isfinite()                                # else the update is skipped, without waiting for a GPU:
-        if cfg.OPTIMIZER == 'adamw':
-            state.optimizer.found_inf = 1. - finite.float()     # fused AdamW itself leaves weights and moments alone,
-        if cfg.OPTIMIZER == 'adamw' or finite:
+        if cfg.OPTIMIZER in SKIPPING:
+            state.optimizer.found_inf = 1. - finite.float()     # the optimizer itself leaves weights and moments alone,
+        if cfg.OPTIMIZER in SKIPPING or finite:
             state.scaler.step(state.optimizer)
         for buffer, before in zip(state.net.buffers(), buffers, strict=True):
             buffer.copy_(torch.where(finite, buffer, before))   # and BatchNorm's averages are those of before

@@ -81,7 +81,7 @@ def test_costs_are_those_of_the_cpu():
 @pytest.mark.parametrize('changes', [
     {}, {'use_amp': 'false'}, {'accumulate_steps': 2}, {'grad_checkpointing': 'true'},
     {'start_size': 0.5, 'img_size': 64}, {'token_label': 'true', 'mixup_prob': 0},
-    {'drop_path': 0.3, 'num_workers': 2},
+    {'drop_path': 0.3, 'num_workers': 2}, {'optimizer': 'muon'},
     {'compile': 'true'},
     {'compile': 'true', 'start_size': 0.5, 'img_size': 64, 'drop_path': 0.3},
     {'compile': 'true', 'accumulate_steps': 2}, {'compile': 'true', 'token_label': 'true', 'mixup_prob': 0}])

@@ -8,25 +8,26 @@ from common.settings import Settings
 from common.training.budget import training_speed
 from common.training.plan import Size, make_stages
 from common.training.provenance import Provenance
-from models import has_fixed_size
+from models import VARIANTS, has_fixed_size
 
-MANY = 10_000     # training pictures, from which on batches are larger
+BATCHES = ((16, 10_000), (32, 1_000))  # without Muon, with it: how large a batch is, and from how many pictures on 64
 USUAL = 224       # pixels
 SIDES = range(64, USUAL + 1, 16)
 SEEN = 15_000     # images that a run from scratch should train on, each again and again,
 PASSES = 9        # and passes over the training set, with images of 128 pixels; with others see images_wanted
 FULL = 100        # passes, from which on the whole of the augmentation is applied
 TRAINED = 'the weights are trained already'
+ORDER = ('OPTIMIZER', 'BATCH_SIZE', 'LR', 'START_SIZE', 'IMG_SIZE', 'AUGMENTATION')  # each may need those before it
 UPDATING = 0.8    # of the time: the rest is for reading, validating and saving
 
 
 def choose_settings(cfg: Settings, provenance: Provenance, train_set: ImageFolder, saved: dict | None) -> Settings:
     """The settings with numbers for 'auto', in a resumed run those of `saved`; each is printed with its reason."""
     choices = Choices(cfg, provenance, train_set)
-    for name in ('BATCH_SIZE', 'LR', 'START_SIZE', 'IMG_SIZE', 'AUGMENTATION'):  # each may need those before it
+    for name in ORDER:
         if getattr(cfg, name) == 'auto':
             value, reason = (saved['settings'][name], 'as before') if saved else getattr(choices, name.lower())()
-            print(f"{name} = 'auto': {value if isinstance(value, tuple) else f'{value:.3g}'}, {reason}")
+            print(f"{name} = 'auto': {f'{value:.3g}' if isinstance(value, (int, float)) else value}, {reason}")
             choices.cfg = Settings(**{**vars(choices.cfg), name: value})
     return choices.cfg
 
@@ -37,16 +38,24 @@ class Choices:
     def __init__(self, cfg: Settings, provenance: Provenance, train_set: ImageFolder) -> None:
         self.cfg, self.provenance, self.train_set = cfg, provenance, train_set
 
+    def optimizer(self) -> tuple[str, str]:
+        if not self.provenance.from_scratch:
+            return 'adamw', TRAINED
+        if self.cfg.MODEL not in VARIANTS:
+            return 'adamw', f'{self.cfg.MODEL} is no VOLO'
+        return 'muon', 'training from scratch'
+
     def batch_size(self) -> tuple[int, str]:
-        pictures = len(self.train_set)
-        if pictures < 16:
+        pictures, (usual, many) = len(self.train_set), BATCHES[self.cfg.OPTIMIZER == 'muon']
+        if pictures < usual:
             return max(2, pictures // 2 * 2), f'{pictures} training pictures, in pairs'
-        return (16, f'{pictures} training pictures are fewer than {MANY}') if pictures < MANY else (
-            64, f'{pictures} training pictures are {MANY} or more')
+        return (usual, f'{pictures} training pictures are fewer than {many}') if pictures < many else (
+            64, f'{pictures} training pictures are {many} or more')
 
     def lr(self) -> tuple[float, str]:
         images = self.cfg.BATCH_SIZE * self.cfg.ACCUMULATE_STEPS
-        return 1e-4 * math.sqrt(images / 16), f"the tutorial's 1e-4 for 16 pictures in an update, times √({images}/16)"
+        base, whose = (6e-4, "Muon's 6e-4") if self.cfg.OPTIMIZER == 'muon' else (1e-4, "the tutorial's 1e-4")
+        return base * math.sqrt(images / 16), f'{whose} for 16 pictures in an update, times √({images}/16)'
 
     def start_size(self) -> tuple[float, str]:
         if has_fixed_size(self.cfg.MODEL):

@@ -16,6 +16,7 @@ from common.settings import Settings
 from common.training.batch_norm import has_statistics
 from common.training.clock import Clock
 from common.training.losses import choose_loss
+from common.training.optimizer import SKIPPING, build_optimizer
 from common.training.plan import Plan, make_plan
 from common.training.setup import create_network
 from models import VARIANTS
@@ -24,8 +25,8 @@ SECONDS = 4      # to try each image size for
 PROBE = (112, 112)  # images that tell how fast a machine is
 
 
-def build_plan(cfg: Settings, data: Data, clock: Clock, model: nn.Module, targets: torch.Tensor,
-               saved: dict | None) -> Plan:
+def build_plan(cfg: Settings, data: Data, clock: Clock, model: nn.Module, optimizer: torch.optim.Optimizer,
+               targets: torch.Tensor, saved: dict | None) -> Plan:
     """The plan of a run, as it was saved or new. With TIME_BUDGET the clock first learns what an update takes.
 
     `model` is one of common.runtime.parallel with a loss, `targets` are of the shape that this process's rows of a
@@ -42,7 +43,7 @@ def build_plan(cfg: Settings, data: Data, clock: Clock, model: nn.Module, target
         if saved['settings']['TIME_BUDGET'] == cfg.TIME_BUDGET and old.updates_per_epoch == plan.updates_per_epoch:
             return dataclasses.replace(old, stages=plan.stages, validate_every=plan.validate_every)
         plan.revised_at, plan.revised_share = number, from_first(min(1., clock.elapsed / (60 * cfg.TIME_BUDGET)))
-    rehearse(cfg, clock, model, targets, plan)
+    rehearse(cfg, clock, model, optimizer, targets, plan)
     plan.revise(number, from_first(clock.updates_in(60 * cfg.TIME_BUDGET - clock.elapsed, plan, number)))
     print(f'TIME_BUDGET: {format_duration(60 * cfg.TIME_BUDGET - clock.elapsed)} are left, an update takes about '
           f'{clock.pace(plan, number)[0]:.2g} s: {(plan.updates - number) / plan.updates_per_epoch:.3g} epochs, to be '
@@ -64,14 +65,16 @@ def training_speed(cfg: Settings, classes: list[str]) -> float:
         net, kwargs = create_network(cfg, classes, size, 0.)
     device = choose_device()
     amp_dtype = choose_amp_dtype(device) if cfg.USE_AMP else None
-    model = parallel(net.to(device), device, amp_dtype, cfg.USE_DP, choose_loss(cfg, kwargs))
+    optimizer = build_optimizer(cfg, net.to(device), cfg.LR, amp_dtype)
+    model = parallel(net, device, amp_dtype, cfg.USE_DP, choose_loss(cfg, kwargs))
     clock, targets = Clock(), torch.zeros(len(own_rows(cfg.BATCH_SIZE)), len(classes), device=device)
-    rehearse(cfg, clock, model, targets, Plan(1, [(1., size)], 1, 1, 0.))
+    rehearse(cfg, clock, model, optimizer, targets, Plan(1, [(1., size)], 1, 1, 0.))
     return cfg.BATCH_SIZE * cfg.ACCUMULATE_STEPS * math.prod(size) / clock.update_seconds(size)
 
 
-def rehearse(cfg: Settings, clock: Clock, model: nn.Module, targets: torch.Tensor, plan: Plan) -> None:
-    """Tell the clock what updates take, from blank images. It leaves no trace in the network."""
+def rehearse(cfg: Settings, clock: Clock, model: nn.Module, optimizer: torch.optim.Optimizer, targets: torch.Tensor,
+             plan: Plan) -> None:
+    """Tell the clock what updates take, from blank images. They leave no trace in the network."""
     buffers = [buffer.clone() for buffer in model.buffers()]
     with torch.random.fork_rng():
         for size, _ in plan.to_come(plan.revised_at):
@@ -81,6 +84,9 @@ def rehearse(cfg: Settings, clock: Clock, model: nn.Module, targets: torch.Tenso
                 start = time.perf_counter()
                 for _ in range(cfg.ACCUMULATE_STEPS):
                     model(images, targets)[1].mean().backward()
+                if cfg.OPTIMIZER in SKIPPING:
+                    optimizer.found_inf = torch.ones((), device=targets.device)  # it works and changes nothing
+                    optimizer.step()
                 if images.device.type != 'cpu':
                     torch.accelerator.synchronize()
                 clock.add(size, time.perf_counter() - start)

@@ -37,7 +37,7 @@ class Monitor:
     def after_update(self, epoch: int, bar: Bar, update: Update) -> None:
         """The hook itself. Raises Diverged (guard.py), and Stopped after a signal."""
         progress, clock, plan = self.state.progress, self.state.clock, self.state.plan
-        progress.add(update, self.state.image_flop.get(update.size, 0.))
+        progress.add(update, self.state.update_flop(update.size, update.images))
         check_update(self.cfg, self.state, self.data.train, epoch, update)
         clock.add(update.size, update.seconds)
         if self.cfg.TIME_BUDGET and (elapsed := largest(clock.elapsed)) - self.revised > self.every:
@@ -61,9 +61,10 @@ def forecast(cfg: Settings, state: TrainState, number: int, seconds_left: float)
     """How long a run with these settings takes after update `number`, and what shortens a long one."""
     text = f'forecast: {format_duration(seconds_left)} until the end of the run, on this machine'
     if state.image_flop:
-        flop = sum(share * state.image_flop[size] for size, share in state.plan.to_come(0))
-        images = state.plan.updates * cfg.ACCUMULATE_STEPS * cfg.BATCH_SIZE
-        text += f' ({flop * images / 1e15:.2g} PFLOP for the whole run)'
+        images = cfg.ACCUMULATE_STEPS * cfg.BATCH_SIZE
+        flop = state.plan.updates * sum(
+            share * state.update_flop(size, images) for size, share in state.plan.to_come(0))
+        text += f' ({flop / 1e15:.2g} PFLOP for the whole run)'
     if seconds_left > LONG and not cfg.TIME_BUDGET:
         small = tuple(max(16, side // 32 * 16) for side in cfg.IMG_SIZE)
         text += (f'; shorter with a TIME_BUDGET in minutes, with fewer EPOCHS (now {cfg.EPOCHS}), with IMG_SIZE = '

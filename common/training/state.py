@@ -42,10 +42,10 @@ class Progress:
     acc1: AverageMeter = field(default_factory=AverageMeter)
     norms: AverageMeter = field(default_factory=AverageMeter)
 
-    def add(self, update: Update, image_flop: float) -> None:
+    def add(self, update: Update, flop: float) -> None:
         self.updates += 1
         self.images += update.images
-        self.flop += update.images * image_flop
+        self.flop += flop
         self.waited += update.waited
         self.seconds += update.seconds
         if update.finite:
@@ -84,6 +84,7 @@ class TrainState:
     device: torch.device
     amp_dtype: torch.dtype | None    # None: fp32
     image_flop: dict[Size, float]    # operations to train on an image of each size, as far as they are known
+    optimizer_flop: float            # those of the optimizer in an update
     plan: Plan
     clock: Clock
     frozen_epochs: int               # in which only the heads learn
@@ -97,6 +98,10 @@ class TrainState:
     def learning_rate(self) -> float:
         """The head's: with LAYER_DECAY the largest."""
         return max(group['lr'] for group in self.optimizer.param_groups)
+
+    def update_flop(self, size: Size, images: int) -> float:
+        """Operations of an update with so many images of that size, 0 where they are not known."""
+        return images * self.image_flop[size] + self.optimizer_flop if size in self.image_flop else 0.
 
     def state_dict(self) -> dict:
         """What a resumed run needs besides the settings, as plain values and tensors."""

@@ -69,12 +69,13 @@ def _validate_optimisation(cfg: Settings) -> None:
         raise UserError(f'PATIENCE = {cfg.PATIENCE}: give a number of validations, or None to train to the end')
     if cfg.TIME_BUDGET is not None and not 0 < cfg.TIME_BUDGET < math.inf:
         raise UserError(f'TIME_BUDGET = {cfg.TIME_BUDGET}: give minutes, or None to train for EPOCHS')
-    if cfg.OPTIMIZER not in list_optimizers() or get_optimizer_info(cfg.OPTIMIZER).second_order:
-        near = difflib.get_close_matches(cfg.OPTIMIZER, list_optimizers()) or ['adamw', 'lion', 'sgd']
-        raise UserError(f'OPTIMIZER = {cfg.OPTIMIZER!r}: choose one of timm.optim.list_optimizers(), such as '
-                        f'{", ".join(near)}')
-    if cfg.OPTIMIZER != 'adamw' and cfg.LR == 'auto':
-        raise UserError(f"OPTIMIZER = {cfg.OPTIMIZER!r} needs an LR of its own, 'auto' is AdamW's: set LR")
+    if cfg.OPTIMIZER != 'auto' and (
+            cfg.OPTIMIZER not in list_optimizers() or get_optimizer_info(cfg.OPTIMIZER).second_order):
+        near = difflib.get_close_matches(cfg.OPTIMIZER, list_optimizers()) or ['muon', 'adamw', 'lion', 'sgd']
+        raise UserError(f'OPTIMIZER = {cfg.OPTIMIZER!r}: choose \'auto\' or one of timm.optim.list_optimizers(), such '
+                        f'as {", ".join(near)}')
+    if cfg.OPTIMIZER not in ('auto', 'muon', 'adamw') and cfg.LR == 'auto':
+        raise UserError(f"OPTIMIZER = {cfg.OPTIMIZER!r} needs an LR of its own, 'auto' is Muon's and AdamW's: set LR")
     _validate_number_or_auto('LR', cfg.LR, lambda value: 0 < value < math.inf, 'a positive number')
     _validate_number_or_auto('VALIDATE_EVERY', cfg.VALIDATE_EVERY, lambda value: value >= 1, 'a number of epochs')
 

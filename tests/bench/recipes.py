@@ -34,6 +34,7 @@ from common.runtime.device import choose_amp_dtype, choose_device
 from common.runtime.errors import UserError
 from common.runtime.machine import retain_freed_memory, worker_count
 from common.training import auto, checkpoint
+from common.training.optimizer import orthogonalising_flop
 from common.training.plan import make_stages
 from common.training.setup import create_network
 from models import init
@@ -56,13 +57,13 @@ def run_train(options: str, pflop: float, seed: int) -> Trained:
     """
     argv = ['--pretrained', 'false', *shlex.split(options), '--validate-every', '1000000', '--seed', str(seed),
             '--output-dir', 'out', '--resume', 'auto']
-    cfg, dataset = train.resolved(settings.read(train, argv)), ImageFolder('data/train')
-    if cfg.IMG_SIZE == 'auto':
+    wanted, dataset = train.resolved(settings.read(train, argv)), ImageFolder('data/train')
+    cfg = train.choose_settings(wanted, train.Provenance('scratch'), dataset, None)
+    if wanted.IMG_SIZE == 'auto':
         sides = [side for side in auto.SIDES
                  if auto.images_wanted(side, len(dataset)) * image_flop(cfg, dataset, (side, side)) <= pflop * 1e15]
-        argv += ['--img-size', str(max(sides, default=auto.SIDES[0]))]
-        cfg = train.resolved(settings.read(train, argv))
-    cfg = train.choose_settings(cfg, train.Provenance('scratch'), dataset, None)
+        side = max(sides, default=auto.SIDES[0])
+        cfg.IMG_SIZE, argv = (side, side), [*argv, '--img-size', str(side)]
     epoch = image_flop(cfg, dataset, cfg.IMG_SIZE) * (len(dataset) // cfg.BATCH_SIZE * cfg.BATCH_SIZE)
     epochs = math.floor(pflop * 1e15 / epoch)
     if not epochs:
@@ -103,10 +104,11 @@ def published_init(net: torch.nn.Module) -> None:
 
 
 def image_flop(cfg: settings.Settings, dataset: ImageFolder, size: tuple[int, int]) -> float:
-    """Operations of training on an image, on average over the stages of a run from half the size."""
+    """Operations of training on an image of a batch, on average over the stages of a run to that size."""
     net, _ = create_network(cfg, dataset.classes, size, 0.)
-    stages = [stage for _, stage in make_stages(size, 0.5 if cfg.START_SIZE == 'auto' else cfg.START_SIZE)]
-    return statistics.harmonic_mean([3 * 2 * multiply_adds(net, stage) for stage in stages])
+    stages = [3 * 2 * multiply_adds(net, stage) for _, stage in make_stages(size, cfg.START_SIZE)]
+    own = orthogonalising_flop(net) if cfg.OPTIMIZER == 'muon' else 0.
+    return statistics.harmonic_mean(stages) + own / (cfg.BATCH_SIZE * cfg.ACCUMULATE_STEPS)
 
 
 def run_tutorial(options: str, pflop: float, seed: int) -> Trained:

@@ -5,7 +5,7 @@ import importlib
 import pytest
 import timm
 import torch
-from helpers import ROOT, TINY, draw_folder, run_script
+from helpers import ROOT, TINY, draw_folder, prepare, run_script
 from PIL import Image
 from timm.data import Mixup
 from timm.utils import ModelEmaV3
@@ -13,6 +13,8 @@ from torchvision.transforms import v2
 
 from common.data.datasets import ImageFolder
 from common.data.transforms import Transform, eval_transform
+from common.training.optimizer import orthogonalising_flop
+from common.training.setup import create_network
 from models import create_model
 from models.cost import multiply_adds
 
@@ -95,6 +97,17 @@ def test_a_recipe_of_others_goes_on_where_it_was_interrupted(folder, tmp_path, m
     for name in ('raw', 'ema'):
         for key, value in whole.weights[name]['state_dict'].items():
             assert torch.equal(again.weights[name]['state_dict'][key], value), (name, key)
+
+
+def test_what_the_optimizer_multiplies_belongs_to_the_compute(folder, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / 'tests' / 'bench')
+    recipes, flop = importlib.import_module('recipes'), {}
+    dataset = ImageFolder(folder / 'train')
+    for optimizer in ('adamw', 'muon'):
+        cfg = prepare(optimizer=optimizer, accumulate_steps=2)
+        flop[optimizer] = recipes.image_flop(cfg, dataset, (32, 32))
+    net, _ = create_network(cfg, dataset.classes, (32, 32), 0.)
+    assert flop['muon'] - flop['adamw'] == pytest.approx(orthogonalising_flop(net) / (2 * cfg.BATCH_SIZE))
 
 
 def test_the_bench_of_balance(folder, tmp_path):

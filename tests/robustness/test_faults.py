@@ -89,7 +89,7 @@ def test_a_skipped_update_leaves_no_trace(monkeypatch, changes):
     assert first.finite and second.finite and not unmoved(before, state)
 
 
-@pytest.mark.parametrize('optimizer', ['adamw', 'lion'])
+@pytest.mark.parametrize('optimizer', ['adamw', 'muon', 'lion'])
 def test_an_update_that_float16_skips_moves_nothing_and_is_counted(monkeypatch, optimizer):
     """The scale begins far too large here: gradients overflow, the scale halves, weights and averages stay."""
     monkeypatch.setattr(train, 'choose_amp_dtype', lambda device: torch.float16)

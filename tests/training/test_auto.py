@@ -34,6 +34,22 @@ def test_the_first_images_are_small_without_weights(capsys, model, source, start
     assert f"START_SIZE = 'auto': {start:g}, {how}\n" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize('model, source, optimizer, lr, why', [
+    ('volo_d1', 'scratch', 'muon', 6e-4, 'training from scratch'),
+    ('volo_d1', 'out/best.pth', 'adamw', 1e-4, 'the weights are trained already'),
+    ('resnet18', 'scratch', 'adamw', 1e-4, 'resnet18 is no VOLO')])
+def test_muon_is_for_networks_that_know_nothing(capsys, model, source, optimizer, lr, why):
+    cfg, found = choose(source, model=model, optimizer='auto', batch_size=16, start_size=1)
+    assert vars(found) == {**vars(cfg), 'OPTIMIZER': optimizer, 'LR': lr}
+    assert f"OPTIMIZER = 'auto': {optimizer}, {why}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('pictures, batch', [(1_000, 64), (999, 32), (32, 32), (31, 30), (1, 2)])
+def test_muon_has_larger_batches(pictures, batch):
+    cfg, found = choose('scratch', pictures, optimizer='muon', batch_size='auto', start_size=1)
+    assert vars(found) == {**vars(cfg), 'BATCH_SIZE': batch, 'LR': 6e-4 * (batch / 16) ** 0.5}
+
+
 @pytest.mark.parametrize('pictures, accumulate, batch, lr', [(9_999, 1, 16, 1e-4), (10_000, 1, 64, 2e-4),
                                                             (100, 4, 16, 2e-4), (9, 1, 8, 1e-4 / 2 ** 0.5)])
 def test_batch_and_learning_rate_go_together(capsys, pictures, accumulate, batch, lr):

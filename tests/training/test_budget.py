@@ -79,16 +79,24 @@ def test_less_than_an_epoch(data, seconds, capsys):
     assert found['last']['epoch'] == 1 and found['finished'] and seconds.now < 13
 
 
-def test_the_rehearsal_leaves_no_trace(data, seconds):
+@pytest.mark.parametrize('optimizer', ['adamw', 'muon', 'lion'])
+def test_the_rehearsal_leaves_no_trace(data, seconds, monkeypatch, optimizer):
+    """Though the optimizer works as well, where it can without."""
     torch.manual_seed(1)
-    cfg, _, state = build(time_budget=1, start_size=0.5, img_size=64, drop_path=0.5)
+    cfg, _, state = build(time_budget=1, start_size=0.5, img_size=64, drop_path=0.5, optimizer=optimizer)
     assert state.clock.count(SIZE) >= 3 and state.clock.count((64, 64)) >= 3
     net = copy.deepcopy(state.net.state_dict())
-    random = torch.get_rng_state()
-    budget.rehearse(cfg, state.clock, state.loss_model, torch.zeros(8, 2, device=state.device), state.plan)
+    random, before, steps = torch.get_rng_state(), sum(map(state.clock.count, state.clock.measured)), []
+    real = state.optimizer.step
+    monkeypatch.setattr(state.optimizer, 'step', lambda: steps.append(real()))
+    budget.rehearse(cfg, state.clock, state.loss_model, state.optimizer, torch.zeros(8, 2, device=state.device),
+                    state.plan)
     assert torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(net[name], value) for name, value in state.net.state_dict().items())
     assert all(p.grad is None for p in state.net.parameters())
+    assert not any(value.any() for found in state.optimizer.state.values() for value in found.values())
+    measured = sum(map(state.clock.count, state.clock.measured)) - before
+    assert len(steps) == (0 if optimizer == 'lion' else measured) and measured > 0
 
 
 def saved(cfg, plan, elapsed, epochs, updates=0):
@@ -100,7 +108,7 @@ def test_a_resumed_run_has_the_plan_that_was_saved(data, seconds):
     cfg, sets, state = build(time_budget=1)
     plan = Plan(40, [(1., SIZE)], 2, 1, 1., revised_at=10, revised_share=0.4)
     before = seconds.now
-    assert budget.build_plan(cfg, sets, state.clock, state.model, None, saved(cfg, plan, 30., 8, 1)) == plan
+    assert budget.build_plan(cfg, sets, state.clock, state.model, None, None, saved(cfg, plan, 30., 8, 1)) == plan
     assert seconds.now == before, 'without another rehearsal'
 
 
@@ -131,11 +139,11 @@ def test_another_budget_goes_on_from_the_share_of_it_that_is_over(data, seconds)
     old = prepare(time_budget=1)
     plan = Plan(40, [(1., SIZE)], 2, 1, 1., revised_at=10, revised_share=0.4)
     state.clock.started = seconds.now - 60
-    found = budget.build_plan(cfg, sets, state.clock, state.loss_model, torch.zeros(8, 2, device=state.device),
-                              saved(old, plan, 60., 20))
+    found = budget.build_plan(cfg, sets, state.clock, state.loss_model, state.optimizer,
+                              torch.zeros(8, 2, device=state.device), saved(old, plan, 60., 20))
     assert found.share(40) == pytest.approx(0.5) and found.updates > 60
     cfg.TIME_BUDGET = None
-    found = budget.build_plan(cfg, sets, state.clock, state.loss_model, None, saved(old, plan, 60., 20))
+    found = budget.build_plan(cfg, sets, state.clock, state.loss_model, None, None, saved(old, plan, 60., 20))
     assert found.updates == 2 * cfg.EPOCHS and found.share(1) == 1 / found.updates
 
 

@@ -30,13 +30,13 @@ def test_a_row_has_the_sums_and_means_of_an_epochs_updates():
     """Skipped updates count in images and seconds, not in losses, norms and accuracy."""
     progress = Progress(skipped=1)
     for update in UPDATES:
-        progress.add(update, image_flop=2e13)
+        progress.add(update, flop=2e13 * update.images)
     assert progress.updates == 3
     assert training_columns(SimpleNamespace(progress=progress, learning_rate=0.5, image_flop={SIZE: 2e13})) == {
         'lr': 0.5, 'train_loss': 2., 'train_acc1': 40., 'grad_norm': 2., 'skipped_updates': 1, 'waiting': 0.25,
         'images_per_s': pytest.approx(16 / 6), 'pflop': pytest.approx(0.32)}
     progress = Progress()
-    progress.add(replace(UPDATES[0], unmixed=0), image_flop=0.)
+    progress.add(replace(UPDATES[0], unmixed=0), flop=0.)
     row = training_columns(SimpleNamespace(progress=progress, learning_rate=0.5, image_flop={}))
     assert row['train_acc1'] is None and row['pflop'] is None
 
@@ -104,14 +104,14 @@ def test_result_json_says_how_and_how_far(data, tmp_path):
 
 def test_the_forecast_comes_once_and_names_what_shortens_a_long_run(data, capsys):
     cfg, sets, state = build(epochs=3, img_size='64,32', start_size=0.5, use_ema='false')
-    state.image_flop = {(32, 16): 1e14, (48, 32): 3e14, (64, 32): 4e14}
+    state.image_flop, state.optimizer_flop = {(32, 16): 1e14, (48, 32): 3e14, (64, 32): 4e14}, 5e14
     bar = SimpleNamespace(set_postfix_str=lambda text, refresh: None, update=lambda: None)
     monitor = Monitor(cfg, state, sets, SimpleNamespace(between_updates=lambda: None))
     for number in range(1, 4):
         monitor.after_update(0, bar, replace(UPDATES[0], number=number, size=(64, 32), seconds=9000.))
     out = capsys.readouterr().out
     flop = sum(share * state.image_flop[size] for size, share in state.plan.to_come(0))
-    assert f'({flop * 6 * 8 / 1e15:.2g} PFLOP for the whole run)' in out and out.count('forecast') == 1
+    assert f'({6 * (8 * flop + 5e14) / 1e15:.2g} PFLOP for the whole run)' in out and out.count('forecast') == 1
     assert out.endswith('; shorter with a TIME_BUDGET in minutes, with fewer EPOCHS (now 3), with IMG_SIZE = (32, 16) '
                         '(about a quarter of it), or on a machine with a GPU\n')
 

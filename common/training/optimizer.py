@@ -1,0 +1,118 @@
+"""The optimizer: Muon for the matrices of a network that learns from scratch, or one of timm's."""
+import functools
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+
+import torch
+from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
+from torch import nn
+from torch.optim.adamw import adamw
+
+from common.runtime.errors import UserError
+from common.settings import Settings
+
+SKIPPING = ('muon', 'adamw')  # can leave out an update by their attribute found_inf, without waiting for a GPU
+# Of the polynomials a·s + b·s³ + c·s⁵ that bring all singular values s from (0, 1] near 1, one after the other; from
+# leloykun.github.io/ponder/muon-opt-coeffs.
+POLYNOMIALS = ((4.0848, -6.8946, 2.9270), (3.9505, -6.3029, 2.6377), (3.7418, -5.5913, 2.3037),
+               (2.8769, -3.1427, 1.2046), (2.8366, -3.0525, 1.2012))
+
+
+class Muon(torch.optim.Optimizer):
+    """Orthogonalised updates of the matrices, AdamW's of all other parameters.
+
+    The update of a matrix is its momentum with all singular values near 1: what only few pictures tell about moves the
+    weights as far as what they have in common (Jordan et al., kellerjordan.github.io/posts/muon). It is scaled to the
+    size that AdamW's would have, which makes learning rates and weight decay alike (Liu et al., arXiv:2502.16982).
+    A convolution counts as a matrix (output channels, the rest). `dtype` is what is multiplied in.
+    """
+    found_inf: torch.Tensor | None = None  # other than 0: the update is skipped
+
+    def __init__(self, groups: Iterable, lr: float, betas: tuple[float, float] = (0.9, 0.999), momentum: float = 0.9,
+                 weight_decay: float = 0., dtype: torch.dtype = torch.bfloat16) -> None:
+        super().__init__(groups, {'lr': lr, 'betas': betas, 'momentum': momentum, 'weight_decay': weight_decay,
+                                  'fused': True})
+        self.dtype = dtype
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            alike, others = defaultdict(list), []
+            for parameter in group['params']:
+                if parameter.grad is not None:
+                    (alike[parameter.shape] if is_matrix(parameter) else others).append(parameter)
+            for matrices in alike.values():
+                self.update_matrices(matrices, group)
+            if others:
+                self.update_others(others, group)
+
+    def update_matrices(self, matrices: list[nn.Parameter], group: dict) -> None:
+        """Update matrices of the same shape."""
+        finite = None if self.found_inf is None else self.found_inf == 0
+        looks_ahead = []
+        for matrix in matrices:
+            if not self.state[matrix]:
+                self.state[matrix] = {'momentum': torch.zeros_like(matrix)}
+            momentum = self.state[matrix]['momentum']
+            gradient = matrix.grad if finite is None else torch.where(finite, matrix.grad, momentum)
+            momentum.lerp_(gradient, 1 - group['momentum'])
+            looks_ahead.append(gradient.lerp(momentum, group['momentum']).flatten(1))  # Nesterov's
+        directions = orthogonalised(torch.stack(looks_ahead), self.dtype)
+        rate = group['lr'] * 0.2 * math.sqrt(max(directions.shape[1:]))
+        for matrix, direction in zip(matrices, directions, strict=True):
+            updated = (1 - group['lr'] * group['weight_decay']) * matrix - rate * direction.view_as(matrix)
+            matrix.copy_(updated if finite is None else torch.where(finite, updated, matrix))
+
+    def update_others(self, others: list[nn.Parameter], group: dict) -> None:
+        for parameter in others:
+            if not self.state[parameter]:
+                self.state[parameter] = {'step': torch.zeros((), device=parameter.device),
+                                         'exp_avg': torch.zeros_like(parameter),
+                                         'exp_avg_sq': torch.zeros_like(parameter)}
+        averages, squares, steps = ([self.state[parameter][name] for parameter in others]
+                                    for name in ('exp_avg', 'exp_avg_sq', 'step'))
+        adamw(others, [parameter.grad for parameter in others], averages, squares, [], steps, fused=True,
+              found_inf=self.found_inf, amsgrad=False, beta1=group['betas'][0], beta2=group['betas'][1],
+              lr=group['lr'], weight_decay=group['weight_decay'], eps=1e-8, maximize=False)
+
+
+def is_matrix(parameter: torch.Tensor) -> bool:
+    """Whether Muon orthogonalises it: not biases, norms, pos_embed, cls_token and depthwise convolutions."""
+    return parameter.ndim >= 2 and min(parameter.shape[:2]) > 1
+
+
+def orthogonalised(matrices: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """(N, rows, columns) -> the same with all singular values near 1, by Newton-Schulz iterations in `dtype`."""
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.mT if tall else matrices
+    x = (x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)).to(dtype)
+    for a, b, c in POLYNOMIALS:
+        gram = x @ x.mT  # (N, rows, rows)
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).to(matrices.dtype)
+
+
+def orthogonalising_flop(net: nn.Module) -> float:
+    """Floating-point operations of an update by Muon: those of its matrix products."""
+    flop = 0
+    for matrix in filter(is_matrix, net.parameters()):
+        short, long = sorted((len(matrix), matrix[0].numel()))
+        flop += len(POLYNOMIALS) * 2 * short * short * (2 * long + short)
+    return float(flop)
+
+
+def build_optimizer(cfg: Settings, net: nn.Module, lr: float, amp_dtype: torch.dtype | None) -> torch.optim.Optimizer:
+    """OPTIMIZER with WEIGHT_DECAY, LAYER_DECAY and BETAS. Raises UserError if it cannot be built."""
+    groups_of = param_groups_weight_decay
+    if cfg.LAYER_DECAY < 1:
+        groups_of = functools.partial(param_groups_layer_decay, layer_decay=cfg.LAYER_DECAY)
+    groups = groups_of(net, cfg.WEIGHT_DECAY, no_weight_decay_list=getattr(net, 'no_weight_decay', set)())
+    if cfg.OPTIMIZER == 'muon':
+        fast = torch.bfloat16 if amp_dtype is torch.bfloat16 else torch.float32
+        return Muon(groups, lr, tuple(cfg.BETAS), dtype=fast)
+    own = {'betas': tuple(cfg.BETAS), 'fused': True} if cfg.OPTIMIZER == 'adamw' else {}
+    try:
+        return create_optimizer_v2(groups, cfg.OPTIMIZER, lr=lr, **own)
+    except Exception as error:  # those of other packages, which may be missing
+        raise UserError(f'OPTIMIZER = {cfg.OPTIMIZER!r} cannot be built: {error}') from error

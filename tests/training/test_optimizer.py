@@ -1,0 +1,122 @@
+"""common/training/optimizer.py: Muon, and that it is what timm's is but for its fallback."""
+import copy
+import functools
+
+import pytest
+import torch
+from helpers import build, configure, tiny_volo
+from timm.optim import muon as timm_muon
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from common.training.optimizer import Muon, build_optimizer, is_matrix, orthogonalised, orthogonalising_flop
+
+RATES = {'lr': 1e-2, 'weight_decay': 0.1}
+
+
+def gradients(net, seed, scale=1.):
+    torch.manual_seed(seed)
+    for parameter in net.parameters():
+        parameter.grad = scale * torch.randn_like(parameter)
+
+
+def trained(optimizer, net, updates=3):
+    for seed in range(updates):
+        gradients(net, seed)
+        optimizer.step()
+    return [parameter.detach().clone() for parameter in net.parameters()]
+
+
+def test_matrices_are_updated_as_by_timms_muon_and_all_else_as_by_adamw(monkeypatch):
+    """timm's multiplies in bfloat16 unless it is told otherwise."""
+    monkeypatch.setattr(timm_muon, 'zeropower_via_newtonschulz', functools.partial(
+        timm_muon.zeropower_via_newtonschulz, dtype=torch.float32))
+    net, theirs, adamw = tiny_volo(), tiny_volo(), tiny_volo()
+    for other in (theirs, adamw):
+        other.load_state_dict(net.state_dict())
+    found = trained(Muon(net.parameters(), betas=(0.8, 0.9), dtype=torch.float32, **RATES), net)
+    expected = trained(timm_muon.Muon(theirs.parameters(), momentum=0.9, nesterov=True, **RATES), theirs)
+    others = trained(torch.optim.AdamW(adamw.parameters(), betas=(0.8, 0.9), **RATES), adamw)
+    for (name, parameter), ours, matrix, other in zip(net.named_parameters(), found, expected, others, strict=True):
+        torch.testing.assert_close(ours, matrix if is_matrix(parameter) else other, msg=name)
+    assert {name for name, parameter in net.named_parameters() if parameter.ndim > 1 and not is_matrix(parameter)} == {
+        'pos_embed', 'cls_token'}
+    assert not is_matrix(nn.Conv2d(8, 8, 3, groups=8).weight)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize('shape', [(3, 20, 50), (3, 50, 20), (1, 16, 16)])
+def test_all_singular_values_come_near_one(dtype, shape):
+    torch.manual_seed(0)
+    values = torch.linalg.svdvals(orthogonalised(100 * torch.randn(shape), dtype))
+    assert values.min() > 0.7 and values.max() < 1.2
+
+
+def test_blank_gradients_move_nothing():
+    assert not orthogonalised(torch.zeros(2, 8, 8), torch.float32).any()
+
+
+def test_a_skipped_update_changes_nothing():
+    net = tiny_volo()
+    optimizer = Muon(net.parameters(), dtype=torch.float32, **RATES)
+    before, states = trained(optimizer, net), [dict(state) for state in map(dict, optimizer.state.values())]
+    states = [{name: value.clone() for name, value in state.items()} for state in states]
+    gradients(net, 0, torch.nan)
+    optimizer.found_inf = torch.ones(())
+    optimizer.step()
+    torch.testing.assert_close([*net.parameters()], before, rtol=0, atol=0)
+    torch.testing.assert_close([dict(state) for state in optimizer.state.values()], states, rtol=0, atol=0)
+    optimizer.found_inf = torch.zeros(())
+    after = trained(optimizer, net, 1)
+    assert all((new != old).any() for new, old in zip(after, before, strict=True))
+
+
+def test_float16_scaling_skips_updates_by_itself():
+    net = nn.Linear(8, 8)
+    optimizer, scaler = Muon(net.parameters(), dtype=torch.float32, **RATES), torch.amp.GradScaler('cpu')
+    scaler.scale(torch.ones(()))
+    before = [parameter.clone() for parameter in net.parameters()]
+    for scale, changed in ((torch.inf, False), (1., True)):
+        gradients(net, 0, scale)
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        assert all(changed == (new != old).any() for new, old in zip(net.parameters(), before, strict=True))
+
+
+def test_it_goes_on_from_its_state():
+    nets = [tiny_volo(), tiny_volo()]
+    optimizers = [Muon(net.parameters(), dtype=torch.float32, **RATES) for net in nets]
+    trained(optimizers[0], nets[0])
+    nets[1].load_state_dict(nets[0].state_dict())
+    optimizers[1].load_state_dict(copy.deepcopy(optimizers[0].state_dict()))
+    torch.testing.assert_close(*(trained(*pair) for pair in zip(optimizers, nets, strict=True)), rtol=0, atol=0)
+
+
+def test_its_operations_are_counted():
+    net = tiny_volo()
+    optimizer = Muon(net.parameters(), dtype=torch.float32, **RATES)
+    gradients(net, 0)
+    with FlopCounterMode(display=False) as counter:
+        optimizer.step()
+    assert orthogonalising_flop(net) == counter.get_total_flops() > 0
+
+
+def test_the_run_counts_them(folder):
+    assert build(optimizer='adamw')[2].optimizer_flop == 0
+    state = build(optimizer='muon')[2]
+    assert state.optimizer_flop == orthogonalising_flop(state.net)
+    assert state.update_flop((32, 32), 8) == 8 * state.image_flop[32, 32] + state.optimizer_flop
+    assert state.update_flop((48, 48), 8) == 0, 'unknown'
+
+
+def test_what_the_settings_say_reaches_it():
+    cfg, net = configure(optimizer='muon', betas=(0.5, 0.6), weight_decay=0.3, layer_decay=0.5), tiny_volo()
+    optimizer = build_optimizer(cfg, net, 0.1, None)
+    assert optimizer.dtype is torch.float32 and build_optimizer(cfg, net, 0.1, torch.bfloat16).dtype is torch.bfloat16
+    assert build_optimizer(cfg, net, 0.1, torch.float16).dtype is torch.float32
+    assert {group['betas'] for group in optimizer.param_groups} == {(0.5, 0.6)}
+    assert {group['weight_decay'] for group in optimizer.param_groups} == {0., 0.3}
+    assert min(group['lr_scale'] for group in optimizer.param_groups) < 0.5
+    cfg = configure(optimizer='muon', layer_decay=1.)
+    assert len(build_optimizer(cfg, net, 0.1, None).param_groups) == 2
