@@ -32,7 +32,7 @@ class Muon(torch.optim.Optimizer):
     def __init__(self, groups: Iterable, lr: float, betas: tuple[float, float] = (0.9, 0.999), momentum: float = 0.9,
                  weight_decay: float = 0., dtype: torch.dtype = torch.bfloat16) -> None:
         super().__init__(groups, {'lr': lr, 'betas': betas, 'momentum': momentum, 'weight_decay': weight_decay,
-                                  'fused': True})
+                                  'fused': True})  # so that load_state_dict() puts the steps on the device
         self.dtype = dtype
 
     @torch.no_grad()
