@@ -10,7 +10,8 @@ from common.training.plan import Size, make_stages
 from common.training.provenance import Provenance
 from models import VARIANTS, has_fixed_size
 
-BATCHES = ((16, 10_000), (32, 1_000))  # without Muon, with it: how large a batch is, and from how many pictures on 64
+ENOUGH = 1_000    # training pictures for Muon
+BATCHES = ((16, 10_000), (32, ENOUGH))  # without Muon, with it: how large a batch is, and from how many pictures on 64
 USUAL = 224       # pixels
 SIDES = range(64, USUAL + 1, 16)
 SEEN = 15_000     # images that a run from scratch should train on, each again and again,
@@ -43,7 +44,9 @@ class Choices:
             return 'adamw', TRAINED
         if self.cfg.MODEL not in VARIANTS:
             return 'adamw', f'{self.cfg.MODEL} is no VOLO'
-        return 'muon', 'training from scratch'
+        if (pictures := len(self.train_set)) < ENOUGH:
+            return 'adamw', f'{pictures} training pictures are fewer than {ENOUGH}'
+        return 'muon', f'training from scratch on {ENOUGH} pictures or more'
 
     def batch_size(self) -> tuple[int, str]:
         pictures, (usual, many) = len(self.train_set), BATCHES[self.cfg.OPTIMIZER == 'muon']

@@ -34,12 +34,13 @@ def test_the_first_images_are_small_without_weights(capsys, model, source, start
     assert f"START_SIZE = 'auto': {start:g}, {how}\n" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('model, source, optimizer, lr, why', [
-    ('volo_d1', 'scratch', 'muon', 6e-4, 'training from scratch'),
-    ('volo_d1', 'out/best.pth', 'adamw', 1e-4, 'the weights are trained already'),
-    ('resnet18', 'scratch', 'adamw', 1e-4, 'resnet18 is no VOLO')])
-def test_muon_is_for_networks_that_know_nothing(capsys, model, source, optimizer, lr, why):
-    cfg, found = choose(source, model=model, optimizer='auto', batch_size=16, start_size=1)
+@pytest.mark.parametrize('model, source, pictures, optimizer, lr, why', [
+    ('volo_d1', 'scratch', 1000, 'muon', 6e-4, 'training from scratch on 1000 pictures or more'),
+    ('volo_d1', 'scratch', 999, 'adamw', 1e-4, '999 training pictures are fewer than 1000'),
+    ('volo_d1', 'out/best.pth', 1000, 'adamw', 1e-4, 'the weights are trained already'),
+    ('resnet18', 'scratch', 1000, 'adamw', 1e-4, 'resnet18 is no VOLO')])
+def test_muon_is_for_networks_that_know_nothing(capsys, model, source, pictures, optimizer, lr, why):
+    cfg, found = choose(source, pictures, model=model, optimizer='auto', batch_size=16, start_size=1)
     assert vars(found) == {**vars(cfg), 'OPTIMIZER': optimizer, 'LR': lr}
     assert f"OPTIMIZER = 'auto': {optimizer}, {why}\n" in capsys.readouterr().out
 
