@@ -50,7 +50,7 @@ from common.training.history import (
 from common.training.losses import balanced, build_mix, choose_loss
 from common.training.margins import Margins
 from common.training.monitor import Monitor
-from common.training.optimizer import SKIPPING, build_optimizer, orthogonalising_flop
+from common.training.optimizer import SKIPPING, build_optimizer, optimizer_flop
 from common.training.plan import Size, make_stages
 from common.training.provenance import Provenance, find_weights
 from common.training.resume import check_resume, find_saved, is_complete, resumed_lr_scale
@@ -231,7 +231,7 @@ def build_state(cfg: Settings, data: Data, provenance: Provenance, content: dict
         net, model, loss_model, build_mix(cfg, len(data.classes)), optimizer, scheduler,
         torch.amp.GradScaler(device.type, enabled=amp_dtype is torch.float16),
         ema, ema and parallel(ema.module, device, amp_dtype, cfg.USE_DP, look=logits_and_features),
-        device, amp_dtype, image_flop, orthogonalising_flop(net) if cfg.OPTIMIZER == 'muon' else 0., plan, clock,
+        device, amp_dtype, image_flop, optimizer_flop(cfg, net), plan, clock,
         0 if provenance.from_scratch else cfg.FREEZE_EPOCHS, lr_scale, model_kwargs, provenance,
         Margins(len(data.train.dataset)))
     if saved:

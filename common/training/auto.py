@@ -10,8 +10,8 @@ from common.training.plan import Size, make_stages
 from common.training.provenance import Provenance
 from models import VARIANTS, has_fixed_size
 
-ENOUGH = 1_000    # training pictures for Muon
-BATCHES = ((16, 10_000), (32, ENOUGH))  # without Muon, with it: how large a batch is, and from how many pictures on 64
+MANY = 10_000     # training pictures, from which on batches are larger
+ENOUGH = 1_000    # the same with Muon, and for it: a guess between 252, too few, and 2,821
 USUAL = 224       # pixels
 SIDES = range(64, USUAL + 1, 16)
 SEEN = 15_000     # images that a run from scratch should train on, each again and again,
@@ -49,7 +49,8 @@ class Choices:
         return 'muon', f'training from scratch on {ENOUGH} pictures or more'
 
     def batch_size(self) -> tuple[int, str]:
-        pictures, (usual, many) = len(self.train_set), BATCHES[self.cfg.OPTIMIZER == 'muon']
+        usual, many = (32, ENOUGH) if self.cfg.OPTIMIZER == 'muon' else (16, MANY)
+        pictures = len(self.train_set)
         if pictures < usual:
             return max(2, pictures // 2 * 2), f'{pictures} training pictures, in pairs'
         return (usual, f'{pictures} training pictures are fewer than {many}') if pictures < many else (

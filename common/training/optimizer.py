@@ -93,10 +93,10 @@ def orthogonalised(matrices: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return (x.mT if tall else x).to(matrices.dtype)
 
 
-def orthogonalising_flop(net: nn.Module) -> float:
-    """Floating-point operations of an update by Muon: those of its matrix products."""
+def optimizer_flop(cfg: Settings, net: nn.Module) -> float:
+    """Floating-point operations of OPTIMIZER in an update: those of Muon's matrix products, else too few to count."""
     flop = 0
-    for matrix in filter(is_matrix, net.parameters()):
+    for matrix in filter(is_matrix, net.parameters()) if cfg.OPTIMIZER == 'muon' else ():
         short, long = sorted((len(matrix), matrix[0].numel()))
         flop += len(POLYNOMIALS) * 2 * short * short * (2 * long + short)
     return float(flop)
@@ -107,12 +107,12 @@ def build_optimizer(cfg: Settings, net: nn.Module, lr: float, amp_dtype: torch.d
     groups_of = param_groups_weight_decay
     if cfg.LAYER_DECAY < 1:
         groups_of = functools.partial(param_groups_layer_decay, layer_decay=cfg.LAYER_DECAY)
-    groups = groups_of(net, cfg.WEIGHT_DECAY, no_weight_decay_list=getattr(net, 'no_weight_decay', set)())
-    if cfg.OPTIMIZER == 'muon':
-        fast = torch.bfloat16 if amp_dtype is torch.bfloat16 else torch.float32
-        return Muon(groups, lr, tuple(cfg.BETAS), dtype=fast)
     own = {'betas': tuple(cfg.BETAS), 'fused': True} if cfg.OPTIMIZER == 'adamw' else {}
     try:
+        groups = groups_of(net, cfg.WEIGHT_DECAY, no_weight_decay_list=getattr(net, 'no_weight_decay', set)())
+        if cfg.OPTIMIZER == 'muon':
+            fast = torch.bfloat16 if amp_dtype is torch.bfloat16 else torch.float32
+            return Muon(groups, lr, tuple(cfg.BETAS), dtype=fast)
         return create_optimizer_v2(groups, cfg.OPTIMIZER, lr=lr, **own)
     except Exception as error:  # those of other packages, which may be missing
         raise UserError(f'OPTIMIZER = {cfg.OPTIMIZER!r} cannot be built: {error}') from error

@@ -34,7 +34,7 @@ from common.runtime.device import choose_amp_dtype, choose_device
 from common.runtime.errors import UserError
 from common.runtime.machine import retain_freed_memory, worker_count
 from common.training import auto, checkpoint
-from common.training.optimizer import orthogonalising_flop
+from common.training.optimizer import optimizer_flop
 from common.training.plan import make_stages
 from common.training.setup import create_network
 from models import init
@@ -107,8 +107,7 @@ def image_flop(cfg: settings.Settings, dataset: ImageFolder, size: tuple[int, in
     """Operations of training on an image of a batch, on average over the stages of a run to that size."""
     net, _ = create_network(cfg, dataset.classes, size, 0.)
     stages = [3 * 2 * multiply_adds(net, stage) for _, stage in make_stages(size, cfg.START_SIZE)]
-    own = orthogonalising_flop(net) if cfg.OPTIMIZER == 'muon' else 0.
-    return statistics.harmonic_mean(stages) + own / (cfg.BATCH_SIZE * cfg.ACCUMULATE_STEPS)
+    return statistics.harmonic_mean(stages) + optimizer_flop(cfg, net) / (cfg.BATCH_SIZE * cfg.ACCUMULATE_STEPS)
 
 
 def run_tutorial(options: str, pflop: float, seed: int) -> Trained:

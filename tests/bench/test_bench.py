@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 
 from common.data.datasets import ImageFolder
 from common.data.transforms import Transform, eval_transform
-from common.training.optimizer import orthogonalising_flop
+from common.training.optimizer import optimizer_flop
 from common.training.setup import create_network
 from models import create_model
 from models.cost import multiply_adds
@@ -107,7 +107,7 @@ def test_what_the_optimizer_multiplies_belongs_to_the_compute(folder, monkeypatc
         cfg = prepare(optimizer=optimizer, accumulate_steps=2)
         flop[optimizer] = recipes.image_flop(cfg, dataset, (32, 32))
     net, _ = create_network(cfg, dataset.classes, (32, 32), 0.)
-    assert flop['muon'] - flop['adamw'] == pytest.approx(orthogonalising_flop(net) / (2 * cfg.BATCH_SIZE))
+    assert flop['muon'] - flop['adamw'] == pytest.approx(optimizer_flop(cfg, net) / (2 * cfg.BATCH_SIZE))
 
 
 def test_the_bench_of_balance(folder, tmp_path):
