@@ -100,8 +100,8 @@ LR: float | str = 'auto'          # peak learning rate; 'auto': 1e-4, with Muon 
 MIN_LR = 1e-6                     # learning rate at the end of the cosine
 WARMUP = 0.1                      # share of the compute in which the learning rate rises; the tutorial has no warm-up
 LAYER_DECAY = 1.0                 # learning rate of a layer / that of the one above; 0.75 is usual for fine-tuning
-OPTIMIZER = 'adamw'               # 'muon' can learn more from a picture (docs/recipe.md); 'auto' takes it for a VOLO
-                                  # from scratch and 1,000 pictures; or one of timm's, say 'lion', with an LR of its own
+OPTIMIZER = 'auto'                # 'muon' for a VOLO from scratch and 1,000 pictures or more, else 'adamw'
+                                  # (docs/recipe.md); or one of timm's, say 'lion', with an LR of its own
 BETAS = (0.8, 0.999)              # of AdamW, with Muon for all but matrices: how much of the earlier gradients, and of
                                   # their squares, it remembers
 WEIGHT_DECAY = 0.05               # not on norms, biases, pos_embed, cls_token
