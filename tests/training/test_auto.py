@@ -18,7 +18,8 @@ class TrainSet(list):
 
 
 def choose(source, pictures=100, saved=None, **changes):
-    cfg = train.resolved(configure(**{'model_kwargs': {}, 'lr': 'auto', 'start_size': 'auto', **changes}))
+    cfg = train.resolved(configure(
+        **{'model_kwargs': {}, 'optimizer': 'adamw', 'lr': 'auto', 'start_size': 'auto', **changes}))
     return cfg, choose_settings(cfg, Provenance(source), TrainSet(range(pictures)), saved)
 
 
@@ -112,7 +113,7 @@ def test_a_resumed_run_keeps_what_was_chosen(capsys):
 
 
 def test_numbers_stay_as_they_are(capsys):
-    cfg = prepare(lr=0.5, start_size=0.75, augmentation=0.3)
+    cfg = prepare(optimizer='lion', lr=0.5, start_size=0.75, augmentation=0.3)
     assert choose_settings(cfg, Provenance('scratch'), TrainSet(), None) == cfg and not capsys.readouterr().out
 
 

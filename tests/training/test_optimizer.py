@@ -9,7 +9,7 @@ from timm.optim import muon as timm_muon
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from common.training.optimizer import Muon, build_optimizer, is_matrix, optimizer_flop, orthogonalised
+from common.training.optimizer import POLYNOMIALS, Muon, build_optimizer, is_matrix, optimizer_flop, orthogonalised
 
 RATES = {'lr': 1e-2, 'weight_decay': 0.1}
 
@@ -35,7 +35,8 @@ def test_matrices_are_updated_as_by_timms_muon_and_all_else_as_by_adamw(monkeypa
     for other in (theirs, adamw):
         other.load_state_dict(net.state_dict())
     found = trained(Muon(net.parameters(), betas=(0.8, 0.9), dtype=torch.float32, **RATES), net)
-    expected = trained(timm_muon.Muon(theirs.parameters(), momentum=0.9, nesterov=True, **RATES), theirs)
+    expected = trained(timm_muon.Muon(theirs.parameters(), momentum=0.9, nesterov=True, ns_steps=len(POLYNOMIALS),
+                                      ns_coefficients=POLYNOMIALS, **RATES), theirs)
     others = trained(torch.optim.AdamW(adamw.parameters(), betas=(0.8, 0.9), **RATES), adamw)
     for (name, parameter), ours, matrix, other in zip(net.named_parameters(), found, expected, others, strict=True):
         torch.testing.assert_close(ours, matrix if is_matrix(parameter) else other, msg=name)
@@ -45,11 +46,20 @@ def test_matrices_are_updated_as_by_timms_muon_and_all_else_as_by_adamw(monkeypa
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize('shape', [(3, 20, 50), (3, 50, 20), (1, 16, 16)])
+@pytest.mark.parametrize('shape', [(3, 64, 100), (3, 100, 64), (1, 64, 64)])
 def test_all_singular_values_come_near_one(dtype, shape):
     torch.manual_seed(0)
-    values = torch.linalg.svdvals(orthogonalised(100 * torch.randn(shape), dtype))
-    assert values.min() > 0.7 and values.max() < 1.2
+    left, _, right = torch.linalg.svd(torch.randn(shape), full_matrices=False)
+    values = torch.logspace(-1.8, 0, 64)  # the least of them is 0.0055 of the norm
+    found = torch.linalg.svdvals(orthogonalised(left * values @ right, dtype))
+    assert found.min() > 0.4 and found.max() < 1.6
+
+
+@pytest.mark.parametrize('value', [1e-5, 0.3, 1.0039, 3e4])
+def test_rounding_up_makes_nothing_larger(value):
+    """A matrix of one singular value, equal entries: bfloat16 can round all of them up."""
+    found = torch.linalg.svdvals(orthogonalised(torch.full((1, 60, 90), value), torch.bfloat16))[0]
+    assert 0.4 < found[0] < 1.6 and found[1] < 0.1
 
 
 def test_blank_gradients_move_nothing():
