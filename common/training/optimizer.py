@@ -15,7 +15,7 @@ from common.settings import Settings
 SKIPPING = ('muon', 'adamw')  # can leave out an update by their attribute found_inf, without waiting for a GPU
 # a, b, c of polynomials a·s + b·s³ + c·s⁵ that, one after the other, bring all singular values s from [0.005, 1] into
 # [0.4, 1.6]. Each is the nearest to 1 on what the one before leaves, with 2 % of room for rounding (Amsel et al.,
-# arXiv:2505.16932). Five, which bring them nearer to 1, cost two thirds more and taught no more (docs/recipe.md).
+# arXiv:2505.16932). Five, which bring them nearer to 1, cost two thirds more and gain nothing by it (docs/recipe.md).
 POLYNOMIALS = ((8.1400, -23.0368, 16.3967), (3.8518, -2.7640, 0.5084), (3.1586, -2.2837, 0.4577))
 
 
