@@ -3,6 +3,7 @@ operations) at most, and returns a Trained.
 """
 import argparse
 import contextlib
+import copy
 import itertools
 import math
 import shlex
@@ -21,6 +22,7 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3, random_seed
 from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import v2
 from tqdm import tqdm
 
@@ -132,11 +134,11 @@ def run_tutorial(options: str, pflop: float, seed: int) -> Trained:
 
 def run_timm(options: str, pflop: float, seed: int) -> Trained:
     """What timm's train.py does with these options, of the same names, from timm's parts: its VOLO-D1 with the
-    auxiliary head, random resized crops, erased boxes, Mixup and CutMix, AdamW, a cosine over the updates, an average.
+    auxiliary head, random resized crops, erased boxes, Mixup and CutMix, a cosine over the updates, an average.
     """
     parser = argparse.ArgumentParser()
     parser.add_argument('--scale', type=float, nargs=2, default=(0.08, 1.))
-    for name, default in (('img-size', 64), ('batch-size', 32), ('lr', 4e-4), ('weight-decay', 0.05),
+    for name, default in (('img-size', 64), ('batch-size', 32), ('opt', 'adamw'), ('lr', 4e-4), ('weight-decay', 0.05),
                           ('warmup-epochs', 1), ('drop-path', 0.), ('mixup-prob', 1.), ('reprob', 0.), ('vflip', 0.),
                           ('color-jitter', 0.4)):
         parser.add_argument(f'--{name}', type=type(default), default=default)
@@ -149,11 +151,11 @@ def run_timm(options: str, pflop: float, seed: int) -> Trained:
         interpolation='random', re_prob=args.reprob, re_mode='pixel', mean=transform.mean, std=transform.std)
     net = timm.create_model('volo_d1_224', num_classes=len(dataset.classes), img_size=args.img_size,
                             drop_path_rate=args.drop_path).to(choose_device())
-    optimizer = create_optimizer_v2(net, 'adamw', lr=args.lr, weight_decay=args.weight_decay)
+    optimizer = create_optimizer_v2(net, args.opt, lr=args.lr, weight_decay=args.weight_decay)
     epoch = len(dataset) // args.batch_size
-    schedule = CosineLRScheduler(
-        optimizer, count_updates(net, size, args.batch_size, pflop), warmup_t=args.warmup_epochs * epoch,
-        warmup_lr_init=1e-5, t_in_epochs=False)
+    updates = math.floor(pflop * 1e15 / update_flop(net, optimizer, size, args.batch_size))
+    schedule = CosineLRScheduler(optimizer, updates, warmup_t=args.warmup_epochs * epoch, warmup_lr_init=1e-5,
+                                 t_in_epochs=False)
     return run_loop(
         net, {}, dataset, transform, args.batch_size, pflop, optimizer,
         ModelEmaV3(net, 0.9998, use_warmup=True),
@@ -161,8 +163,14 @@ def run_timm(options: str, pflop: float, seed: int) -> Trained:
         schedule.step_update)
 
 
-def count_updates(net: torch.nn.Module, size: tuple, batch: int, pflop: float) -> int:
-    return math.floor(pflop * 1e15 / (3 * 2 * multiply_adds(net, size) * batch))
+def update_flop(net: torch.nn.Module, optimizer: torch.optim.Optimizer, size: tuple, batch: int) -> float:
+    """Operations of an update: forward, backward, and what the optimizer multiplies."""
+    net, optimizer = copy.deepcopy((net, optimizer))
+    for parameter in net.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    with FlopCounterMode(display=False) as counter:
+        optimizer.step()
+    return 3 * 2 * multiply_adds(net, size) * batch + counter.get_total_flops()
 
 
 def run_loop(net: torch.nn.Module, model_kwargs: dict, dataset: ImageFolder, transform: Transform, batch: int,
@@ -173,7 +181,8 @@ def run_loop(net: torch.nn.Module, model_kwargs: dict, dataset: ImageFolder, tra
     """
     retain_freed_memory()
     device = choose_device()
-    amp_dtype, updates = choose_amp_dtype(device), count_updates(net, transform.img_size, batch, pflop)
+    amp_dtype, flop = choose_amp_dtype(device), update_flop(net, optimizer, transform.img_size, batch)
+    updates = math.floor(pflop * 1e15 / flop)
     scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype is torch.float16)
     loader = DataLoader(dataset, batch, shuffle=True, drop_last=True, num_workers=worker_count('auto'))
     if not len(loader):
@@ -202,8 +211,7 @@ def run_loop(net: torch.nn.Module, model_kwargs: dict, dataset: ImageFolder, tra
               'transform': transform.as_dict(), 'settings': {'USE_AMP': True}}
     return Trained({'raw': {**common, 'state_dict': net.state_dict()},
                     'ema': {**common, 'state_dict': ema.module.state_dict()}},
-                   3 * 2 * multiply_adds(net, transform.img_size) * batch * updates / 1e15,
-                   updates / len(loader), time.perf_counter() - start)
+                   flop * updates / 1e15, updates / len(loader), time.perf_counter() - start)
 
 
 def resume_loop(path: Path, parts: dict, schedule: Callable) -> tuple[int, float]:

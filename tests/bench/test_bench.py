@@ -8,12 +8,13 @@ import torch
 from helpers import ROOT, TINY, draw_folder, prepare, run_script
 from PIL import Image
 from timm.data import Mixup
+from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torchvision.transforms import v2
 
 from common.data.datasets import ImageFolder
 from common.data.transforms import Transform, eval_transform
-from common.training.optimizer import optimizer_flop
+from common.training.optimizer import POLYNOMIALS, optimizer_flop
 from common.training.setup import create_network
 from models import create_model
 from models.cost import multiply_adds
@@ -107,7 +108,12 @@ def test_what_the_optimizer_multiplies_belongs_to_the_compute(folder, monkeypatc
         cfg = prepare(optimizer=optimizer, accumulate_steps=2)
         flop[optimizer] = recipes.image_flop(cfg, dataset, (32, 32))
     net, _ = create_network(cfg, dataset.classes, (32, 32), 0.)
-    assert flop['muon'] - flop['adamw'] == pytest.approx(optimizer_flop(cfg, net) / (2 * cfg.BATCH_SIZE))
+    own = optimizer_flop(cfg, net)
+    assert flop['muon'] - flop['adamw'] == pytest.approx(own / (2 * cfg.BATCH_SIZE))
+    theirs = {name: recipes.update_flop(net, create_optimizer_v2(net, name, lr=1.), (32, 32), 8)
+              for name in ('adamw', 'nmuon')}
+    assert theirs['adamw'] == 3 * 2 * multiply_adds(net, (32, 32)) * 8
+    assert theirs['nmuon'] - theirs['adamw'] == pytest.approx(own * 5 / len(POLYNOMIALS), rel=1e-3)  # it takes five
 
 
 def test_the_bench_of_balance(folder, tmp_path):
