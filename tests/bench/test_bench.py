@@ -125,9 +125,9 @@ def test_the_bench_of_balance(folder, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('recipe, pflop', [('tutorial', 7e-4), ('timm', 1.2e-4)])
-def test_the_recipes_of_others_train(tmp_path, recipe, pflop):
+@pytest.mark.parametrize('recipe, options, pflop', [('tutorial', '', 7e-4), ('timm', '--batch-size 16', 3.5e-4)])
+def test_the_recipes_of_others_train(tmp_path, recipe, options, pflop):
     photos = draw_folder(tmp_path / 'photos', {'a': 24, 'b': 24})
-    done = run_script('tests/bench/accuracy.py', '--photos', photos, '--recipe', recipe, '--pflop', pflop,
-                      '--table', 'table.csv', cwd=tmp_path)
+    done = run_script('tests/bench/accuracy.py', '--photos', photos, '--recipe', recipe, '--options', options,
+                      '--pflop', pflop, '--table', 'table.csv', cwd=tmp_path)
     assert done.returncode == 0 and '1/1' in done.stderr and 'loss=' in done.stderr, done.stderr
