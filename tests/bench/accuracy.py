@@ -45,7 +45,7 @@ RECIPES = {  # name: (how it trains, its options)
     'ours': (run_train, TURNS),
     'resnet18': (run_train, f'--model resnet18 --lr 1e-3 --batch-size 32 {TURNS}'),
     'tutorial': (run_tutorial, ''),
-    'timm': (run_timm, '--opt nmuon --lr 2.4e-3 --batch-size 64 --drop-path 0.1 --mixup-prob 0 --vflip 0.5 '
+    'timm': (run_timm, '--opt nmuon --lr 3.4e-3 --batch-size 128 --drop-path 0.1 --mixup-prob 0 --vflip 0.5 '
                        '--scale 0.6 1 --color-jitter 0.3'),
     # ours with other initial weights
     'published init': (run_published_init, TURNS),
