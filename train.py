@@ -93,8 +93,8 @@ TIME_BUDGET: float | None = None  # minutes for the whole of train.py, in place 
 EPOCHS = 100                      # passes over the training set; the tutorial's 300 can pay from scratch
 START_SIZE: float | str = 'auto'  # training begins with images of this share of IMG_SIZE, for a third of the compute;
                                   # 'auto': 0.5 from scratch, else 1
-BATCH_SIZE: int | str = 'auto'    # pictures at a time over all processes, even (Mixup pairs them); halve it if memory
-                                  # runs out; 'auto': 16, from 10,000 pictures on 64; with Muon 32, from 1,000 on 64
+BATCH_SIZE: int | str = 'auto'    # pictures at a time over all processes, even (Mixup pairs them); 'auto': 16, from
+                                  # 10,000 pictures on 64; with Muon 32, from 1,000 on 128; fewer where memory is short
 ACCUMULATE_STEPS = 1              # batches to each update of the weights: 4 with BATCH_SIZE = 8 learn like 32
 LR: float | str = 'auto'          # peak learning rate; 'auto': 1e-4, with Muon 6e-4, · √(pictures in an update / 16)
 MIN_LR = 1e-6                     # learning rate at the end of the cosine

@@ -4,6 +4,8 @@ import time
 
 import torch
 
+from common.runtime.machine import free_memory
+
 PROBE = 0.1   # seconds for which a number of threads is tried
 SLOWED = 1.5  # so many times as fast must fewer threads be: where all cores are free they are slower
 
@@ -12,6 +14,13 @@ def choose_device() -> torch.device:
     """The accelerator of this machine (CUDA, Apple's MPS, …), else the CPU."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return accelerator or torch.device('cpu')
+
+
+def free_device_memory(device: torch.device) -> int | None:
+    """Bytes that may still be taken on `device`; None where the system does not say."""
+    if device.type == 'cuda':
+        return torch.cuda.mem_get_info(device)[0]
+    return free_memory() if device.type == 'cpu' else None
 
 
 def choose_amp_dtype(device: torch.device) -> torch.dtype | None:

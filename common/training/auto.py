@@ -8,6 +8,7 @@ from common.settings import Settings
 from common.training.budget import training_speed
 from common.training.plan import Size, make_stages
 from common.training.provenance import Provenance
+from common.training.setup import largest_batch
 from models import VARIANTS, has_fixed_size
 
 MANY = 10_000     # training pictures, from which on batches are larger
@@ -49,12 +50,18 @@ class Choices:
         return 'muon', f'training from scratch on {ENOUGH} pictures or more'
 
     def batch_size(self) -> tuple[int, str]:
-        usual, many = (32, ENOUGH) if self.cfg.OPTIMIZER == 'muon' else (16, MANY)
+        usual, many, more = (32, ENOUGH, 128) if self.cfg.OPTIMIZER == 'muon' else (16, MANY, 64)
         pictures = len(self.train_set)
         if pictures < usual:
-            return max(2, pictures // 2 * 2), f'{pictures} training pictures, in pairs'
-        return (usual, f'{pictures} training pictures are fewer than {many}') if pictures < many else (
-            64, f'{pictures} training pictures are {many} or more')
+            batch, reason = max(2, pictures // 2 * 2), f'{pictures} training pictures, in pairs'
+        elif pictures < many:
+            batch, reason = usual, f'{pictures} training pictures are fewer than {many}'
+        else:
+            batch, reason = more, f'{pictures} training pictures are {many} or more'
+        size = (USUAL, USUAL) if self.cfg.IMG_SIZE == 'auto' else self.cfg.IMG_SIZE
+        cfg = Settings(**{**vars(self.cfg), 'IMG_SIZE': size, 'BATCH_SIZE': batch})
+        fitting = largest_batch(cfg, self.train_set.classes)
+        return fitting, reason if fitting == batch else f'{reason}, and {batch} need too much of the free memory'
 
     def lr(self) -> tuple[float, str]:
         images = self.cfg.BATCH_SIZE * self.cfg.ACCUMULATE_STEPS

@@ -6,13 +6,16 @@ import torch
 from torch import nn
 
 from common.data.loaders import own_rows
+from common.runtime.device import choose_amp_dtype, choose_device, free_device_memory
 from common.runtime.errors import UserError
-from common.runtime.ranks import LAUNCHED
+from common.runtime.ranks import LAUNCHED, WORLD_SIZE
 from common.settings import Settings
 from common.training.plan import Size, make_stages
 from common.training.provenance import Provenance
 from models import VARIANTS, WeightsError, create_model, heads_of, load_weights
 from models.cost import multiply_adds, training_memory
+
+ROOM = 0.75  # of the free memory that a training step may take; the rest is for libraries, the allocator, pictures
 
 
 def build_network(cfg: Settings, classes: list[str], provenance: Provenance,
@@ -33,11 +36,6 @@ def build_network(cfg: Settings, classes: list[str], provenance: Provenance,
     check_forward(cfg, net, classes)
     if cfg.FREEZE_EPOCHS and not heads_of(net):
         raise UserError(f'FREEZE_EPOCHS: timm does not say which part of {cfg.MODEL} is the head, set it to 0')
-    if cfg.GRAD_CHECKPOINTING:
-        try:
-            net.set_grad_checkpointing(True)
-        except (AttributeError, AssertionError) as error:
-            raise UserError(f'GRAD_CHECKPOINTING: {cfg.MODEL} cannot do it, set it to False') from error
     return net, kwargs, provenance
 
 
@@ -48,10 +46,15 @@ def create_network(cfg: Settings, classes: list[str], img_size: Size, drop_path:
         kwargs |= {'return_dense': True, 'mix_token': cfg.TOKEN_LABEL}
     try:
         net = create_model(cfg.MODEL, num_classes=len(classes), img_size=img_size, drop_path_rate=drop_path, **kwargs)
-        return net, kwargs
     except ValueError as error:
         advice = f': set DROP_PATH = 0, {cfg.MODEL} has none' if 'drop_path' in str(error) else ''
         raise UserError(f'MODEL, MODEL_KWARGS, IMG_SIZE: {error}{advice}') from error
+    if cfg.GRAD_CHECKPOINTING:
+        try:
+            net.set_grad_checkpointing(True)
+        except (AttributeError, AssertionError) as error:
+            raise UserError(f'GRAD_CHECKPOINTING: {cfg.MODEL} cannot do it, set it to False') from error
+    return net, kwargs
 
 
 def print_provenance(provenance: Provenance) -> None:
@@ -77,6 +80,37 @@ def check_forward(cfg: Settings, net: nn.Module, classes: list[str]) -> None:
             raise UserError(f'MODEL: {cfg.MODEL} is no classifier, it gives {shape} instead of a logit for each class')
 
 
+def largest_batch(cfg: Settings, classes: list[str]) -> int:
+    """BATCH_SIZE, or about half of it, and so on, until a training step takes no more than ROOM of the free memory."""
+    device = choose_device()
+    amp_dtype = choose_amp_dtype(device) if cfg.USE_AMP else None
+    if (free := free_device_memory(device)) is None:
+        return cfg.BATCH_SIZE
+    with torch.random.fork_rng():
+        net, _ = create_network(cfg, classes, cfg.IMG_SIZE, cfg.DROP_PATH)
+    net.to(device)
+    while (smaller := cfg.BATCH_SIZE // 4 * 2) >= 2 * WORLD_SIZE:  # even, and a pair for each process
+        try:
+            *_, needed = device_needs(cfg, net, device, amp_dtype)
+        except Exception:  # not to be worked out: print_cost will say so
+            break
+        if needed <= ROOM * free:
+            break
+        cfg = Settings(**{**vars(cfg), 'BATCH_SIZE': smaller})
+    return cfg.BATCH_SIZE
+
+
+def device_needs(cfg: Settings, net: nn.Module, device: torch.device,
+                 amp_dtype: torch.dtype | None) -> tuple[int, int, int]:
+    """(this process's devices, at most so many pictures of a batch on each, bytes of memory that training takes there).
+
+    Raises what the network does where its numbers are looked into: they are fake here.
+    """
+    gpus = torch.cuda.device_count() if cfg.USE_DP and device.type == 'cuda' and not LAUNCHED else 1
+    pictures = math.ceil(len(own_rows(cfg.BATCH_SIZE)) / max(1, gpus))
+    return gpus, pictures, training_memory(net.train(), cfg.IMG_SIZE, pictures, amp_dtype, copies=2 + cfg.USE_EMA)
+
+
 def print_cost(cfg: Settings, net: nn.Module, device: torch.device,
                amp_dtype: torch.dtype | None) -> dict[Size, float]:
     """Print a line with the network's parameters, multiply-adds and memory.
@@ -84,11 +118,9 @@ def print_cost(cfg: Settings, net: nn.Module, device: torch.device,
     Returns the floating-point operations that training on an image takes, by its size: the backward pass takes
     twice those of the forward pass, and a multiply-add is two. Empty for a network whose operations cannot be counted.
     """
-    gpus = torch.cuda.device_count() if cfg.USE_DP and device.type == 'cuda' and not LAUNCHED else 1
-    batch = math.ceil(len(own_rows(cfg.BATCH_SIZE)) / max(1, gpus))
     macs, text = {}, f'{cfg.MODEL}: {sum(p.numel() for p in net.parameters()) / 1e6:.1f} M parameters'
     try:
-        memory = training_memory(net.train(), cfg.IMG_SIZE, batch, amp_dtype, copies=2 + cfg.USE_EMA)
+        gpus, batch, memory = device_needs(cfg, net, device, amp_dtype)
         macs = {size: multiply_adds(net, size) for _, size in make_stages(cfg.IMG_SIZE, cfg.START_SIZE)}
         text += (f', {macs[cfg.IMG_SIZE] / 1e9:.2f} G multiply-adds a picture; a batch of {batch} pictures needs at '
                  f'least {memory / 2 ** 30:.1f} GiB of memory{" on each GPU" if gpus > 1 else ""}')

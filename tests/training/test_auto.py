@@ -17,6 +17,12 @@ class TrainSet(list):
     classes = ['a', 'b']
 
 
+@pytest.fixture(autouse=True)
+def memory(monkeypatch):
+    """Enough of it, whatever the machine."""
+    monkeypatch.setattr(auto, 'largest_batch', lambda cfg, classes: cfg.BATCH_SIZE)
+
+
 def choose(source, pictures=100, saved=None, **changes):
     cfg = train.resolved(configure(
         **{'model_kwargs': {}, 'optimizer': 'adamw', 'lr': 'auto', 'start_size': 'auto', **changes}))
@@ -46,10 +52,21 @@ def test_muon_is_for_networks_that_know_nothing(capsys, model, source, pictures,
     assert f"OPTIMIZER = 'auto': {optimizer}, {why}\n" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('pictures, batch', [(1_000, 64), (999, 32), (32, 32), (31, 30), (1, 2)])
+@pytest.mark.parametrize('pictures, batch', [(1_000, 128), (999, 32), (32, 32), (31, 30), (1, 2)])
 def test_muon_has_larger_batches(pictures, batch):
     cfg, found = choose('scratch', pictures, optimizer='muon', batch_size='auto', start_size=1)
     assert vars(found) == {**vars(cfg), 'BATCH_SIZE': batch, 'LR': 6e-4 * (batch / 16) ** 0.5}
+
+
+@pytest.mark.parametrize('img_size, largest', [(64, (64, 64)), ('auto', (224, 224))])
+def test_batches_are_smaller_where_memory_is_short(capsys, monkeypatch, img_size, largest):
+    asked = []
+    monkeypatch.setattr(auto, 'largest_batch', lambda cfg, classes: asked.append((cfg, classes)) or 4)
+    cfg, found = choose('scratch', batch_size='auto', img_size=img_size, start_size=1)
+    assert (found.BATCH_SIZE, found.LR) == (4, 1e-4 / 2) and len(asked) == 1 and asked[0][1] == ['a', 'b']
+    assert vars(asked[0][0]) == {**vars(cfg), 'BATCH_SIZE': 16, 'IMG_SIZE': largest}
+    assert "BATCH_SIZE = 'auto': 4, 100 training pictures are fewer than 10000, and 16 need too much of the free " \
+           'memory\n' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('pictures, accumulate, batch, lr', [(9_999, 1, 16, 1e-4), (10_000, 1, 64, 2e-4),

@@ -5,8 +5,10 @@ from helpers import TINY, build, prepare, result, run
 
 import models
 import train
+from common.runtime.device import free_device_memory
 from common.runtime.errors import UserError
 from common.training import setup
+from models.cost import training_memory
 
 
 @pytest.mark.parametrize('model, kwargs', [('volo_d1', TINY), ('test_resnet', {})])
@@ -106,6 +108,42 @@ def test_the_cost_is_of_what_one_device_holds(monkeypatch, capsys, device, use_d
     expected = (f'volo_d1: 2.0 M parameters, 1.50 G multiply-adds a picture; a batch of {batch} pictures needs '
                 f'at least 1.5 GiB of memory{where}\n')
     assert capsys.readouterr().out == 2 * expected and net.training
+
+
+def memory_of(batch, **changes):
+    net = setup.create_network(prepare(**changes), ['a', 'b'], (32, 32), 0.)[0]
+    return training_memory(net.train(), (32, 32), batch, copies=3)
+
+
+@pytest.mark.parametrize('changes', [{}, {'grad_checkpointing': 'true'}])
+def test_a_batch_is_halved_until_memory_is_enough(monkeypatch, changes):
+    """It stays even; the random numbers of the run are those that they would have been."""
+    monkeypatch.setattr(setup, 'choose_device', lambda: torch.device('cpu'))
+    monkeypatch.setattr(setup, 'choose_amp_dtype', lambda device: None)
+    cfg = prepare(batch_size=60, **changes)
+    for batch, more in ((60, 1), (30, 1), (14, 1), (14, 1.05), (6, 1), (2, 1), (2, 0)):
+        free, before = more * memory_of(batch, **changes) / setup.ROOM, torch.get_rng_state()
+        monkeypatch.setattr(setup, 'free_device_memory', lambda device, free=free: free)
+        assert setup.largest_batch(cfg, ['a', 'b']) == batch
+        assert torch.equal(torch.get_rng_state(), before)
+    monkeypatch.setattr(setup, 'WORLD_SIZE', 3)  # a pair for each process
+    assert setup.largest_batch(cfg, ['a', 'b']) == 6
+
+
+def test_a_batch_stays_where_memory_is_unknown(monkeypatch):
+    cfg = prepare(batch_size=60)
+    monkeypatch.setattr(setup, 'free_device_memory', lambda device: None)
+    assert setup.largest_batch(cfg, ['a', 'b']) == 60
+    monkeypatch.setattr(setup, 'free_device_memory', lambda device: 0)
+    monkeypatch.setattr(setup, 'training_memory', lambda *args, **kwargs: 1 / 0)
+    assert setup.largest_batch(cfg, ['a', 'b']) == 60
+
+
+@pytest.mark.parametrize('device, free', [('cuda', 123), ('cpu', 456), ('mps', None)])
+def test_the_free_memory_is_that_of_the_device(monkeypatch, device, free):
+    monkeypatch.setattr(torch.cuda, 'mem_get_info', lambda device: (123, 1000))
+    monkeypatch.setattr('common.runtime.device.free_memory', lambda: 456)
+    assert free_device_memory(torch.device(device)) == free
 
 
 def test_a_cost_that_cannot_be_worked_out_costs_no_run(monkeypatch, capsys):
