@@ -130,6 +130,10 @@ def test_a_batch_is_halved_until_memory_is_enough(monkeypatch, changes):
     assert setup.largest_batch(cfg, ['a', 'b']) == 6
 
 
+def test_checkpointing_leaves_room_for_larger_batches():
+    assert memory_of(60, grad_checkpointing='true') < memory_of(60)
+
+
 def test_a_batch_stays_where_memory_is_unknown(monkeypatch):
     cfg = prepare(batch_size=60)
     monkeypatch.setattr(setup, 'free_device_memory', lambda device: None)
