@@ -80,7 +80,7 @@ def rehearse(cfg: Settings, clock: Clock, model: nn.Module, optimizer: torch.opt
         for size, _ in plan.to_come(plan.revised_at):
             model.train()
             images, end = torch.zeros(len(targets), 3, *size, device=targets.device), time.perf_counter() + SECONDS
-            while largest(time.perf_counter() < end or clock.count(size) < 3):
+            while largest(time.perf_counter() < end or clock.count(size) < 2):
                 start = time.perf_counter()
                 for _ in range(cfg.ACCUMULATE_STEPS):
                     model(images, targets)[1].mean().backward()

@@ -73,7 +73,7 @@ def test_a_machine_that_changes_its_speed(data, seconds, factor):
 
 def test_less_than_an_epoch(data, seconds, capsys):
     """Two batches an epoch; the rehearsal takes most of the twelve seconds."""
-    seconds.batch = 2.5
+    seconds.batch = 3.5
     run(time_budget=0.2, use_ema='false')
     found = result()
     assert found['last']['epoch'] == 1 and found['finished'] and seconds.now < 13
@@ -84,7 +84,7 @@ def test_the_rehearsal_leaves_no_trace(data, seconds, monkeypatch, optimizer):
     """Though the optimizer works as well, where it can without."""
     torch.manual_seed(1)
     cfg, _, state = build(time_budget=1, start_size=0.5, img_size=64, drop_path=0.5, optimizer=optimizer)
-    assert state.clock.count(SIZE) >= 3 and state.clock.count((64, 64)) >= 3
+    assert state.clock.count(SIZE) >= 2 and state.clock.count((64, 64)) >= 2
     net = copy.deepcopy(state.net.state_dict())
     random, before, steps = torch.get_rng_state(), sum(map(state.clock.count, state.clock.measured)), []
     real = state.optimizer.step
