@@ -121,7 +121,7 @@ def test_a_batch_is_halved_until_memory_is_enough(monkeypatch, changes):
     monkeypatch.setattr(setup, 'choose_device', lambda: torch.device('cpu'))
     monkeypatch.setattr(setup, 'choose_amp_dtype', lambda device: None)
     cfg = prepare(batch_size=60, **changes)
-    for batch, more in ((60, 1), (30, 1), (14, 1), (14, 1.05), (6, 1), (2, 1), (2, 0)):
+    for batch, more in ((60, 1.01), (30, 1.01), (14, 1.01), (14, 1.05), (6, 1.01), (2, 1.01), (2, 0)):
         free, before = more * memory_of(batch, **changes) / setup.ROOM, torch.get_rng_state()
         monkeypatch.setattr(setup, 'free_device_memory', lambda device, free=free: free)
         assert setup.largest_batch(cfg, ['a', 'b']) == batch
