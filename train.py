@@ -69,8 +69,8 @@ DATA_DIR = 'data'                 # what makedata.py made: train/ and val/, one 
 IMG_SIZE: int | tuple | str = 'auto'  # pixels, a multiple of 16, or (height, width); 112 takes a quarter of the time
                                   # that 224 does; 'auto': 224, or less where TIME_BUDGET is short and no weights are
 INTERPOLATION = 'bilinear'        # of the resizing; 'bicubic' is what the published weights were trained with
-CROP: float | str | None = None   # in val and test: None resizes the whole picture to IMG_SIZE, whatever its shape;
-                                  # 0.96 takes the middle 96 % undistorted, 'published' the share MODEL was tested with
+CROP: float | str | None = None   # None resizes the whole picture to IMG_SIZE, whatever its shape; 0.96 takes the
+                                  # middle 96 % undistorted, 'published' the share that MODEL was tested with
 NORMALISATION = 'auto'            # 'weights': as the loaded weights had it; 'data': mean_std.json; 'auto': the first
                                   # where weights are loaded, else the second
 MEAN: tuple | None = None         # of red, green, blue in [0, 1]: overrides NORMALISATION

@@ -72,17 +72,17 @@ def read_images(cfg: Settings, transform: Transform, train_set: ImageFolder, val
     print(f'checking {len(train_set)} pictures for training and {len(val_set)} for validation, '
           + ('each is decoded again in every epoch' if where is None else f'kept at {cfg.IMG_SIZE} pixels: {where}'))
     bad = {}
-    for dataset, training in ((train_set, True), (val_set, False)):
-        dataset.loader, problems = on_each_machine(read_set, cfg, transform, dataset, training, where)
+    for dataset in (train_set, val_set):
+        dataset.loader, problems = on_each_machine(read_set, cfg, transform, dataset, where)
         bad |= problems
     leave_out(train_set, val_set, bad, Path(cfg.OUTPUT_DIR, 'bad_images.txt'))
     if len(train_set) < cfg.BATCH_SIZE:
         raise UserError(f'{len(train_set)} training images but BATCH_SIZE = {cfg.BATCH_SIZE}: lower BATCH_SIZE')
 
 
-def read_set(cfg: Settings, transform: Transform, dataset: ImageFolder, training: bool,
+def read_set(cfg: Settings, transform: Transform, dataset: ImageFolder,
              where: str | None) -> tuple[ImageCache, dict[str, str]]:
     """(a cache of a data set's files, {path: problem} of the unreadable ones)."""
-    cache = ImageCache(fit(transform, training), cfg.IMG_SIZE, least_side(transform, training), dataset.store)
-    kind = f'{cfg.INTERPOLATION} {None if training else cfg.CROP} {images.BIT_DEPTH}'
+    cache = ImageCache(fit(transform), cfg.IMG_SIZE, least_side(transform), dataset.store)
+    kind = f'{cfg.INTERPOLATION} {cfg.CROP} {images.BIT_DEPTH}'
     return cache, cache.load([path for path, _ in dataset.samples], where, kind)

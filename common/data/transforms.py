@@ -21,9 +21,9 @@ class Transform:
     mean: list[float]                # of the three channels in [0, 1]
     std: list[float]
     interpolation: str = 'bilinear'  # or 'bicubic'
-    crop: float | None = None        # in validation and test; None squeezes the whole image into img_size, a ratio
-                                     # resizes it in its proportions until it just covers img_size / crop, and takes
-                                     # the middle; beyond 1 that leaves a black border
+    crop: float | None = None        # None squeezes the whole image into img_size, a ratio resizes it in its
+                                     # proportions until it just covers img_size / crop, and takes the middle; beyond 1
+                                     # that leaves a black border
 
     def as_dict(self) -> dict:
         return asdict(self)
@@ -34,9 +34,9 @@ class Transform:
         return cls(**{item.name: saved[item.name] for item in fields(cls)})
 
 
-def fit(transform: Transform, training: bool = False) -> Callable[[Image.Image], Image.Image]:
-    """Image -> image of img_size. In training the whole image is squeezed into it, whatever `crop` says."""
-    if training or transform.crop is None:
+def fit(transform: Transform) -> Callable[[Image.Image], Image.Image]:
+    """Image -> image of img_size, the same in training, validation and test."""
+    if transform.crop is None:
         return v2.Resize(transform.img_size, v2.InterpolationMode(transform.interpolation))
     cover = [int(side / transform.crop) for side in transform.img_size]
     return v2.Compose([trim, ResizeKeepRatio(cover, interpolation=transform.interpolation),
@@ -51,10 +51,9 @@ def trim(image: Image.Image, most: int = 50) -> Image.Image:
     return v2.functional.center_crop(image, [min(image.height, longest), min(image.width, longest)])
 
 
-def least_side(transform: Transform, training: bool = False) -> int:
+def least_side(transform: Transform) -> int:
     """The shortest side, in pixels, that an image should be decoded at before `fit`: twice what comes out of it."""
-    crop = 1 if training else transform.crop or 1
-    return int(2 * max(transform.img_size) / min(1, crop))
+    return int(2 * max(transform.img_size) / min(1, transform.crop or 1))
 
 
 def train_transform(transform: Transform, *, rotation: float = 0, flip: float = 0., flip_vertical: float = 0.,

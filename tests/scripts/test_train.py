@@ -249,6 +249,17 @@ def test_crop_and_interpolation_are_kept(data):
         run(epochs=2, resume='true', interpolation='bicubic')
 
 
+def test_training_sees_what_validation_sees(data):
+    """Of pictures that are longer than wide, with a crop."""
+    shutil.rmtree('data/val')
+    for path in Path('data/train').rglob('*.*'):
+        Image.effect_noise((90, 40), 60).save(path)
+    shutil.copytree('data/train', 'data/val')
+    _, found, _ = build(crop=0.8, rotation=0, flip=0, augmentation=0)
+    images = [found.train.dataset[0, 1][0], found.val.dataset[0][0]]
+    assert torch.equal(*images) and images[0].std() > 0.1
+
+
 def test_a_diverged_loss_ends_the_run_in_words(data):
     with pytest.raises(UserError, match='the loss became .* lower LR'):
         run(lr=1e9, clip_grad=0, use_amp='false', epochs=5)

@@ -72,7 +72,7 @@ def test_a_machine_that_changes_its_speed(data, seconds, factor):
 
 
 def test_less_than_an_epoch(data, seconds):
-    """Two batches an epoch; the rehearsal takes most of the time, two updates though one is all that it has time for."""
+    """Two batches an epoch; the rehearsal takes most of the time, two updates though one takes its seconds."""
     seconds.batch = 5.
     run(time_budget=0.3, use_ema='false')
     found = result()
