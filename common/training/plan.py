@@ -74,7 +74,7 @@ class Plan:
         self.updates = number + max(1, updates_left)
 
 
-def make_plan(cfg: Settings, train_batches: int, val_batches: int) -> Plan:
+def make_plan(cfg: Settings, train_batches: int, val_batches: float) -> Plan:
     """The plan that EPOCHS asks for."""
     updates = math.ceil(train_batches / cfg.ACCUMULATE_STEPS)  # in an epoch
     stages = make_stages(cfg.IMG_SIZE, cfg.START_SIZE)

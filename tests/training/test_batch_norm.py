@@ -118,9 +118,9 @@ def test_all_layers_of_a_network_of_timm_have_them():
 
 
 @pytest.mark.parametrize('model,kwargs,batches', [
-    ('volo_d1', TINY, 1), ('resnet18', {}, 1 + 4), ('vit_tiny_patch16_224', {}, 1)])
+    ('volo_d1', TINY, 1 + 4 / 6), ('resnet18', {}, 1 + 4), ('vit_tiny_patch16_224', {}, 1)])
 def test_validation_is_planned_with_it(model, kwargs, batches):
-    """Besides the one batch of val: forward passes of raw and averaged weights through a whole network that has any."""
+    """Besides the one batch of val: both kinds of weights through a network that has any, or a VOLO's stem."""
     _, _, state = build(**AUGMENTED, model=model, model_kwargs=kwargs)
     assert state.plan.validation == pytest.approx(batches * 2 / 3)
 
