@@ -14,12 +14,13 @@ from models import VARIANTS, has_fixed_size
 MANY = 10_000     # training pictures, from which on batches are larger
 ENOUGH = 1_000    # the same with Muon, and for it: a guess between 252, too few, and 2,821
 USUAL = 224       # pixels
+PROBE = 112       # likewise, of images that tell how fast a machine is
 SIDES = range(64, USUAL + 1, 16)
 SEEN = 15_000     # images that a run from scratch should train on, each again and again,
 PASSES = 9        # and passes over the training set, with images of 128 pixels; with others see images_wanted
 FULL = 100        # passes, from which on the whole of the augmentation is applied
 TRAINED = 'the weights are trained already'
-ORDER = ('OPTIMIZER', 'BATCH_SIZE', 'LR', 'START_SIZE', 'IMG_SIZE', 'AUGMENTATION')  # each may need those before it
+ORDER = ('OPTIMIZER', 'START_SIZE', 'IMG_SIZE', 'BATCH_SIZE', 'LR', 'AUGMENTATION')  # each may need those before it
 UPDATING = 0.8    # of the time: the rest is for reading, validating and saving
 
 
@@ -58,9 +59,7 @@ class Choices:
             batch, reason = usual, f'{pictures} training pictures are fewer than {many}'
         else:
             batch, reason = more, f'{pictures} training pictures are {many} or more'
-        size = (USUAL, USUAL) if self.cfg.IMG_SIZE == 'auto' else self.cfg.IMG_SIZE
-        cfg = Settings(**{**vars(self.cfg), 'IMG_SIZE': size, 'BATCH_SIZE': batch})
-        fitting = largest_batch(cfg, self.train_set.classes)
+        fitting = largest_batch(Settings(**{**vars(self.cfg), 'BATCH_SIZE': batch}), self.train_set.classes)
         return fitting, reason if fitting == batch else f'{reason}, and {batch} need too much of the free memory'
 
     def lr(self) -> tuple[float, str]:
@@ -95,7 +94,13 @@ class Choices:
     @functools.cached_property
     def pixels(self) -> float:
         """How many pixels of images can be trained on in the TIME_BUDGET, about."""
-        return UPDATING * 60 * self.cfg.TIME_BUDGET * training_speed(self.cfg, self.train_set.classes)
+        cfg = self.cfg
+        if cfg.IMG_SIZE == 'auto':
+            cfg = Settings(**{**vars(cfg), 'IMG_SIZE': (PROBE, PROBE)})
+        if cfg.BATCH_SIZE == 'auto':
+            batch, _ = Choices(cfg, self.provenance, self.train_set).batch_size()
+            cfg = Settings(**{**vars(cfg), 'BATCH_SIZE': batch})
+        return UPDATING * 60 * self.cfg.TIME_BUDGET * training_speed(cfg, self.train_set.classes)
 
 
 def images_wanted(side: int, pictures: int) -> int:

@@ -22,7 +22,6 @@ from common.training.setup import create_network
 from models import VARIANTS
 
 SECONDS = 4      # to try each image size for
-PROBE = (112, 112)  # images that tell how fast a machine is
 STEM = 1 / 6     # of a VOLO's forward pass: all of it that BatchNorm is measured with
 
 
@@ -61,16 +60,15 @@ def revise(cfg: Settings, plan: Plan, clock: Clock, number: int) -> None:
 
 def training_speed(cfg: Settings, classes: list[str]) -> float:
     """Pixels of images in a second of training, tried with blank ones on a network that is thrown away."""
-    size = PROBE if cfg.IMG_SIZE == 'auto' else cfg.IMG_SIZE
     with torch.random.fork_rng():
-        net, kwargs = create_network(cfg, classes, size, 0.)
+        net, kwargs = create_network(cfg, classes, cfg.IMG_SIZE, 0.)
     device = choose_device()
     amp_dtype = choose_amp_dtype(device) if cfg.USE_AMP else None
-    optimizer = build_optimizer(cfg, net.to(device), cfg.LR, amp_dtype)
+    optimizer = build_optimizer(cfg, net.to(device), 1., amp_dtype)  # its updates are skipped
     model = parallel(net, device, amp_dtype, cfg.USE_DP, choose_loss(cfg, kwargs))
     clock, targets = Clock(), torch.zeros(len(own_rows(cfg.BATCH_SIZE)), len(classes), device=device)
-    rehearse(cfg, clock, model, optimizer, targets, Plan(1, [(1., size)], 1, 1, 0.))
-    return cfg.BATCH_SIZE * cfg.ACCUMULATE_STEPS * math.prod(size) / clock.update_seconds(size)
+    rehearse(cfg, clock, model, optimizer, targets, Plan(1, [(1., cfg.IMG_SIZE)], 1, 1, 0.))
+    return cfg.BATCH_SIZE * cfg.ACCUMULATE_STEPS * math.prod(cfg.IMG_SIZE) / clock.update_seconds(cfg.IMG_SIZE)
 
 
 def rehearse(cfg: Settings, clock: Clock, model: nn.Module, optimizer: torch.optim.Optimizer, targets: torch.Tensor,

@@ -59,13 +59,13 @@ def run_train(options: str, pflop: float, seed: int) -> Trained:
     """
     argv = ['--pretrained', 'false', *shlex.split(options), '--validate-every', '1000000', '--seed', str(seed),
             '--output-dir', 'out', '--resume', 'auto']
-    wanted, dataset = train.resolved(settings.read(train, argv)), ImageFolder('data/train')
-    cfg = train.choose_settings(wanted, train.Provenance('scratch'), dataset, None)
-    if wanted.IMG_SIZE == 'auto':
+    dataset = ImageFolder('data/train')
+    cfg = chosen(argv, dataset)
+    if settings.read(train, argv).IMG_SIZE == 'auto':
         sides = [side for side in auto.SIDES
                  if auto.images_wanted(side, len(dataset)) * image_flop(cfg, dataset, (side, side)) <= pflop * 1e15]
-        side = max(sides, default=auto.SIDES[0])
-        cfg.IMG_SIZE, argv = (side, side), [*argv, '--img-size', str(side)]
+        argv += ['--img-size', str(max(sides, default=auto.SIDES[0]))]
+        cfg = chosen(argv, dataset)  # of smaller images more may fit into a batch
     epoch = image_flop(cfg, dataset, cfg.IMG_SIZE) * (len(dataset) // cfg.BATCH_SIZE * cfg.BATCH_SIZE)
     epochs = math.floor(pflop * 1e15 / epoch)
     if not epochs:
@@ -76,6 +76,11 @@ def run_train(options: str, pflop: float, seed: int) -> Trained:
     if saved['state_dict_ema']:
         weights['ema'] = {**saved, 'state_dict': saved['state_dict_ema']}
     return Trained(weights, sum(row['pflop'] for row in saved['history']), epochs, saved['elapsed'])
+
+
+def chosen(argv: list[str], dataset: ImageFolder) -> settings.Settings:
+    """The settings of train.py with these arguments, from scratch."""
+    return train.choose_settings(train.resolved(settings.read(train, argv)), train.Provenance('scratch'), dataset, None)
 
 
 def run_without(*parts: str) -> Callable[[str, float, int], Trained]:

@@ -69,6 +69,16 @@ def test_batches_are_smaller_where_memory_is_short(capsys, monkeypatch, img_size
            'memory\n' in capsys.readouterr().out
 
 
+def test_small_images_leave_memory_for_the_batch(monkeypatch):
+    """So few minutes are enough for images of 64 pixels, of which 16 fit, as of the 112 that try the speed."""
+    tried = []
+    monkeypatch.setattr(auto, 'largest_batch', lambda cfg, classes: 16 if cfg.IMG_SIZE[0] <= 112 else 2)
+    monkeypatch.setattr(auto, 'training_speed', lambda cfg, classes: tried.append(cfg) or 1e3)
+    _, found = choose('scratch', batch_size='auto', img_size='auto', time_budget=1)
+    assert (found.IMG_SIZE, found.BATCH_SIZE, found.LR) == ((64, 64), 16, 1e-4)
+    assert [(cfg.IMG_SIZE, cfg.BATCH_SIZE) for cfg in tried] == [((112, 112), 16)]
+
+
 @pytest.mark.parametrize('pictures, accumulate, batch, lr', [(9_999, 1, 16, 1e-4), (10_000, 1, 64, 2e-4),
                                                             (100, 4, 16, 2e-4), (9, 1, 8, 1e-4 / 2 ** 0.5)])
 def test_batch_and_learning_rate_go_together(capsys, pictures, accumulate, batch, lr):
