@@ -14,6 +14,8 @@ from torchvision.transforms import v2
 
 from common.data.datasets import ImageFolder
 from common.data.transforms import Transform, eval_transform
+from common.runtime.errors import UserError
+from common.training import auto
 from common.training.optimizer import POLYNOMIALS, optimizer_flop
 from common.training.setup import create_network
 from models import create_model
@@ -114,6 +116,19 @@ def test_what_the_optimizer_multiplies_belongs_to_the_compute(folder, monkeypatc
               for name in ('adamw', 'nmuon')}
     assert theirs['adamw'] == 3 * 2 * multiply_adds(net, (32, 32)) * 8
     assert theirs['nmuon'] - theirs['adamw'] == pytest.approx(own * 5 / len(POLYNOMIALS), rel=1e-3)  # it takes five
+
+
+def test_a_recipe_has_the_batch_that_fits_with_images_of_its_size(folder, monkeypatch):
+    """So little compute is enough for images of 64 pixels, of which 16 fit into the memory, and of the usual ones 2."""
+    monkeypatch.syspath_prepend(ROOT / 'tests' / 'bench')
+    recipes, begun = importlib.import_module('recipes'), []
+    monkeypatch.setattr(auto, 'largest_batch', lambda cfg, classes: 16 if cfg.IMG_SIZE[0] <= 64 else 2)
+    monkeypatch.setattr(recipes.train, 'main', begun.append)
+    with pytest.raises(UserError, match='run train.py first'):
+        recipes.run_train(f'--start-size 1 --model-kwargs "{TINY}"', 1e-4, 1)
+    net = create_model('volo_d1', img_size=64, num_classes=2, **TINY)
+    epochs = 1e11 // (16 * 3 * 2 * multiply_adds(net, (64, 64)))
+    assert vars(begun[0]).items() >= {'IMG_SIZE': 64, 'EPOCHS': epochs}.items()
 
 
 def test_the_bench_of_balance(folder, tmp_path):
