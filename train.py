@@ -99,7 +99,7 @@ ACCUMULATE_STEPS = 1              # batches to each update of the weights: 4 wit
 LR: float | str = 'auto'          # peak learning rate; 'auto': 1e-4, with Muon 6e-4, · √(pictures in an update / 16)
 MIN_LR = 1e-6                     # learning rate at the end of the cosine
 WARMUP = 0.1                      # share of the compute in which the learning rate rises; the tutorial has no warm-up
-LAYER_DECAY = 1.0                 # learning rate of a layer / that of the one above; 0.75 is usual for fine-tuning
+LAYER_DECAY = 1.0                 # learning rate of a layer / that of the one above; 0.75 keeps more of loaded weights
 OPTIMIZER = 'auto'                # 'muon' for a VOLO from scratch and 1,000 pictures or more, else 'adamw'
                                   # (docs/recipe.md); or one of timm's, say 'lion', with an LR of its own
 BETAS = (0.8, 0.999)              # of AdamW, with Muon for all but matrices: how much of the earlier gradients, and of
