@@ -35,7 +35,7 @@ from common.reporting.prediction_page import draw_explanations, write_prediction
 from common.reporting.prediction_tables import Tables, describe
 from common.reporting.tables import headline, write_report, write_suspects
 from common.runtime.console import Bar, PrintableStream, printable
-from common.runtime.device import describe_device, use_free_cores
+from common.runtime.device import choose_device, describe_device, use_free_cores
 from common.runtime.distributed import on_first, process_group
 from common.runtime.errors import UserError, explain_failures, warn_instead
 from common.runtime.files import beside, locked, writable_folder, writing
@@ -53,6 +53,8 @@ TEST_DIR: str | None = None       # a folder of pictures, flat or nested, or one
 OUTPUT_DIR = 'predictions'        # where the tables and the contact sheet go
 BATCH_SIZE = 32                   # pictures at a time; the predictions do not depend on it
 NUM_WORKERS: int | str = 'auto'   # worker processes that read pictures; 'auto' takes one for each core
+USE_GPU: bool | str = 'auto'      # 'auto': NVIDIA's or AMD's, where there is one; True: Apple's and others too, which
+                                  # nobody has tried (docs/speed.md); False: none
 USE_AMP: bool | str = 'auto'      # mixed precision, where the processor gains from it; 'auto': if training had it
 USE_DP = True                     # DataParallel, when there are several GPUs
 TTA = False                       # test-time augmentation: pictures are also looked at mirrored and turned, as training
@@ -66,6 +68,7 @@ WATCH = False                     # name what comes into TEST_DIR until Ctrl-C; 
 PRINT: str | None = 'text'        # a line for each picture: 'text', 'jsonl' (then nothing else is on standard output,
                                   # for a program to read) or None
 EXPLAIN = False                   # VOLO only: draw where it looked, as explain/….png beside the tables and in the page
+_CHOICES = {'USE_GPU': (True, False, 'auto'), 'USE_AMP': (True, False, 'auto'), 'PRINT': ('text', 'jsonl', None)}
 _SHEET = 36                       # pictures on the contact sheet
 _SOME_UNREADABLE = 3              # exit code
 _PAUSE = 1.                       # seconds between two looks at a folder that is watched
@@ -83,7 +86,7 @@ def with_defaults(cfg: Settings) -> Settings:
     """The settings with TEST_DIR, and CHECKPOINT as a tuple of paths. Raises UserError for those that do not fit."""
     settings.check_ranges(cfg, {'BATCH_SIZE': (1, float('inf')), 'UNKNOWN_BELOW': (0, 1), 'UNSURE_BELOW': (0, 1),
                                 'TTA_BELOW': (0, 1)})
-    for name, allowed in (('USE_AMP', (True, False, 'auto')), ('PRINT', ('text', 'jsonl', None))):
+    for name, allowed in _CHOICES.items():
         if getattr(cfg, name) not in allowed:
             raise UserError(f'{name} = {getattr(cfg, name)!r}: choose {", ".join(map(repr, allowed))}')
     test_dir = cfg.TEST_DIR or ('data/test' if Path('data/test').is_dir() else 'data/val')
@@ -101,10 +104,10 @@ def with_defaults(cfg: Settings) -> Settings:
 
 
 def build_predictor(cfg: Settings) -> Predictor:
-    use_free_cores()
+    use_free_cores(choose_device(cfg.USE_GPU))
     predictor = Predictor(cfg.CHECKPOINT, batch_size=cfg.BATCH_SIZE, unknown_below=cfg.UNKNOWN_BELOW, tta=cfg.TTA,
                           tta_below=cfg.TTA_BELOW, average_weights=cfg.AVERAGE_WEIGHTS, use_amp=cfg.USE_AMP,
-                          use_dp=cfg.USE_DP)
+                          use_gpu=cfg.USE_GPU, use_dp=cfg.USE_DP)
     print(describe_device(predictor.device, predictor.amp_dtype))
     if cfg.TTA:
         print(f'test-time augmentation: {len(predictor.views)} more views of pictures below {cfg.TTA_BELOW:.0%}, as '
@@ -123,7 +126,8 @@ def build_sorter(cfg: Settings, classes: list[str]) -> contextlib.AbstractContex
 
 def name_all(cfg: Settings) -> int:
     """Name every picture there is. Returns how many could not be read."""
-    with process_group(), explain_failures('lower BATCH_SIZE', 'the tables have the pictures that were named before'):
+    advice = 'the tables have the pictures that were named before'
+    with process_group(cfg.USE_GPU), explain_failures('lower BATCH_SIZE', advice):
         source = open_source(cfg.TEST_DIR)
         if cfg.SORT_TO and isinstance(source.store, Shards):
             raise UserError('SORT_TO needs files, and these pictures lie in shards')
@@ -269,7 +273,8 @@ def draw_page(cfg: Settings, out: Path, predictor: Predictor, source: Source, su
     rows, explained = [row for row in summary.sample.items() if not row['error']], {}
     if cfg.EXPLAIN:
         names = {source.path(name): name for name in summary.readable}
-        found = explanations(predictor.members[0].saved, list(names), cfg.BATCH_SIZE, source.store)
+        found = explanations(predictor.members[0].saved, list(names), cfg.BATCH_SIZE, source.store,
+                             predictor.device)
         explained = draw_explanations(out / 'explain', found, names)
     write_prediction_page(
         out / 'report.html', f'Predictions for {cfg.TEST_DIR}',

@@ -50,7 +50,7 @@ from common.training.history import (
 from common.training.losses import balanced, build_mix, choose_loss
 from common.training.margins import Margins
 from common.training.monitor import Monitor
-from common.training.optimizer import SKIPPING, build_optimizer, optimizer_flop
+from common.training.optimizer import build_optimizer, can_skip, optimizer_flop
 from common.training.plan import Size, make_stages
 from common.training.provenance import Provenance, find_weights
 from common.training.resume import check_resume, find_saved, is_complete, resumed_lr_scale
@@ -106,6 +106,8 @@ BETAS = (0.8, 0.999)              # of AdamW, with Muon for all but matrices: ho
                                   # their squares, it remembers
 WEIGHT_DECAY = 0.05               # not on norms, biases, pos_embed, cls_token
 CLIP_GRAD = 5.0                   # largest norm of the gradient; 0 does not clip
+USE_GPU: bool | str = 'auto'      # 'auto': NVIDIA's or AMD's, where there is one; True: Apple's and others too, which
+                                  # nobody has tried (docs/speed.md); False: none
 USE_AMP = True                    # mixed precision, where the processor gains from it
 COMPILE = False                   # torch.compile, for GPUs: begins with minutes, then updates take about half the time
 BALANCE: str | None = None        # where some classes have far fewer pictures: 'weights' in the loss, or a 'sampler'
@@ -150,9 +152,9 @@ def main(cfg: Settings) -> None:
     retain_freed_memory()
     random_seed(cfg.SEED)
     less_memory = 'halve BATCH_SIZE and double ACCUMULATE_STEPS, or set GRAD_CHECKPOINTING = True'
-    with (process_group(), output_folder(cfg.OUTPUT_DIR) as out,
+    with (process_group(cfg.USE_GPU), output_folder(cfg.OUTPUT_DIR) as out,
           explain_failures(less_memory, f'--resume goes on from {out}/last.pth')):
-        use_free_cores()
+        use_free_cores(choose_device(cfg.USE_GPU))
         saved = on_first(find_saved, cfg, out)
         clock = Clock(saved['elapsed'] if saved else 0.)
         if saved and cfg.RESUME == 'auto' and is_complete(cfg, saved):
@@ -202,7 +204,7 @@ def build_state(cfg: Settings, data: Data, provenance: Provenance, content: dict
 
     Raises UserError for a network that cannot be built, and for a save that does not fit.
     """
-    device = choose_device()
+    device = choose_device(cfg.USE_GPU)
     amp_dtype = choose_amp_dtype(device) if cfg.USE_AMP else None
     print(describe_device(device, amp_dtype))
     net, model_kwargs, provenance = build_network(cfg, data.classes, provenance, content)
@@ -323,9 +325,9 @@ def train_one_epoch(cfg: Settings, state: TrainState, data: Data, epoch: int,
         state.scaler.unscale_(state.optimizer)                  # so that the norm is of the true gradients
         norm = torch.nn.utils.clip_grad_norm_(state.net.parameters(), cfg.CLIP_GRAD or math.inf)
         finite = norm.isfinite()                                # else the update is skipped, without waiting for a GPU:
-        if cfg.OPTIMIZER in SKIPPING:
+        if skips := can_skip(cfg, state.device):
             state.optimizer.found_inf = 1. - finite.float()     # the optimizer itself leaves weights and moments alone,
-        if cfg.OPTIMIZER in SKIPPING or finite:
+        if skips or finite:
             state.scaler.step(state.optimizer)
         for buffer, before in zip(state.net.buffers(), buffers, strict=True):
             buffer.copy_(torch.where(finite, buffer, before))   # and BatchNorm's averages are those of before

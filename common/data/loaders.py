@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from common.runtime.device import to_device
 from common.runtime.errors import UserError
 from common.runtime.machine import retain_freed_memory
 from common.runtime.ranks import RANK, WORLD_SIZE
@@ -109,7 +110,7 @@ class TimedBatches:
         batch = next(self.batches, None)
         self.seconds += time.perf_counter() - start
         with torch.cuda.stream(self.copying) if self.copying else nullcontext():
-            return batch and tuple(tensor.to(self.device, non_blocking=True) for tensor in batch)
+            return batch and tuple(to_device(tensor, self.device) for tensor in batch)
 
 
 def image_paths(loader: DataLoader, first: int, count: int) -> list[str]:

@@ -10,7 +10,7 @@ from common.data.reading import read_batches
 from common.data.stores import Store
 from common.data.transforms import Transform, fit
 from common.runtime.console import Bar
-from common.runtime.device import choose_device
+from common.runtime.device import to_device
 from models import restore_model
 from models.attribution import explain
 
@@ -19,13 +19,13 @@ LEAST = 256  # pixels of a picture's shorter side, as it is drawn
 Explanation = tuple[Path, Image.Image, torch.Tensor, torch.Tensor]
 
 
-def explanations(saved: dict, paths: list[Path], batch_size: int, store: Store) -> Iterator[Explanation]:
+def explanations(saved: dict, paths: list[Path], batch_size: int, store: Store,
+                 device: torch.device) -> Iterator[Explanation]:
     """Yields (path, the part of the picture that the network sees, its class attention, its attribution) of readable
     pictures, both (H/16, W/16).
 
     `saved` is the content of a checkpoint of a VOLO that a Predictor has used.
     """
-    device = choose_device()
     net = restore_model(saved).to(device).eval()
     transform = Transform.from_dict(saved['transform'])
     scale = max(1, LEAST / min(transform.img_size))
@@ -33,7 +33,7 @@ def explanations(saved: dict, paths: list[Path], batch_size: int, store: Store) 
     batches = (paths[start:start + batch_size] for start in range(0, len(paths), batch_size))
     with Bar(total=len(paths), desc='explaining', unit='img') as bar:
         for batch, images, errors in read_batches(batches, [transform], store):
-            maps = () if images is None else explain(net, images[0].to(device))[1:]
+            maps = () if images is None else explain(net, to_device(images[0], device))[1:]
             found = zip(*(values.cpu() for values in maps), strict=True)
             for path, error in zip(batch, errors, strict=True):
                 bar.update()

@@ -78,6 +78,8 @@ class BatchMeter:
         """(mean loss of the batches, correct images, images whose label is no mixture; for all images of the update, in
         order, margin, the most probable other class and whether the label is no mixture, (images, 3) on the CPU).
         """
-        found = torch.cat([torch.stack(self.sums).double().sum(0), torch.cat(self.images).flatten()])
-        loss, correct, unmixed, *_ = found = add_up(found).cpu()
-        return loss.item() / len(self.sums), int(correct), int(unmixed), found[3:].view(-1, 3)
+        batches = len(self.sums)
+        found = torch.cat([*self.sums, *map(torch.flatten, self.images)]).cpu().double()  # not before: MPS has none
+        sums, images = (part.view(-1, 3) for part in add_up(found).split([3 * batches, len(found) - 3 * batches]))
+        loss, correct, unmixed = sums.sum(0).tolist()
+        return loss / batches, int(correct), int(unmixed), images

@@ -21,7 +21,7 @@ from common.data.transforms import Transform
 from common.evaluation.augmentation import trained_views
 from common.evaluation.outliers import certainty, typicality
 from common.evaluation.saved import load_network, outliers_of, temperature_of, trained_with_amp
-from common.runtime.device import choose_amp_dtype, choose_device
+from common.runtime.device import choose_amp_dtype, choose_device, to_device
 from common.runtime.distributed import gather
 from common.runtime.errors import UserError
 from common.runtime.parallel import parallel
@@ -60,18 +60,19 @@ class Predictor:
     is one network, whose weights are the mean of all: for checkpoints of one run. A picture of which the most probable
     class has a certainty below `unknown_below` is 'unknown'. With `tta`, test-time augmentation, one whose confidence
     is below `tta_below` is looked at again, mirrored and turned as in training, and the logits are averaged.
-    `use_amp='auto'` is mixed precision if training had it. Raises UserError, naming the file.
+    `use_amp='auto'` is mixed precision if training had it; `use_gpu` is what common/runtime/device.py takes it for.
+    Raises UserError, naming the file.
     """
 
     def __init__(self, checkpoints: str | Path | Sequence[str | Path] | dict[str, dict], *, batch_size: int = 32,
                  unknown_below: float = 0., tta: bool = False, tta_below: float = 1., average_weights: bool = False,
-                 use_amp: bool | str = 'auto', use_dp: bool = True):
+                 use_amp: bool | str = 'auto', use_gpu: bool | str = 'auto', use_dp: bool = True):
         if not isinstance(checkpoints, dict):
             names = [checkpoints] if isinstance(checkpoints, (str, Path)) else checkpoints
             checkpoints = {str(name): load_network(name) for name in names}
         self.members = [Member(name, saved, restore(name, saved)) for name, saved in checkpoints.items()]
         first = self.members[0].saved
-        self.classes, self.device = first['classes'], choose_device()
+        self.classes, self.device = first['classes'], choose_device(use_gpu)
         if average_weights:
             self.members = [average(self.members)]
         amp = trained_with_amp(first) if use_amp == 'auto' else use_amp
@@ -123,7 +124,7 @@ class Predictor:
         pictures, images, errors = batch
         if images is None:
             return [Prediction(picture, error=error) for picture, error in zip(pictures, errors, strict=True)]
-        images = [tensor.to(self.device, non_blocking=True) for tensor in images]
+        images = [to_device(tensor, self.device) for tensor in images]
         logits, typical = self.look(images)
         unsure = logits.softmax(1).amax(1) < self.tta_below
         if self.views and unsure.any():

@@ -9,6 +9,7 @@ from torchvision.transforms.v2.functional import resize
 
 from common.data.loaders import in_turn
 from common.runtime.console import Bar
+from common.runtime.device import to_device
 from common.runtime.distributed import gather
 
 
@@ -32,7 +33,7 @@ def validate(model: nn.Module, loader: DataLoader, size: tuple[int, int], device
     model.eval()
     batches = []
     for images, labels in Bar(loader, desc=label, unit='batch'):
-        logits, features = model(resize(images.to(device, non_blocking=True), size))
+        logits, features = model(resize(to_device(images, device), size))
         features = None if features is None else features.float().cpu()
         batches.append((logits.float().cpu(), labels.clone(), features))  # the worker's memory would keep a file open
         between_batches()

@@ -10,10 +10,25 @@ PROBE = 0.1   # seconds for which a number of threads is tried
 SLOWED = 1.5  # so many times as fast must fewer threads be: where all cores are free they are slower
 
 
-def choose_device() -> torch.device:
-    """The accelerator of this machine (CUDA, Apple's MPS, …), else the CPU."""
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return accelerator or torch.device('cpu')
+def choose_device(use_gpu: bool | str = 'auto') -> torch.device:
+    """The GPU of this machine, where USE_GPU = `use_gpu` takes it, else the CPU.
+
+    'auto' takes those that PyTorch calls cuda, of NVIDIA and AMD; True also Apple's (mps), Intel's (xpu) and others.
+    """
+    found = gpu()
+    return found if found and (use_gpu is True or use_gpu == 'auto' and found.type == 'cuda') else torch.device('cpu')
+
+
+def gpu() -> torch.device | None:
+    """The accelerator of this machine, if it has one."""
+    return torch.accelerator.current_accelerator(check_available=True)
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on the device. The copy to a CUDA GPU goes on meanwhile; one to Apple's would then be of whatever the
+    tensor's memory was given to (pytorch/pytorch#189690).
+    """
+    return tensor.to(device, non_blocking=device.type == 'cuda')
 
 
 def free_device_memory(device: torch.device) -> int | None:
@@ -40,15 +55,15 @@ def _cpu_multiplies_bf16() -> bool:
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()  # torch before get_capabilities
 
 
-def use_free_cores() -> None:
+def use_free_cores(device: torch.device) -> None:
     """Let PyTorch compute with fewer threads where other programs keep cores busy, or a container may use but a part.
 
     All threads of an operation wait for the slowest, and keep their cores busy meanwhile: one that shares its core with
     another program makes training many times slower. So numbers of threads are tried. Where the cores are free, and
-    where a GPU computes, nothing changes.
+    where `device` is no CPU, nothing changes.
     """
     usual = torch.get_num_threads()
-    if choose_device().type != 'cpu' or usual == 1:
+    if device.type != 'cpu' or usual == 1:
         return
     tried = [usual >> halvings for halvings in range(usual.bit_length())]
     speeds = {threads: multiplications_per_second(threads) for threads in tried}
@@ -76,7 +91,8 @@ def describe_device(device: torch.device, amp_dtype: torch.dtype | None) -> str:
     name = torch.cuda.get_device_name(device) if device.type == 'cuda' else platform.processor() or platform.machine()
     count = f'{torch.cuda.device_count()} x ' if device.type == 'cuda' else ''
     precision = f'mixed precision in {dtype_name(amp_dtype)}' if amp_dtype else 'single precision (fp32)'
-    return f'device: {device.type} ({count}{name}), {precision}'
+    unused = f'; without the GPU, {gpu().type} (USE_GPU)' if gpu() and device.type == 'cpu' else ''
+    return f'device: {device.type} ({count}{name}), {precision}{unused}'
 
 
 def dtype_name(dtype: torch.dtype) -> str:

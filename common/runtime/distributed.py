@@ -14,6 +14,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist  # some builds of PyTorch have an empty one
 
+from common.runtime.device import choose_device
 from common.runtime.errors import UserError
 from common.runtime.ranks import LAUNCHED, LOCAL_RANK, LOCAL_WORLD_SIZE, RANK, RESTARTS, WORLD_SIZE
 
@@ -24,18 +25,22 @@ _group = f'restart {RESTARTS}'  # tells the claims of claim_failure apart
 
 
 @contextmanager
-def process_group() -> Iterator[None]:
-    """Inside `with` the processes can talk to each other: through Gloo, and on GPUs, each with its own, NCCL."""
+def process_group(use_gpu: bool | str) -> Iterator[None]:
+    """Inside `with` the processes can talk to each other: through Gloo, and on GPUs, each with its own, NCCL.
+
+    `use_gpu` is what choose_device takes it for.
+    """
     global _group
     if not LAUNCHED:
         yield
         return
-    if torch.cuda.is_available():
+    cuda = choose_device(use_gpu).type == 'cuda'
+    if cuda:
         if torch.cuda.device_count() < LOCAL_WORLD_SIZE:
             raise UserError(f'torchrun --nproc-per-node={LOCAL_WORLD_SIZE}: this machine has '
                             f'{torch.cuda.device_count()} GPUs, and each process needs its own')
         torch.cuda.set_device(LOCAL_RANK)
-    dist.init_process_group('cpu:gloo,cuda:nccl' if torch.cuda.is_available() else 'gloo', timeout=PATIENCE,
+    dist.init_process_group('cpu:gloo,cuda:nccl' if cuda else 'gloo', timeout=PATIENCE,
                             store=new_store(), rank=RANK, world_size=WORLD_SIZE)
     _group = from_first(uuid.uuid4().hex)
     yield

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 from torchvision.transforms.v2.functional import resize
 
 from common.runtime.console import Bar
+from common.runtime.device import to_device
 from common.training.plan import Size
 from common.training.state import TrainState
 from models import VOLO
@@ -33,7 +34,7 @@ def measure_batch_norm(state: TrainState, loader: DataLoader, size: Size) -> Non
         norm.train()
         norm.reset_running_stats()
     for number, (images, _) in enumerate(Bar(loader, desc='statistics for BatchNorm', unit='batch'), 1):
-        images = resize(images.to(state.device, non_blocking=True), size)
+        images = resize(to_device(images, state.device), size)
         for norm in norms:
             norm.momentum = 1 / number  # the mean of all batches so far
         with torch.autocast(state.device.type, state.amp_dtype, enabled=state.amp_dtype is not None):

@@ -16,7 +16,7 @@ from common.settings import Settings
 from common.training.batch_norm import has_statistics
 from common.training.clock import Clock
 from common.training.losses import choose_loss
-from common.training.optimizer import SKIPPING, build_optimizer
+from common.training.optimizer import build_optimizer, can_skip
 from common.training.plan import Plan, make_plan
 from common.training.setup import create_network
 from models import VARIANTS
@@ -62,7 +62,7 @@ def training_speed(cfg: Settings, classes: list[str]) -> float:
     """Pixels of images in a second of training, tried with blank ones on a network that is thrown away."""
     with torch.random.fork_rng():
         net, kwargs = create_network(cfg, classes, cfg.IMG_SIZE, 0.)
-    device = choose_device()
+    device = choose_device(cfg.USE_GPU)
     amp_dtype = choose_amp_dtype(device) if cfg.USE_AMP else None
     optimizer = build_optimizer(cfg, net.to(device), 1., amp_dtype)  # its updates are skipped
     model = parallel(net, device, amp_dtype, cfg.USE_DP, choose_loss(cfg, kwargs))
@@ -83,7 +83,7 @@ def rehearse(cfg: Settings, clock: Clock, model: nn.Module, optimizer: torch.opt
                 start = time.perf_counter()
                 for _ in range(cfg.ACCUMULATE_STEPS):
                     model(images, targets)[1].mean().backward()
-                if cfg.OPTIMIZER in SKIPPING:
+                if can_skip(cfg, images.device):
                     optimizer.found_inf = torch.ones((), device=targets.device)  # it works and changes nothing
                     optimizer.step()
                 if images.device.type != 'cpu':

@@ -12,7 +12,6 @@ from torch.optim.adamw import adamw
 from common.runtime.errors import UserError
 from common.settings import Settings
 
-SKIPPING = ('muon', 'adamw')  # can leave out an update by their attribute found_inf, without waiting for a GPU
 # a, b, c of polynomials a·s + b·s³ + c·s⁵ that, one after the other, bring all singular values s from [0.005, 1] into
 # [0.4, 1.6]. Each is the nearest to 1 on what the one before leaves, with 2 % of room for rounding (Amsel et al.,
 # arXiv:2505.16932). Five, which bring them nearer to 1, cost two thirds more and gain nothing by it (docs/recipe.md).
@@ -100,6 +99,14 @@ def optimizer_flop(cfg: Settings, net: nn.Module) -> float:
         short, long = sorted((len(matrix), matrix[0].numel()))
         flop += len(POLYNOMIALS) * 2 * short * short * (2 * long + short)
     return float(flop)
+
+
+def can_skip(cfg: Settings, device: torch.device) -> bool:
+    """Whether OPTIMIZER can itself leave out an update, by its attribute found_inf, so that no GPU is waited for.
+
+    Apple's ignore the attribute before PyTorch has pytorch/pytorch#186360.
+    """
+    return cfg.OPTIMIZER in ('muon', 'adamw') and device.type in ('cpu', 'cuda')
 
 
 def build_optimizer(cfg: Settings, net: nn.Module, lr: float, amp_dtype: torch.dtype | None) -> torch.optim.Optimizer:

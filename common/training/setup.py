@@ -82,7 +82,7 @@ def check_forward(cfg: Settings, net: nn.Module, classes: list[str]) -> None:
 
 def largest_batch(cfg: Settings, classes: list[str]) -> int:
     """BATCH_SIZE, or about half of it, and so on, until a training step takes no more than ROOM of the free memory."""
-    device = choose_device()
+    device = choose_device(cfg.USE_GPU)
     amp_dtype = choose_amp_dtype(device) if cfg.USE_AMP else None
     if (free := free_device_memory(device)) is None:
         return cfg.BATCH_SIZE

@@ -20,7 +20,7 @@ _RANGES = {  # least and most that make sense
     **dict.fromkeys(('FLIP', 'FLIP_VERTICAL', 'SHIFT', 'BLUR', 'CUTOUT'), (0, 1)),
     **dict.fromkeys(('FREEZE_EPOCHS', 'WEIGHT_DECAY', 'CLIP_GRAD'), (0, math.inf)),
     **dict.fromkeys(('ROTATION', 'JITTER', 'MIXUP_ALPHA', 'CUTMIX_ALPHA'), (0, math.inf))}
-_CHOICES = {'INTERPOLATION': ('bilinear', 'bicubic'), 'RESUME': (True, False, 'auto'),
+_CHOICES = {'USE_GPU': ('auto', True, False), 'INTERPOLATION': ('bilinear', 'bicubic'), 'RESUME': (True, False, 'auto'),
             'CACHE': ('ram', 'disk', 'auto', None), 'NORMALISATION': ('auto', 'weights', 'data'),
             'BALANCE': (None, 'weights', 'sampler'), 'BEST_BY': ('acc1', 'balanced_accuracy')}
 _OURS = {'img_size', 'num_classes', 'in_chans', 'drop_path_rate', 'return_dense', 'mix_token'}  # not for MODEL_KWARGS

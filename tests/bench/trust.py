@@ -40,6 +40,7 @@ from common.evaluation.calibration import fit_temperature
 from common.evaluation.explainer import explanations
 from common.evaluation.outliers import certainty, fit_outliers, typicality
 from common.evaluation.report import answers
+from common.runtime.device import choose_device
 from common.training import checkpoint
 from models import logits_and_features, restore_model
 
@@ -137,7 +138,7 @@ def attention(cfg):
     paths = [Path(path) for path in list_images(Path(cfg.DATA_DIR, 'val'))]
     random.Random(cfg.SEED).shuffle(paths)
     ratios = []
-    for _, image, *maps in explanations(saved, paths[:cfg.PLANTS], 32, Files):
+    for _, image, *maps in explanations(saved, paths[:cfg.PLANTS], 32, Files, choose_device()):
         pixels = np.asarray(image, float)
         plant = binary_opening(2 * pixels[..., 1] - pixels[..., 0] - pixels[..., 2] > 20, iterations=2)
         if 0.03 < plant.mean() < 0.6:  # else there is no telling

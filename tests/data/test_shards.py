@@ -113,7 +113,7 @@ def test_they_go_to_another_process(sharded):
 def test_a_run_on_shards_goes_on_in_mid_epoch_with_two_processes(sharded, monkeypatch, cache):
     """To what one process learns that was never stopped, but for rounding."""
     changes = {'cache': cache, 'batch_size': 6, 'lr': 1e-4, 'use_amp': 'false'}
-    monkeypatch.setattr(train, 'choose_device', lambda: torch.device('cpu'))  # as in `launch`
+    monkeypatch.setattr(train, 'choose_device', lambda use_gpu: torch.device('cpu'))  # as in `launch`
     run(**changes)
     whole = torch.load('out/last.pth', weights_only=True)
     shutil.rmtree('out')

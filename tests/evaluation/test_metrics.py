@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from common.evaluation.metrics import BatchMeter, interval, scores
 
@@ -43,6 +44,25 @@ def test_a_meter_counts_unmixed_images_and_averages_batches():
     assert (loss, correct, unmixed) == (1.5, 2, 6)
     expected = torch.tensor([[2., 1, 1], [-2, 1, 1], [2, 0, 0], [-2, 0, 1]])
     torch.testing.assert_close(images.float(), torch.cat([expected, expected.flip(0)]))
+
+
+class WithoutDouble(TorchFunctionMode):
+    """Only what comes from cpu() can become float64, as on Apple's GPUs."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.double and not getattr(args[0], 'on_cpu', False):
+            raise TypeError('this GPU has no float64')
+        found = func(*args, **(kwargs or {}))
+        if func is torch.Tensor.cpu:
+            found.on_cpu = True
+        return found
+
+
+def test_a_meter_needs_no_float64_on_the_gpu():
+    with WithoutDouble():
+        meter = BatchMeter(0., 4, [0, 1, 2, 3])
+        meter.add(torch.tensor(1.), torch.eye(4), torch.arange(4), torch.eye(4))
+        assert meter.read()[:3] == (1, 4, 4)
 
 
 def test_a_process_that_has_some_rows_leaves_the_others_to_the_rest():

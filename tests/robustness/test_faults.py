@@ -89,6 +89,14 @@ def test_a_skipped_update_leaves_no_trace(monkeypatch, changes):
     assert first.finite and second.finite and not unmoved(before, state)
 
 
+def test_nor_does_one_that_the_optimizer_cannot_leave_out_by_itself(monkeypatch):
+    monkeypatch.setattr(train, 'can_skip', lambda cfg, device: False)
+    cfg, data, state = build(**CHANGES)
+    before = copies(state)
+    spoil(monkeypatch, {1})
+    assert not updates_of(cfg, data, state, 1)[0].finite and unmoved(before, state)
+
+
 @pytest.mark.parametrize('optimizer', ['adamw', 'muon', 'lion'])
 def test_an_update_that_float16_skips_moves_nothing_and_is_counted(monkeypatch, optimizer):
     """The scale begins far too large here: gradients overflow, the scale halves, weights and averages stay."""

@@ -1,8 +1,30 @@
-"""common/runtime/device.py: the threads of a CPU that is not free."""
+"""common/runtime/device.py: which device computes, how tensors get there, the threads of a CPU that is not free."""
+from unittest.mock import Mock
+
 import pytest
 import torch
 
 from common.runtime import device
+
+
+@pytest.mark.parametrize('there, use_gpu, chosen', [
+    (None, 'auto', 'cpu'), (None, True, 'cpu'), (None, False, 'cpu'),
+    ('cuda', 'auto', 'cuda'), ('cuda', True, 'cuda'), ('cuda', False, 'cpu'),
+    ('mps', 'auto', 'cpu'), ('mps', True, 'mps'), ('mps', False, 'cpu')])
+def test_the_device_that_use_gpu_takes(monkeypatch, there, use_gpu, chosen):
+    monkeypatch.setattr(torch.accelerator, 'current_accelerator', lambda check_available: there and torch.device(there))
+    monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device: 'a GPU')
+    found = device.choose_device(use_gpu)
+    said = device.describe_device(found, None)
+    assert found.type == chosen and said.startswith(f'device: {chosen} (')
+    assert said.endswith(f'; without the GPU, {there} (USE_GPU)' if there and chosen == 'cpu' else '(fp32)')
+
+
+@pytest.mark.parametrize('kind, later', [('cuda', True), ('mps', False), ('cpu', False)])
+def test_a_copy_to_apples_gpu_is_waited_for(kind, later):
+    tensor = Mock()
+    device.to_device(tensor, torch.device(kind))
+    tensor.to.assert_called_once_with(torch.device(kind), non_blocking=later)
 
 
 @pytest.fixture
@@ -19,17 +41,15 @@ def threads():
     ({4: 10., 2: 90., 1: 50.}, 2, '2 instead of 4'),    # two of four are taken
     ({4: 10., 2: 20., 1: 50.}, 1, '1 instead of 4')])   # all are
 def test_fewer_threads_where_they_are_faster(monkeypatch, capsys, threads, speeds, chosen, said):
-    monkeypatch.setattr(device, 'choose_device', lambda: torch.device('cpu'))
     monkeypatch.setattr(device, 'multiplications_per_second', speeds.__getitem__)
-    device.use_free_cores()
+    device.use_free_cores(torch.device('cpu'))
     printed = capsys.readouterr().out
     assert torch.get_num_threads() == chosen and said in printed and bool(said) == bool(printed)
 
 
 def test_the_threads_of_a_gpus_program_stay(monkeypatch, threads):
-    monkeypatch.setattr(device, 'choose_device', lambda: torch.device('cuda'))
     monkeypatch.setattr(device, 'multiplications_per_second', {4: 1., 2: 9., 1: 5.}.__getitem__)
-    device.use_free_cores()
+    device.use_free_cores(torch.device('cuda'))
     assert torch.get_num_threads() == 4
 
 

@@ -67,6 +67,7 @@ def test_exit_codes(photos):
 
 @pytest.mark.parametrize('arguments, words', [
     (('--print', 'xml'), "PRINT = 'xml': choose 'text', 'jsonl', None"), (('--tta-below', 2), 'TTA_BELOW = 2'),
+    (('--use-gpu', 'mps'), "USE_GPU = 'mps': choose True, False, 'auto'"),
     (('--unsure-below', -1), 'UNSURE_BELOW = -1'), (('--watch', '--test-dir', 'x.pth'), "TEST_DIR = 'x.pth' is no fol"),
     (('--watch', '--test-dir', '-'), "TEST_DIR = '-' is no folder"),
     (('--watch', '--explain', '--test-dir', 'photos'), 'EXPLAIN does not go with WATCH'),

@@ -131,6 +131,7 @@ def test_an_earlier_runs_checkpoints_are_kept_once(data, tmp_path, capsys):
     ({'validate_every': 0}, "VALIDATE_EVERY = 0: give a number of epochs or 'auto'"), ({'ema_share': 0}, 'EMA_SHARE'),
     ({'model_kwargs': {'return_mean': True}}, 'set AUX_HEAD = False'), ({'betas': '0.9,'}, 'BETAS'),
     ({'betas': '0.9,1'}, 'BETAS'), ({'betas': '0.9,None'}, 'BETAS'),
+    ({'use_gpu': 'mps'}, "USE_GPU = 'mps': choose 'auto', True or False"),
     ({'model': 'inception_v3', 'model_kwargs': {}}, '(?s)takes no pictures of .32, 32. pixels.*(?<!None)$'),
     ({'model': 'inception_v3', 'model_kwargs': {}, 'img_size': 96, 'grad_checkpointing': 'true'},
      'GRAD_CHECKPOINTING: inception_v3')])

@@ -15,7 +15,7 @@ AUGMENTED = {'rotation': 180, 'blur': 1, 'jitter': 0.9, 'cutout': 1, 'shift': 0.
 @pytest.fixture(autouse=True)
 def folders(quick, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, 'choose_device', lambda: torch.device('cpu'))
+    monkeypatch.setattr(train, 'choose_device', lambda use_gpu: torch.device('cpu'))
     draw_folder(tmp_path / 'data' / 'train', {'a': 9, 'b': 8}, size=(32, 32))
     draw_folder(tmp_path / 'data' / 'val', {'a': 2, 'b': 2}, size=(32, 32), seed=1)
 

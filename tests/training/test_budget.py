@@ -99,6 +99,14 @@ def test_the_rehearsal_leaves_no_trace(data, seconds, monkeypatch, optimizer):
     assert len(steps) == (0 if optimizer == 'lion' else measured) and measured > 0
 
 
+def test_no_optimizer_rehearses_on_a_device_where_it_would_leave_a_trace(data, seconds, monkeypatch):
+    cfg, _, state = build(time_budget=1)
+    monkeypatch.setattr(budget, 'can_skip', lambda cfg, device: False)
+    monkeypatch.setattr(state.optimizer, 'step', lambda: 1 / 0)
+    budget.rehearse(cfg, state.clock, state.loss_model, state.optimizer, torch.zeros(8, 2, device=state.device),
+                    state.plan)
+
+
 def saved(cfg, plan, elapsed, epochs, updates=0):
     return {'plan': vars(plan), 'elapsed': elapsed, 'history': [{}] * epochs, 'progress': {'updates': updates},
             'settings': vars(cfg)}

@@ -105,7 +105,7 @@ def with_statistics(weights, batches):
 
 def test_the_loop_does_what_the_plain_one_does(data, first_save, monkeypatch):
     """Warm-up, cosine, AdamW with decay where it belongs, clipping, accumulation, Mixup, smoothing, EMA."""
-    monkeypatch.setattr(train, 'choose_device', lambda: torch.device('cpu'))  # as the plain one
+    monkeypatch.setattr(train, 'choose_device', lambda use_gpu: torch.device('cpu'))  # as the plain one
     run(**CHANGES)
     loaded = load(prepare(**CHANGES))
 

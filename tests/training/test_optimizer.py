@@ -9,7 +9,15 @@ from timm.optim import muon as timm_muon
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from common.training.optimizer import POLYNOMIALS, Muon, build_optimizer, is_matrix, optimizer_flop, orthogonalised
+from common.training.optimizer import (
+    POLYNOMIALS,
+    Muon,
+    build_optimizer,
+    can_skip,
+    is_matrix,
+    optimizer_flop,
+    orthogonalised,
+)
 
 RATES = {'lr': 1e-2, 'weight_decay': 0.1}
 
@@ -129,3 +137,10 @@ def test_what_the_settings_say_reaches_it():
     assert min(group['lr_scale'] for group in optimizer.param_groups) < 0.5
     cfg = configure(optimizer='muon', layer_decay=1.)
     assert len(build_optimizer(cfg, net, 0.1, None).param_groups) == 2
+
+
+@pytest.mark.parametrize('optimizer, device, expected', [
+    ('muon', 'cuda', True), ('adamw', 'cpu', True), ('adamw', 'mps', False), ('muon', 'mps', False),
+    ('lion', 'cuda', False)])
+def test_who_leaves_out_an_update_by_itself(optimizer, device, expected):
+    assert can_skip(configure(optimizer=optimizer), torch.device(device)) is expected

@@ -118,7 +118,7 @@ def memory_of(batch, **changes):
 @pytest.mark.parametrize('changes', [{}, {'grad_checkpointing': 'true'}])
 def test_a_batch_is_halved_until_memory_is_enough(monkeypatch, changes):
     """It stays even; the random numbers of the run are those that they would have been."""
-    monkeypatch.setattr(setup, 'choose_device', lambda: torch.device('cpu'))
+    monkeypatch.setattr(setup, 'choose_device', lambda use_gpu: torch.device('cpu'))
     monkeypatch.setattr(setup, 'choose_amp_dtype', lambda device: None)
     cfg = prepare(batch_size=60, **changes)
     for batch, more in ((60, 1.01), (30, 1.01), (14, 1.01), (14, 1.05), (6, 1.01), (2, 1.01), (2, 0)):
