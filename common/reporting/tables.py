@@ -19,7 +19,7 @@ def calibration(scores: dict) -> str:
 
 def write_suspects(path: Path, suspects: list[dict]) -> None:
     """suspects.csv from those of a report: pictures whose label may be wrong, the most suspicious first."""
-    write_csv(path, suspects or [{'file': '', 'class': '', 'perhaps': '', 'score': None}])
+    write_csv(path, suspects, ('file', 'class', 'perhaps', 'score'))
 
 
 def write_report(folder: Path, scores: dict, report: dict) -> None:

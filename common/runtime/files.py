@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -100,14 +100,15 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + '\n')
 
 
-def write_csv(path: str | Path, rows: list[dict[str, Any]]) -> None:
-    """Rows are dicts; the keys of the last are the header, what others lack is empty. Excel needs the byte-order mark.
+def write_csv(path: str | Path, rows: list[dict[str, Any]], columns: Sequence[str] | None = None) -> None:
+    """Rows are dicts; the header is `columns`, or else the keys of the last; what others lack is empty. Excel needs the
+    byte-order mark.
 
     Texts are quoted and have escapes for invisible characters; one that a spreadsheet would take for a formula and run
     gets an apostrophe in front. Raises UserError if the file cannot be written.
     """
     with replacing(path) as aside, open(aside, 'w', newline='', encoding='utf-8-sig') as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[-1]), quoting=csv.QUOTE_NONNUMERIC)
+        writer = csv.DictWriter(file, fieldnames=columns or list(rows[-1]), quoting=csv.QUOTE_NONNUMERIC)
         writer.writeheader()
         writer.writerows({key: harmless(value) for key, value in row.items()} for row in rows)
 

@@ -5,8 +5,9 @@
     python tests/bench/trust.py --step suspects   --photos PHOTOS --pflop 0.077
 
 `unknown`: thirds of DATA_DIR/val are drawn twenty times; temperature, outliers and the UNKNOWN_BELOW for an accuracy of
-95 % come from the two others. Strange pictures are photographs that come with scikit-learn, scikit-image and matplotlib
-(python -m pip install scikit-image), drawings of data1/ and noise.
+95 % come from the two others. ECE is the calibration error of the first, before and after the temperature, and with
+labels drawn with just the probabilities that the network gives. Strange pictures are photographs that come with
+scikit-learn, scikit-image and matplotlib (python -m pip install scikit-image), drawings of data1/ and noise.
 `attention`: how much stronger class attention and attribution are on the plant, told by its green, than beside it.
 `suspects`: a share of all labels of PHOTOS is drawn anew, a network is trained on them as train.py does, and
 suspects.csv is compared with what was changed.
@@ -36,7 +37,7 @@ from common.data.folders import find_pictures, list_images
 from common.data.reading import read_batches
 from common.data.stores import Files
 from common.data.transforms import Transform
-from common.evaluation.calibration import fit_temperature
+from common.evaluation.calibration import calibration_error, fit_temperature
 from common.evaluation.explainer import explanations
 from common.evaluation.outliers import certainty, fit_outliers, typicality
 from common.evaluation.report import answers
@@ -66,8 +67,8 @@ def unknown(cfg):
     targets = torch.tensor([saved['classes'].index(path.parent.name) for path in paths])
     with tempfile.TemporaryDirectory() as folder:
         strange = {name: outputs(saved, pictures) for name, pictures in strange_pictures(Path(folder)).items()}
-    generator = torch.Generator().manual_seed(cfg.SEED)
-    orders = [torch.randperm(len(paths), generator=generator) for _ in range(20)]
+    torch.manual_seed(cfg.SEED)
+    orders = [torch.randperm(len(paths)) for _ in range(20)]
     rows = [one_division(logits, features, targets, strange, cfg.WANTED, order) for order in orders]
     print(f'{len(paths)} pictures of val, a third of them unseen; medians and ranges of 20 divisions')
     for name in rows[0]:
@@ -93,7 +94,12 @@ def one_division(logits, features, targets, strange, wanted, order):
     place = max((i for i, accuracy in enumerate(curve['accuracy']) if accuracy >= wanted), default=0)
     threshold = curve['certainty'][place]
     answered = certain(logits[unseen], features[unseen]) >= threshold
-    row = {'UNKNOWN_BELOW': threshold, 'answered, as promised': curve['answered'][place],
+    calibrated = logits[unseen] / temperature
+    drawn = calibrated.softmax(1).multinomial(1)[:, 0]
+    row = {'temperature': temperature, 'ECE before': calibration_error(logits[unseen], targets[unseen]),
+           'ECE after': calibration_error(calibrated, targets[unseen]),
+           'ECE if exact': calibration_error(calibrated, drawn),
+           'UNKNOWN_BELOW': threshold, 'answered, as promised': curve['answered'][place],
            'answered': answered.double().mean().item(),
            'accuracy of the answers': right[unseen][answered].double().mean().item()}
     row['answered less promised'] = row['answered'] - row['answered, as promised']

@@ -32,7 +32,7 @@ def test_tables_and_pictures(tmp_path):
     assert len(list(csv.DictReader((tmp_path / 'log.csv').read_text(encoding='utf-8-sig').splitlines()))) == 3
     found = json.loads((tmp_path / 'report.json').read_text(encoding='utf-8'))
     assert found['epoch'] == 3 and found['confusion'] == {name: {name: 1} for name in classes}
-    assert (tmp_path / 'suspects.csv').read_text(encoding='utf-8-sig').split()[0] == '"file","class","perhaps","score"'
+    assert (tmp_path / 'suspects.csv').read_text(encoding='utf-8-sig') == '"file","class","perhaps","score"\n'
     for name in ('loss', 'acc', 'lr', 'confusion', 'predictions'):
         pixels = np.asarray(Image.open(tmp_path / f'{name}.png').convert('L'))
         assert min(pixels.shape) > 200 and pixels.std() > 5  # something is drawn
