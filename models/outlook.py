@@ -7,11 +7,14 @@ files mix_windows_sliced, since not every runtime has Fold's Col2Im.
 k2 = kernel_size² tokens in a window.
 """
 import contextlib
+import warnings
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
+
+from models.weights import first_line
 
 mix = None
 if torch.cuda.is_available():
@@ -54,12 +57,31 @@ def mix_windows(values: torch.Tensor, logits: torch.Tensor, window: Window, drop
     """values (B, H, W, heads, d), logits (B, h, w, k2 keys, heads, k2 queries) -> (B, H, W, heads, d)."""
     if mix and values.is_cuda and values.shape[-1].bit_count() == 1:
         attn = logits.softmax(3, dtype=logits.dtype)  # autocast would make it fp32, were there no dtype
-        return mix(F.dropout(attn, dropout), values, *window)
+        mixed = mix_in_triton(F.dropout(attn, dropout), values, window)
+        if mixed is not None:
+            return mixed
     if torch.onnx.is_in_onnx_export():
         return mix_windows_sliced(values, logits, window)
     if dropout or torch.compiler.is_compiling():
         return mix_windows_plain(values, logits, window, dropout)
     return MixWindows.apply(values, logits, window)
+
+
+def mix_in_triton(attn: torch.Tensor, values: torch.Tensor, window: Window) -> torch.Tensor | None:
+    """What mix_windows returns, from the softmax of the logits. None where Triton does not work, nor is tried again."""
+    global mix
+    if torch.compiler.is_compiling():  # what fails there is for whoever compiles
+        return mix(attn, values, *window)
+    try:
+        return mix(attn, values, *window)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # there may be no C compiler, no header of Python's, or the GPU is too old for it
+        warnings.warn('outlook attention takes longer on this GPU than it could: Triton, which needs a C compiler and '
+                      "Python's headers (Debian, Ubuntu: apt install gcc python3-dev), does not work here "
+                      f'({type(error).__name__}: {first_line(error)})', stacklevel=2)
+        mix = None
+        return None
 
 
 def gather_windows(x: torch.Tensor, kernel_size: int, padding: int, stride: int) -> torch.Tensor:
