@@ -1,0 +1,102 @@
+"""Updates and validation on a GPU that is not there. Fake tensors have a device and no contents: they refuse to be
+mixed with those of another device, and to be looked into, for which a GPU would be waited for.
+"""
+import dataclasses
+
+import pytest
+import torch
+from helpers import build
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+import train
+from common.evaluation.metrics import BatchMeter
+from common.evaluation.validate import validate
+from common.runtime.parallel import parallel
+from common.training.batch_norm import measure_batch_norm
+from common.training.losses import balanced, choose_loss
+from common.training.optimizer import build_optimizer
+from common.training.setup import create_network
+from models import logits_and_features
+
+GPU = torch.device('cuda')
+
+
+class Read(Exception):
+    """The update has come to the line at which the GPU is waited for."""
+
+
+class Batches:
+    """In place of TimedBatches."""
+    seconds = 0.
+
+    def __init__(self, *arguments, **options):
+        pass
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return torch.empty(8, 3, 64, 64, device=GPU), torch.zeros(8, dtype=torch.long, device=GPU)
+
+
+def on_gpu(cfg, state, data):
+    """The state with a network there. timm's average has a generator there too, which is real; so there is none."""
+    with GPU:
+        net, kwargs = create_network(cfg, data.classes, cfg.IMG_SIZE, cfg.DROP_PATH)
+    loss = choose_loss(cfg, kwargs)
+    if cfg.BALANCE:
+        loss = balanced(loss, data.train.dataset.targets)
+    model = parallel(net, GPU, torch.bfloat16, False, loss, logits_and_features)
+    return dataclasses.replace(state, net=net, model=model, loss_model=model, ema=None, ema_model=None, device=GPU,
+                               optimizer=build_optimizer(cfg, net, cfg.LR, torch.bfloat16))
+
+
+def backward(loss):
+    """Autograd needs a real GPU."""
+    for parameter in backward.net.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+
+
+@pytest.fixture
+def state(data, monkeypatch, request):
+    def read(meter):
+        raise Read
+
+    cfg, loaded, state = build(img_size=64, start_size=0.5, **request.param)
+    monkeypatch.setattr(train, 'TimedBatches', Batches)
+    monkeypatch.setattr(BatchMeter, 'read', read)
+    monkeypatch.setattr(torch.Tensor, 'backward', backward)
+    with FakeTensorMode():
+        state = on_gpu(cfg, state, loaded)
+        backward.net = state.net
+        yield cfg, loaded, state
+
+
+@pytest.mark.parametrize('state', [
+    {'optimizer': 'muon', 'mixup_prob': 1}, {'optimizer': 'adamw', 'mixup_prob': 1, 'mixup_switch_prob': 1},
+    {'optimizer': 'muon', 'token_label': 'true', 'mixup_prob': 0, 'accumulate_steps': 2},
+    {'optimizer': 'adamw', 'balance': 'weights', 'grad_checkpointing': 'true', 'drop_path': 0.5}], indirect=True)
+def test_an_update_is_all_on_the_gpu_and_waits_for_it_at_its_end(state):
+    cfg, data, state = state
+    with pytest.raises(Read):
+        train.train_one_epoch(cfg, state, data, 0, None)
+    remembered = [value for found in state.optimizer.state.values() for value in found.values()]
+    assert len(remembered) >= len(list(state.net.parameters()))
+    assert {value.device.type for value in remembered} == {'cuda'}
+
+
+@pytest.mark.parametrize('state', [{'optimizer': 'lion'}], indirect=True)
+def test_only_an_optimizer_that_cannot_skip_waits_before(state):
+    cfg, data, state = state
+    with pytest.raises(DataDependentOutputException):
+        train.train_one_epoch(cfg, state, data, 0, None)
+
+
+@pytest.mark.parametrize('state', [{}], indirect=True)
+def test_validation_goes_to_the_gpu_and_comes_back(state):
+    cfg, data, state = state
+    batches = [(torch.empty(8, 3, 64, 64), torch.zeros(8, dtype=torch.long))] * 2
+    measure_batch_norm(state, batches, (32, 32))
+    outputs = validate(state.model, batches, (32, 32), GPU, '')
+    assert outputs.logits.shape == (16, 2) and outputs.logits.device.type == outputs.features.device.type == 'cpu'
+    assert {buffer.device.type for buffer in state.net.buffers()} == {'cuda'}
