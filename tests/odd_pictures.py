@@ -71,6 +71,10 @@ def good_pictures():
         for mode in modes:
             image = Image.new(mode, (30, 20)) if mode in ('LAB', 'YCbCr', 'I;16', 'LA') else grey.convert(mode)
             files[f'mode {mode.replace(";", "-")}.{suffix}'] = encoded(image, kind)
+    try:
+        Image.open(io.BytesIO(files['mode YCbCr.tif'])).load()
+    except OSError:  # Pillow 12 and older do not read what they wrote
+        del files['mode YCbCr.tif']
     for turn in range(1, 9):
         exif = Image.Exif()
         exif[0x0112] = turn

@@ -60,8 +60,8 @@ class Predictor:
     is one network, whose weights are the mean of all: for checkpoints of one run. A picture of which the most probable
     class has a certainty below `unknown_below` is 'unknown'. With `tta`, test-time augmentation, one whose confidence
     is below `tta_below` is looked at again, mirrored and turned as in training, and the logits are averaged.
-    `use_amp='auto'` is mixed precision if training had it; `use_gpu` is what common/runtime/device.py takes it for.
-    Raises UserError, naming the file.
+    `use_amp='auto'` is mixed precision if training had it; `use_gpu` is test.py's USE_GPU. Raises UserError,
+    naming the file.
     """
 
     def __init__(self, checkpoints: str | Path | Sequence[str | Path] | dict[str, dict], *, batch_size: int = 32,

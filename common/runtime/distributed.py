@@ -28,7 +28,7 @@ _group = f'restart {RESTARTS}'  # tells the claims of claim_failure apart
 def process_group(use_gpu: bool | str) -> Iterator[None]:
     """Inside `with` the processes can talk to each other: through Gloo, and on GPUs, each with its own, NCCL.
 
-    `use_gpu` is what choose_device takes it for.
+    `use_gpu` is USE_GPU.
     """
     global _group
     if not LAUNCHED:
