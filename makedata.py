@@ -25,21 +25,26 @@ import numpy as np
 from PIL import Image
 
 from common import settings
-from common.data.folders import class_folders, is_image, list_files, refuse_empty, stamp
-from common.data.grouping import TRAIN, VAL, alike, choose_folds, choose_sides, join
+from common.data.folders import Rows, Samples, class_folders, is_image, list_files, refuse_empty, stamp
 from common.data.images import bad_image, decode, header, regular
-from common.data.labels import read_labels
-from common.data.manifest import LITTER, SIDES, read_sides, writing_manifest
 from common.data.near_duplicates import SIZE as THUMBNAIL
 from common.data.near_duplicates import find_near_duplicates, thumbnail
-from common.data.packed import Rows, Samples
-from common.data.shards import writing_shards
-from common.data.split_tables import print_folds, print_sides
-from common.data.stores import litdata
+from common.data.split import (
+    LITTER,
+    SIDES,
+    TRAIN,
+    VAL,
+    alike,
+    choose_sides,
+    join,
+    print_sides,
+    read_sides,
+    writing_manifest,
+)
 from common.runtime.console import printable
-from common.runtime.errors import UserError
+from common.runtime.errors import UserError, extra
 from common.runtime.files import beside, harmless, locked, replacing_folder, restore, writable_folder
-from common.runtime.threads import map_in_threads
+from common.runtime.machine import map_in_threads
 
 SOURCE_DIR = 'data1'          # a folder with one sub-folder of pictures for each class
 LABELS: str | None = None     # instead of sub-folders, a CSV file with the columns file (its path below SOURCE_DIR),
@@ -106,6 +111,8 @@ def split(cfg: settings.Settings) -> None:
         report_duplicates(pictures)
         targets, groups = pictures.samples.targets, pictures.groups
         if cfg.FOLDS:
+            with extra('FOLDS'):
+                from extras.folds import choose_folds, print_folds
             folds = choose_folds(targets, groups, classes, cfg.FOLDS, cfg.SEED)
             parts = {f'fold{number + 1}/': np.where(folds == number, VAL, TRAIN) for number in range(cfg.FOLDS)}
         else:
@@ -148,6 +155,8 @@ def check(cfg: settings.Settings) -> None:
     if source == target or source in target.parents or target in source.parents:
         raise UserError(f'SOURCE_DIR = {cfg.SOURCE_DIR!r} and TARGET_DIR = {cfg.TARGET_DIR!r} must lie apart')
     if cfg.SHARDS:
+        with extra('SHARDS'):
+            from extras.shards import litdata
         litdata()
     writable_folder(Path(cfg.TARGET_DIR).parent, 'TARGET_DIR')
 
@@ -158,6 +167,8 @@ def find_pictures(cfg: settings.Settings, quiet: bool = False) -> tuple[list[str
     Prints, unless `quiet`, how many files of which endings are left out for their names.
     """
     if cfg.LABELS:
+        with extra('LABELS'):
+            from extras.labels import read_labels
         return read_labels(cfg.LABELS, cfg.SOURCE_DIR)
     classes, others = class_folders(cfg.SOURCE_DIR), Counter()
 
@@ -303,6 +314,8 @@ def arrange(pictures: Pictures, sides: np.ndarray, folder: Path, part: str, rows
         order = np.random.default_rng(cfg.SEED).permutation(order)
     with ExitStack() as stack:
         if cfg.SHARDS:
+            with extra('SHARDS'):
+                from extras.shards.writing import writing_shards
             writers = {side: stack.enter_context(writing_shards(folder / side, pictures.classes)) for side in used}
             contents = map_in_threads(lambda n: taken(n).read_bytes(), order, desc='writing shards', at_a_time=64)
         else:

@@ -19,29 +19,23 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from common import settings
-from common.data.arrivals import Arrivals
+from common.data.folders import Files
 from common.data.images import BadImage
-from common.data.sources import LIST, Source, open_source
-from common.data.stores import Files, Shards
-from common.evaluation.explainer import explanations
+from common.data.reading import LIST, Source, open_source
 from common.evaluation.predictor import UNKNOWN, Prediction, Predictor
-from common.evaluation.sorting import Sorter
-from common.evaluation.summary import Summary
-from common.reporting.page import making
+from common.evaluation.report import Summary
+from common.reporting.page import making, write_prediction_page
 from common.reporting.plots import contact_sheet, plot_confusion, plot_reliability
-from common.reporting.prediction_page import draw_explanations, write_prediction_page
-from common.reporting.prediction_tables import Tables, describe
-from common.reporting.tables import headline, write_report, write_suspects
+from common.reporting.tables import Tables, describe, headline, write_report, write_suspects
 from common.runtime.console import Bar, PrintableStream, printable
 from common.runtime.device import choose_device, describe_device, use_free_cores
-from common.runtime.distributed import on_first, process_group
-from common.runtime.errors import UserError, explain_failures, warn_instead
+from common.runtime.errors import UserError, explain_failures, extra, warn_instead
 from common.runtime.files import beside, locked, writable_folder, writing
 from common.runtime.machine import retain_freed_memory, worker_count
-from common.runtime.ranks import LAUNCHED, RANK
-from common.runtime.signals import StopRequest
+from common.runtime.processes import LAUNCHED, RANK, StopRequest, on_first, process_group
 from common.settings import Settings
 from models import VARIANTS
 
@@ -118,9 +112,11 @@ def build_predictor(cfg: Settings) -> Predictor:
     return predictor
 
 
-def build_sorter(cfg: Settings, classes: list[str]) -> contextlib.AbstractContextManager[Sorter | None]:
+def build_sorter(cfg: Settings, classes: list[str]) -> contextlib.AbstractContextManager:
     if cfg.SORT_TO is None or RANK:
         return contextlib.nullcontext()
+    with extra('SORT_TO'):
+        from extras.inbox.sorting import Sorter
     return Sorter(cfg.SORT_TO, cfg.TEST_DIR, classes, cfg.UNSURE_BELOW, cfg.UNKNOWN_BELOW)
 
 
@@ -129,7 +125,7 @@ def name_all(cfg: Settings) -> int:
     advice = 'the tables have the pictures that were named before'
     with process_group(cfg.USE_GPU), explain_failures('lower BATCH_SIZE', advice):
         source = open_source(cfg.TEST_DIR)
-        if cfg.SORT_TO and isinstance(source.store, Shards):
+        if cfg.SORT_TO and source.is_shards:
             raise UserError('SORT_TO needs files, and these pictures lie in shards')
         out = on_first(writable_folder, cfg.OUTPUT_DIR, 'OUTPUT_DIR')
         predictor, tables = build_predictor(cfg), Tables(out)
@@ -156,6 +152,8 @@ def name_all(cfg: Settings) -> int:
 
 def watch(cfg: Settings) -> int:
     """Name what comes into TEST_DIR until a signal ends it. Returns how many pictures could not be read."""
+    with extra('WATCH'):
+        from extras.inbox.arrivals import Arrivals
     source, out = Source(str(Path(cfg.TEST_DIR)), Files, None), writable_folder(cfg.OUTPUT_DIR, 'OUTPUT_DIR')
     tables, named, unreadable = Tables(out), 0, 0
     busy = f'OUTPUT_DIR = {cfg.OUTPUT_DIR!r}: another run watches with it, choose another folder'
@@ -179,7 +177,7 @@ def watch(cfg: Settings) -> int:
 
 
 def record(cfg: Settings, source: Source, found: list[tuple[Prediction, Sequence[int]]], tables: Tables,
-           sorter: Sorter | None) -> list[dict]:
+           sorter: Any) -> list[dict]:
     """Copy, write down and print what was found: predictions, each with the stamp of its file. Returns their rows.
 
     A run that is killed in between and started again finds its copies, and no row of them.
@@ -272,6 +270,8 @@ def draw_page(cfg: Settings, out: Path, predictor: Predictor, source: Source, su
     """report.html, with EXPLAIN also explain/….png."""
     rows, explained = [row for row in summary.sample.items() if not row['error']], {}
     if cfg.EXPLAIN:
+        with extra('EXPLAIN'):
+            from extras.explain import draw_explanations, explanations
         names = {source.path(name): name for name in summary.readable}
         found = explanations(predictor.members[0].saved, list(names), cfg.BATCH_SIZE, source.store,
                              predictor.device)

@@ -11,6 +11,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -19,27 +20,27 @@ from timm.utils import ModelEmaV3, random_seed
 from torchvision.transforms.v2.functional import resize
 
 from common import settings
-from common.data.build import Data, build_data
 from common.data.datasets import open_split
-from common.data.loaders import TimedBatches
+from common.data.loaders import Data, TimedBatches, build_data, own_rows
 from common.evaluation.metrics import BatchMeter, scores
-from common.evaluation.validate import validate
-from common.runtime.device import choose_amp_dtype, choose_device, describe_device, use_free_cores
-from common.runtime.distributed import from_first, on_first, process_group
-from common.runtime.errors import UserError, explain_failures
+from common.evaluation.suspects import Margins
+from common.evaluation.validate import measure_batch_norm, validate
+from common.runtime.device import (
+    choose_amp_dtype,
+    choose_device,
+    describe_device,
+    parallel,
+    use_free_cores,
+)
+from common.runtime.errors import UserError, explain_failures, extra
 from common.runtime.files import write_json
 from common.runtime.machine import retain_freed_memory
-from common.runtime.parallel import compiled, distributed, no_reduction, parallel
-from common.runtime.ranks import LAUNCHED, RANK, WORLD_SIZE
-from common.runtime.signals import StopRequest
+from common.runtime.processes import LAUNCHED, RANK, WORLD_SIZE, StopRequest, from_first, on_first, process_group
 from common.settings import Settings
 from common.training import checkpoint
-from common.training.auto import choose_settings
-from common.training.batch_norm import measure_batch_norm
-from common.training.budget import build_plan
-from common.training.clock import Clock
-from common.training.guard import Diverged
-from common.training.history import (
+from common.training.checkpoint import check_resume, find_saved, is_complete, resumed_lr_scale
+from common.training.choices import choose_settings, resolved, validate_settings
+from common.training.log import (
     out_of_patience,
     print_epoch,
     print_result,
@@ -48,20 +49,13 @@ from common.training.history import (
     write_epoch,
 )
 from common.training.losses import balanced, build_mix, choose_loss
-from common.training.margins import Margins
-from common.training.monitor import Monitor
+from common.training.monitor import Diverged, Monitor, Saver, output_folder
 from common.training.optimizer import build_optimizer, can_skip, optimizer_flop
+from common.training.page import RunPage
 from common.training.plan import Size, make_stages
-from common.training.provenance import Provenance, find_weights
-from common.training.resume import check_resume, find_saved, is_complete, resumed_lr_scale
-from common.training.run_page import RunPage
-from common.training.saver import Saver, output_folder
-from common.training.seeds import seed_batch
-from common.training.setup import build_network, print_cost, set_train_mode
-from common.training.shared_batch import share_batches
-from common.training.state import Progress, TrainState, Update
-from common.training.tracker import tracking
-from common.training.validate_settings import resolved, validate_settings
+from common.training.schedule import Clock, build_plan
+from common.training.setup import Provenance, build_network, find_weights, print_cost, set_train_mode
+from common.training.step import Progress, TrainState, Update, seed_batch
 from models import VARIANTS, logits_and_features
 
 # Data
@@ -210,7 +204,11 @@ def build_state(cfg: Settings, data: Data, provenance: Provenance, content: dict
     net, model_kwargs, provenance = build_network(cfg, data.classes, provenance, content)
     net.to(device)
     image_flop = print_cost(cfg, net, device, amp_dtype)
-    rows = share_batches(net, cfg.BATCH_SIZE)
+    rows = len(own_rows(cfg.BATCH_SIZE))
+    if LAUNCHED:
+        with extra('torchrun'):
+            from extras.torchrun.shared_batch import distributed, share_batches
+        share_batches(net, cfg.BATCH_SIZE)
     if cfg.FREEZE_EPOCHS and provenance.from_scratch:
         print('FREEZE_EPOCHS is ignored: no weights were loaded')
     lr_scale = resumed_lr_scale(cfg, saved) if saved else 1.
@@ -225,9 +223,12 @@ def build_state(cfg: Settings, data: Data, provenance: Provenance, content: dict
     targets = torch.zeros(rows, len(data.classes), device=device)
     loss_model = model
     if cfg.COMPILE:
+        with extra('COMPILE'):
+            from extras.compile import compiled
         loss_model = compiled(model.train(), [size for _, size in make_stages(cfg.IMG_SIZE, cfg.START_SIZE)], targets,
                               graphs=device.type == 'cuda' and cfg.ACCUMULATE_STEPS == 1 and not LAUNCHED)
-    loss_model = distributed(loss_model, unused=cfg.FREEZE_EPOCHS > 0 or cfg.MODEL not in VARIANTS)
+    if LAUNCHED:
+        loss_model = distributed(loss_model, unused=cfg.FREEZE_EPOCHS > 0 or cfg.MODEL not in VARIANTS)
     plan = build_plan(cfg, data, clock, loss_model, optimizer, targets, saved)
     state = TrainState(
         net, model, loss_model, build_mix(cfg, len(data.classes)), optimizer, scheduler,
@@ -258,7 +259,7 @@ def train_epochs(cfg: Settings, state: TrainState, data: Data, out: Path, histor
 
     Raises Diverged after too many skipped updates, and Stopped after a signal, when all is saved.
     """
-    with StopRequest() as stop, tracking(cfg, out, history) as track:
+    with StopRequest() as stop, track_with(cfg, out, history) as track:
         saver = Saver(cfg, state, data, out, history, stop)
         monitor, page = Monitor(cfg, state, data, saver), RunPage(cfg, state, data, out)
         if not history and not state.progress.updates:
@@ -287,9 +288,19 @@ def train_epochs(cfg: Settings, state: TrainState, data: Data, out: Path, histor
             saver.after_epoch()
 
 
+def track_with(cfg: Settings, out: Path, history: list[dict]) -> AbstractContextManager:
+    """Yields a function to call with each new row of the log: TRACKER gets it."""
+    if cfg.TRACKER is None or RANK:
+        return nullcontext(lambda row: None)
+    with extra('TRACKER'):
+        from extras.trackers import tracking
+    return tracking(cfg, out, history)
+
+
 def evaluate(state: TrainState, data: Data, size: Size, between_batches: Callable) -> dict[str, dict]:
     """{'raw': …, 'ema': …}: what these weights score on the validation set with images of `size`, and the 'outputs'."""
-    measure_batch_norm(state, data.plain, size)
+    nets = [state.net, state.ema.module] if state.ema else [state.net]
+    measure_batch_norm(nets, data.plain, size, state.device, state.amp_dtype)
     results = {}
     for name, model in {'raw': state.model, 'ema': state.ema_model}.items():
         if model is not None:
@@ -316,7 +327,7 @@ def train_one_epoch(cfg: Settings, state: TrainState, data: Data, epoch: int,
             seed_batch(cfg.SEED, number, batch)
             images = resize(images, size)                       # smaller at first
             images, targets = state.mix(images, labels)         # Mixup or CutMix now and then; smoothed targets
-            with no_reduction(state.loss_model, batch + 1 < count):
+            with state.loss_model.no_sync() if LAUNCHED and batch + 1 < count else nullcontext():
                 logits, losses = state.loss_model(images, targets)  # forward, in mixed precision; the losses in fp32
                 loss = losses.sum() / cfg.BATCH_SIZE            # of several processes each has its part of it
                 state.scaler.scale(WORLD_SIZE * loss / count).backward()

@@ -23,8 +23,7 @@ from pathlib import Path
 
 from common.runtime.console import PrintableStream, printable
 from common.runtime.errors import Stopped, UserError, lost_peer
-from common.runtime.ranks import LAUNCHED, RANK
-from common.runtime.signals import kill_workers
+from common.runtime.processes import LAUNCHED, RANK, claim_failure, kill_workers
 
 Settings = types.SimpleNamespace  # the constants of a script by name, with their effective values
 
@@ -81,7 +80,7 @@ def call(main: Callable[[Settings], None], rows_only: Callable[[Settings], bool]
         if LAUNCHED and lost_peer(error):
             reason = str(error).strip().partition('\n')[0]
             leave(f'{script}: another process of this run ended or cannot be reached ({printable(reason)})', 1)
-        if LAUNCHED and not claim_failure():
+        if not claim_failure():
             sys.exit(1)
         raise
 
@@ -89,15 +88,9 @@ def call(main: Callable[[Settings], None], rows_only: Callable[[Settings], bool]
 def leave(message: str, code: int) -> None:
     """End the script with a message; of several processes only the first that fails has its message printed."""
     sys.stdout.flush()
-    if not LAUNCHED or claim_failure():
+    if claim_failure():
         print(message, file=sys.stderr, flush=True)
     sys.exit(code)
-
-
-def claim_failure() -> bool:
-    """Whether this process, one of several, is the first of them to fail."""
-    from common.runtime.distributed import claim_failure  # needs PyTorch, which mean_std.py can do without
-    return claim_failure()
 
 
 def read(module: types.ModuleType, argv: list[str] | None = None) -> Settings:

@@ -91,7 +91,7 @@ def first_line(error: object) -> str:
 def read_file(path: str | Path) -> Any:
     """The content of a .pth, .pth.tar or .safetensors file: tensors and plain values; no code in it is run.
 
-    A safetensors file becomes {'state_dict': …, 'transform': the preprocessing that models/export.py wrote, or {}}.
+    A safetensors file becomes {'state_dict': …, 'transform': the preprocessing that extras/deploy wrote, or {}}.
     Raises WeightsError for a file that is missing or holds anything else.
     """
     path = Path(path)

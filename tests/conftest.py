@@ -7,6 +7,8 @@ import pytest
 import torch
 from helpers import SEEDLINGS, draw_folder
 
+import makedata
+
 
 @pytest.fixture(autouse=True)
 def the_same_random_numbers():
@@ -35,8 +37,8 @@ def quick(monkeypatch):
     """Runs in the tests' own process draw no pictures and do not work out what a step costs: most of their time."""
     monkeypatch.setattr('train.print_cost', lambda *arguments: {})
     for name in ('plot_training', 'plot_confusion'):
-        monkeypatch.setattr(f'common.training.history.{name}', lambda *arguments: None)
-    monkeypatch.setattr('common.training.run_page.RunPage.write', lambda *arguments: None)
+        monkeypatch.setattr(f'common.training.log.{name}', lambda *arguments: None)
+    monkeypatch.setattr('common.training.page.RunPage.write', lambda *arguments: None)
 
 
 @pytest.fixture
@@ -52,3 +54,11 @@ def folder(tmp_path, monkeypatch):
 def data(quick, folder):
     """The same for quick runs."""
     return folder
+
+
+@pytest.fixture
+def source(tmp_path, monkeypatch):
+    """data1 in the current folder, of noise that looks alike: near-duplicates have tests of their own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(makedata, 'NEAR_DUPLICATES', False)
+    return draw_folder(tmp_path / 'data1', {'a': 20, 'b': 10})

@@ -18,7 +18,8 @@ import models
 import train
 from common import settings
 from common.data.transforms import Transform
-from common.evaluation.saved import FORMAT
+from common.evaluation.predictor import FORMAT
+from common.evaluation.validate import measure_batch_norm
 
 ROOT = Path(__file__).resolve().parent.parent
 SEEDLINGS = Path(os.environ.get('SEEDLINGS', ROOT.parent / 'shared' / 'seedlings'))
@@ -108,6 +109,11 @@ def build(**changes):
     cfg = train.choose_settings(cfg, provenance, train.open_split(cfg.DATA_DIR)[0], None)
     data = load(cfg, provenance.normalisation)
     return cfg, data, train.build_state(cfg, data, provenance, content, None, train.Clock())
+
+
+def measure_norms(state, loader, size):
+    nets = [state.net, state.ema.module] if state.ema else [state.net]
+    measure_batch_norm(nets, loader, size, state.device, state.amp_dtype)
 
 
 def read_json(path):

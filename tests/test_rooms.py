@@ -1,15 +1,18 @@
-"""The house: imports go one way, packages import nothing by themselves, files and functions stay short."""
+"""The house: imports go one way, the core loads extras only when they are asked for, packages import nothing."""
 import ast
 
 import pytest
 from helpers import ROOT
 
-ORDER = ['models', 'runtime', 'settings', 'data', 'evaluation', 'reporting', 'training', 'scripts']  # lower rooms first
+# lower rooms first
+ORDER = ['models', 'runtime', 'settings', 'data', 'evaluation', 'reporting', 'training', 'extras', 'scripts']
 SCRIPTS = [ROOT / f'{name}.py' for name in ('mean_std', 'makedata', 'train', 'test')]
-FILES = [*SCRIPTS, *sorted((ROOT / 'common').rglob('*.py')), *sorted((ROOT / 'models').glob('*.py'))]
-FILE_LINES, FUNCTION_LINES = 350, 45
+CORE = [*SCRIPTS, *sorted((ROOT / 'common').rglob('*.py')), *sorted((ROOT / 'models').glob('*.py'))]
+EXTRAS = [path for path in sorted((ROOT / 'extras').rglob('*.py')) if not path.name.startswith('test_')]
 
-files = pytest.mark.parametrize('path', FILES, ids=lambda path: path.relative_to(ROOT).as_posix())
+
+def named(paths):
+    return pytest.mark.parametrize('path', paths, ids=lambda path: path.relative_to(ROOT).as_posix())
 
 
 def room(module):
@@ -17,36 +20,49 @@ def room(module):
     first, _, rest = module.partition('.')
     if first in {path.stem for path in SCRIPTS}:
         return 'scripts'
-    return {'common': rest.split('.')[0], 'models': 'models'}.get(first)
+    return {'common': rest.split('.')[0], 'models': 'models', 'extras': 'extras'}.get(first)
 
 
-def imported(tree):
-    for node in ast.walk(tree):
+def imports(nodes):
+    """[(import statement, module)] of syntax nodes."""
+    for node in nodes:
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            yield from ((node, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            yield from (f'{node.module}.{alias.name}' for alias in node.names)
+            yield from ((node, f'{node.module}.{alias.name}') for alias in node.names)
 
 
-@files
+def guarded(tree):
+    """The import statements inside `with extra(...)`."""
+    return {node for block in ast.walk(tree) if isinstance(block, ast.With)
+            for item in block.items if ast.unparse(item.context_expr).startswith('extra(') for node in block.body}
+
+
+@named([*CORE, *EXTRAS])
 def test_a_room_imports_lower_rooms_alone(path):
     name = '.'.join(path.relative_to(ROOT).with_suffix('').parts)
-    own = room(name)
-    for module in imported(ast.parse(path.read_text(encoding='utf-8'))):
+    own, tree = room(name), ast.parse(path.read_text(encoding='utf-8'))
+    for _, module in imports(ast.walk(tree)):
         other = room(module)
-        if other and other != own:
+        if other and other not in (own, 'extras'):
             assert ORDER.index(other) < ORDER.index(own), f'{name} imports {module}'
 
 
-@files
-def test_files_and_functions_are_short(path):
-    text = path.read_text(encoding='utf-8')
-    assert len(text.splitlines()) <= FILE_LINES
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef):
-            assert node.end_lineno - node.lineno < FUNCTION_LINES, node.name
+@named(CORE)
+def test_the_core_imports_extras_when_they_are_asked_for(path):
+    tree = ast.parse(path.read_text(encoding='utf-8'))
+    for node, module in imports(ast.walk(tree)):
+        if room(module) == 'extras':
+            assert node in guarded(tree), f'line {node.lineno}: {module} outside `with extra(...)`'
 
 
-@pytest.mark.parametrize('path', sorted((ROOT / 'common').rglob('__init__.py')), ids=lambda path: path.parent.name)
+@named(EXTRAS)
+def test_an_extra_imports_no_other(path):
+    own = f'extras.{path.relative_to(ROOT / "extras").parts[0]}'
+    for _, module in imports(ast.walk(ast.parse(path.read_text(encoding='utf-8')))):
+        assert room(module) != 'extras' or f'{module}.'.startswith(f'{own}.'), module
+
+
+@named(sorted((ROOT / 'common').rglob('__init__.py')))
 def test_packages_import_nothing(path):
-    assert not list(imported(ast.parse(path.read_text(encoding='utf-8'))))
+    assert not list(imports(ast.walk(ast.parse(path.read_text(encoding='utf-8')))))

@@ -12,7 +12,7 @@ import shutil
 import sys
 import tempfile
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,35 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from common.data import ledger
+from common.data.folders import Files, Rows, Store
 from common.data.images import BadImage
-from common.data.packed import Rows
-from common.data.stores import Files, Store
 from common.runtime.errors import UserError
 from common.runtime.files import locked, writable_folder, writing
-from common.runtime.machine import free_memory, memory_file
-from common.runtime.threads import map_in_threads
+from common.runtime.machine import free_memory, map_in_threads, memory_file
 
+# Files of JSON lines that grow while work is done, so that a run that was killed has not worked in vain
+
+def append_lines(file: Path, values: Iterable[list]) -> None:
+    """Add a line for each value. Raises OSError."""
+    lines = ''.join(f'{json.dumps(value)}\n' for value in values)
+    if lines:
+        with open(file, 'ab') as out:
+            out.write(f'\n{lines}'.encode())  # after a line that was cut off
+
+
+def read_lines(file: Path, length: int) -> Iterator[list]:
+    """Yields the values, lists of `length` that begin with a text; damaged lines are left out, no file has none."""
+    try:
+        with open(file, 'rb') as lines:
+            for line in lines:
+                try:
+                    value = json.loads(line)
+                except (ValueError, RecursionError):
+                    continue
+                if isinstance(value, list) and len(value) == length and isinstance(value[0], str):
+                    yield value
+    except OSError:
+        return
 FOLDER = Path('.cache')
 NOTED = 1000  # files that are read between two notes of what has been done, which a killed run leaves
 
@@ -116,9 +136,9 @@ class ImageCache:
         def note(done):
             with suppress(UserError, OSError):  # the next run reads the files again, then
                 writable_folder(FOLDER, 'CACHE')
-                ledger.append(file, ([path, *stamps[path]] for _, path, problem in done if not problem))
+                append_lines(file, ([path, *stamps[path]] for _, path, problem in done if not problem))
 
-        known = {path: entry for path, *entry in ledger.read(file, 3)}
+        known = {path: entry for path, *entry in read_lines(file, 3)}
         stamps = {path: now for path in paths if known.get(path) != (now := self.store.stamp(path))}
         return self._read([*stamps], note=note)
 
@@ -157,7 +177,7 @@ class ImageCache:
         """Read files into new rows of the file, after the first `length`."""
         def note(done):
             array.flush()
-            ledger.append(file.with_suffix('.index'), (
+            append_lines(file.with_suffix('.index'), (
                 [path, length + row, *stamps[path], problem] for row, path, problem in done))
 
         row_bytes = math.prod((*self.size, 3))
@@ -215,7 +235,7 @@ def read_index(file: Path, size: tuple[int, int]) -> tuple[dict[str, list], int]
     """({path: [row, bytes, modification time, problem or None]}, number of rows in use) of a file of images."""
     rows, rest = divmod(file.stat().st_size if file.exists() else 0, math.prod((*size, 3)))
     index = {} if rest else {
-        path: entry for path, *entry in ledger.read(file.with_suffix('.index'), 5)
+        path: entry for path, *entry in read_lines(file.with_suffix('.index'), 5)
         if isinstance(entry[0], int) and 0 <= entry[0] < rows}
     return index, max((entry[0] + 1 for entry in index.values()), default=0)
 

@@ -10,12 +10,10 @@ import numpy as np
 import torch
 from torchvision import datasets
 
-from common.data.folders import refuse_empty
-from common.data.packed import Samples
-from common.data.stores import open_store
+from common.data.folders import Samples, open_store, refuse_empty
 from common.runtime.errors import UserError
 from common.runtime.files import write_text
-from common.runtime.ranks import RANK
+from common.runtime.processes import RANK
 
 
 class ImageFolder(datasets.ImageFolder):

@@ -1,13 +1,16 @@
 """Folders of pictures, with one sub-folder for each class: which files count, and in which order."""
+import hashlib
 import os
 import unicodedata
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
+import numpy as np
 from PIL import Image
 
-from common.data.images import FORMATS
-from common.runtime.errors import UserError
+from common.data.images import FORMATS, open_image
+from common.runtime.errors import UserError, extra
 
 EXTENSIONS = {extension for extension, kind in Image.registered_extensions().items() if kind in {*FORMATS, 'MPO'}}
 
@@ -114,3 +117,97 @@ def refuse_empty(names: Iterable[str], filled: Collection[str], place: str | Pat
     empty = [name for name in names if name not in filled]
     if empty:
         raise UserError(f'{place}: no pictures in {", ".join(empty)}: add some or remove the class')
+
+
+# Lists and maps of many paths in a few arrays
+
+class Samples(Sequence):
+    """Read-only [(path, class index), ...] of an image folder. `targets` are the class indices, int32."""
+
+    def __init__(self, samples: Iterable[tuple[str, int]]):
+        names, ends, targets = bytearray(), [], []
+        for path, target in samples:
+            names += os.fsencode(path)
+            ends.append(len(names))
+            targets.append(target)
+        self.names = np.frombuffer(bytes(names), np.uint8)
+        self.ends, self.targets = np.array(ends, np.int64), np.array(targets, np.int32)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Samples) and all(map(
+            np.array_equal, (self.names, self.ends, self.targets), (other.names, other.ends, other.targets)))
+
+    def __getitem__(self, index: int | slice) -> tuple[str, int] | list[tuple[str, int]]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        number = range(len(self))[index]  # raises IndexError
+        start = self.ends[number - 1] if number else 0
+        return os.fsdecode(self.names[start:self.ends[number]].tobytes()), int(self.targets[number])
+
+
+class Rows:
+    """Read-only map from a text, such as a path, to a number, by default its place; in 16 bytes for each."""
+
+    def __init__(self, texts: Iterable[str], numbers: Iterable[int] | None = None):
+        digests = np.fromiter(map(_digest, texts), np.uint64)
+        order = digests.argsort()
+        self.digests = digests[order]
+        self.numbers = order if numbers is None else np.fromiter(numbers, np.int64, len(order))[order]
+
+    def get(self, text: str, default: int | None = None) -> int | None:
+        place = self.digests.searchsorted(digest := _digest(text))
+        return int(self.numbers[place]) if place < len(self.numbers) and self.digests[place] == digest else default
+
+
+def _digest(text):
+    """64 bits of a hash: of ten million texts, two have the same with a probability of 3e-6."""
+    return np.uint64(int.from_bytes(hashlib.blake2b(os.fsencode(text), digest_size=8).digest(), 'little'))
+
+
+# Where the pictures of a data set lie
+
+SHARDS_TABLE = 'pictures.csv'  # a folder with this file holds shards (extras/shards), not pictures
+
+
+class Store(Protocol):
+    """What opens pictures by their paths: files, or shards that are treated as if they were files."""
+
+    def open(self, path: str | Path, at_least: int | None = None) -> Image.Image: ...
+
+    def stamp(self, path: str | Path) -> list[int]: ...
+
+
+class Files:
+    """A folder of pictures, one sub-folder for each class."""
+    open = staticmethod(open_image)
+    stamp = staticmethod(stamp)
+
+    def __init__(self, root: str | Path):
+        self.root = str(root)
+
+    def paths(self) -> Iterator[str]:
+        """Yield the path of each picture, in order; of a single file its own."""
+        return iter([self.root]) if os.path.isfile(self.root) else list_images(self.root)
+
+    def classes(self) -> list[str]:
+        return class_folders(self.root)
+
+    def samples(self, classes: Mapping[str, int]) -> Samples:
+        """[(path, class index)] of all pictures of `classes`, {name: index}."""
+        return Samples((path, index) for name, index in classes.items()
+                       for path in list_images(Path(self.root, name)))
+
+    def blocks(self, samples: Samples) -> None:
+        """Files may be read in any order."""
+
+
+def open_store(root: str | Path) -> Store:
+    """Return the store of a folder of pictures or of shards."""
+    if Path(root, SHARDS_TABLE).is_file():
+        with extra(f'{root}, a folder of shards,'):
+            from extras.shards import Shards
+        return Shards(root)
+    return Files(root)

@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from common.data.grouping import alike
+from common.data.split import alike
 from common.runtime.console import Bar
-from common.runtime.threads import map_in_threads
+from common.runtime.machine import map_in_threads
 
 SIZE = 64            # of a thumbnail, in pixels
 _COARSE = 12

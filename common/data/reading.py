@@ -1,6 +1,9 @@
 """Pictures for a network in use: any number of them, read as they are named."""
+import os
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +11,60 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, default_collate
 
+from common.data.folders import Files, Store, open_store
 from common.data.images import BadImage, as_rgb
 from common.data.loaders import init_worker
-from common.data.stores import Store
 from common.data.transforms import Transform, eval_transform, fit, least_side
+from common.runtime.errors import UserError
 
+# What test.py is to name: a folder, one picture, shards, or a list of files on standard input
+
+LIST = '-'  # standard input
+
+
+@dataclass
+class Source:
+    """Pictures, whose names in tables are their paths below `root`; those of a list are the paths themselves."""
+    root: str
+    store: Store
+    count: int | None  # None: as many as the list has
+
+    def __iter__(self) -> Iterator[str]:
+        """Yields the path of each picture, in order, without having all of them in memory."""
+        if self.root == LIST:
+            return filter(None, (os.fsdecode(line).rstrip('\r\n') for line in sys.stdin.buffer))
+        return self.store.paths()
+
+    @property
+    def is_shards(self) -> bool:
+        """Whether the pictures lie in shards, not in files of their own."""
+        return self.root != LIST and not isinstance(self.store, Files)
+
+    def name(self, path: str) -> str:
+        """What tables call a picture."""
+        if self.root == LIST:
+            return path
+        return Path(path).name if path == self.root else path[len(self.root.rstrip(os.sep)) + 1:].replace(os.sep, '/')
+
+    def path(self, name: str) -> str:
+        """The path of a picture by that name."""
+        if self.root == LIST or os.path.isfile(self.root):
+            return name if self.root == LIST else self.root
+        return os.path.join(self.root, name.replace('/', os.sep))
+
+
+def open_source(test_dir: str) -> Source:
+    """Raises UserError where there is no picture."""
+    if test_dir == LIST:
+        return Source(LIST, Files, None)
+    if not os.path.exists(test_dir):
+        raise UserError(f'TEST_DIR = {test_dir!r}: no such file or folder')
+    root = str(Path(test_dir))
+    source = Source(root, open_store(root), 0)
+    source.count = sum(1 for _ in source)
+    if not source.count:
+        raise UserError(f'TEST_DIR = {test_dir!r}: no pictures in it')
+    return source
 Picture = str | Path | Image.Image | np.ndarray  # a file, or one in memory: an array is (H, W) or (H, W, 3), uint8 RGB
 Batch = tuple[list[Picture], list[torch.Tensor] | None, list[str]]
 

@@ -1,5 +1,5 @@
 """A network in evaluation mode over a whole loader."""
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,8 @@ from torchvision.transforms.v2.functional import resize
 from common.data.loaders import in_turn
 from common.runtime.console import Bar
 from common.runtime.device import to_device
-from common.runtime.distributed import gather
+from common.runtime.processes import gather
+from models import VOLO
 
 
 @dataclass
@@ -39,3 +40,41 @@ def validate(model: nn.Module, loader: DataLoader, size: tuple[int, int], device
         between_batches()
     logits, targets, features = zip(*in_turn(gather(batches)), strict=True)
     return Outputs(torch.cat(logits), torch.cat(targets), None if features[0] is None else torch.cat(features))
+
+
+# BatchNorm's mean and variance for evaluation, from training pictures as evaluation has them
+
+@torch.no_grad()
+def measure_batch_norm(nets: Sequence[nn.Module], loader: DataLoader, size: tuple[int, int], device: torch.device,
+                       amp_dtype: torch.dtype | None) -> None:
+    """Measure the running statistics of BatchNorm again, in each of `nets`, copies of one network with different
+    weights: the mean over the batches of the loader, whose images are resized to `size`, (height, width).
+
+    Layers that are in evaluation mode in the first of them, because they are frozen, keep theirs.
+
+    The networks are in evaluation mode afterwards. Under torchrun every process has its rows of each batch.
+    """
+    names = [name for name, module in nets[0].named_modules() if module.training and has_statistics(module)]
+    norms = [net.get_submodule(name) for net in nets for name in names]
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    for net in nets:
+        net.train().eval()  # some networks of timm keep numbers from eval to eval, and throw them away in between
+    for norm in norms:
+        norm.train()
+        norm.reset_running_stats()
+    for number, (images, _) in enumerate(Bar(loader, desc='statistics for BatchNorm', unit='batch'), 1):
+        images = resize(to_device(images, device), size)
+        for norm in norms:
+            norm.momentum = 1 / number  # the mean of all batches so far
+        with torch.autocast(device.type, amp_dtype, enabled=amp_dtype is not None):
+            for net in nets:
+                (net.patch_embed if isinstance(net, VOLO) else net)(images)  # all that a VOLO has are in its stem
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()
+
+
+def has_statistics(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None

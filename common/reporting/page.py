@@ -144,3 +144,29 @@ def suspect_section(suspects: list[dict[str, Any]], thumbnail: Callable[[str], s
     return {'name': 'suspects', 'heading': 'Labels that may be wrong', 'note': note, 'pictures': [
         described(thumbnail, item, ('wrong', f'label: {item["class"]}'), ('right', f'perhaps {item["perhaps"]}'))
         for item in suspects[:SUSPECTS]]}
+
+
+# report.html of test.py, and the pictures of where a network looked
+
+def write_prediction_page(path: Path, title: str, subtitle: str, rows: list[dict], report: dict[str, Any] | None,
+                          open_image: Callable[[str], Image.Image], explained: dict[str, Path]) -> None:
+    """`rows` are those of the tables for readable pictures to show, whose paths `open_image` takes; `report` is that of
+    common/evaluation/report.py where classes are known; `explained` is what draw_explanations returned.
+    """
+    thumbnail = Thumbnails(open_image)
+    sections = report_sections(report, thumbnail) if report else [
+        {'name': 'predictions', 'heading': 'Predictions', 'pictures': [
+            {'images': [thumbnail(row['path'])], 'lines': lines(row)} for row in rows]}]
+    if explained:
+        sections.append({
+            'name': 'explain', 'heading': 'Where it looked', 'pictures': [
+                {'images': [as_uri(Image.open(explained[row['path']]), 3 * SIDE)], 'wide': True, 'lines': lines(row)}
+                for row in rows], 'note':
+            'Beside each picture what the class token attended to, and what spoke for the class, both brightest where '
+            'they are largest. They are also in the folder explain.'})
+    tiles = headline_tiles(report, f'on {report["pictures"]} pictures') if report else []
+    write_page(path, printable(title), printable(subtitle), tiles, sections)
+
+
+def lines(row: dict[str, Any]) -> list[tuple[str, str]]:
+    return [('', printable(f'{row["class"]} {row["confidence"]:.0%}')), ('soft', printable(row['path']))]

@@ -5,7 +5,7 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-from common.runtime.ranks import RANK
+from common.runtime.processes import RANK
 
 PLAIN_SECONDS = 30  # between two lines of a bar where the output is not a terminal
 

@@ -45,3 +45,20 @@ def warn_instead() -> Iterator[None]:
         yield
     except UserError as error:
         print(f'warning: {error}')
+
+
+@contextmanager
+def extra(needed_by: str) -> Iterator[None]:
+    """Turn a failing import of an extra into a UserError: its folder in extras/ may have been deleted.
+
+    `needed_by` is the constant, or what else it was, that asked for the extra.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        missing = error.name or ''
+        if missing.partition('.')[0] != 'extras':
+            raise
+        folder = missing.replace('.', '/')
+        raise UserError(f'{needed_by} needs {folder}, which is not there: get that folder back or do '
+                        'without') from None

@@ -2,11 +2,14 @@
 import ctypes
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
+from typing import Any
 
+from common.runtime.console import Bar
 from common.runtime.errors import UserError
-from common.runtime.ranks import LOCAL_WORLD_SIZE
+from common.runtime.processes import LOCAL_WORLD_SIZE
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 THREADS = min(8, CORES)  # for work during which Pillow and hashlib release the GIL
@@ -109,3 +112,20 @@ def _number_after(name: str, file: Path) -> int | None:
         return next((int(words[1]) for words in lines if words[:1] == [name]), None)
     except (OSError, ValueError, IndexError):
         return None
+
+
+# Work for several threads at a time, with a progress bar
+
+AT_A_TIME = 1000  # calls that are handed to the threads together: a million of them, waiting, take 2 GB
+
+
+def map_in_threads(function: Callable, *columns: Sequence, desc: str, at_a_time: int | None = None) -> Iterator[Any]:
+    """Yields function(*row) for each row of the columns, in order, as soon as it is there. `at_a_time` is AT_A_TIME, if
+    not for results that are large.
+    """
+    step = at_a_time or AT_A_TIME
+    with ThreadPoolExecutor(THREADS) as pool, Bar(total=len(columns[0]), desc=desc, unit='img') as bar:
+        for start in range(0, len(columns[0]), step):
+            for result in pool.map(function, *(column[start:start + step] for column in columns)):
+                bar.update()
+                yield result

@@ -19,9 +19,9 @@ import train
 from common import settings
 from common.data.cache import ImageCache
 from common.runtime.machine import retain_freed_memory
-from common.training.history import training_columns
+from common.training.log import training_columns
 from common.training.setup import set_train_mode
-from common.training.state import Progress
+from common.training.step import Progress
 
 DATA_DIR = 'data'                 # what makedata.py made
 MODEL = 'volo_d1'

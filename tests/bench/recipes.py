@@ -28,14 +28,13 @@ from tqdm import tqdm
 
 import train
 from common import settings
-from common.data.cutout import Cutout
 from common.data.datasets import ImageFolder
-from common.data.normalisation import read_measured
-from common.data.transforms import Transform, eval_transform
+from common.data.transforms import Cutout, Transform, eval_transform, read_measured
 from common.runtime.device import choose_amp_dtype, choose_device
 from common.runtime.errors import UserError
 from common.runtime.machine import retain_freed_memory, worker_count
-from common.training import auto, checkpoint
+from common.training import checkpoint
+from common.training import choices as auto
 from common.training.optimizer import optimizer_flop
 from common.training.plan import make_stages
 from common.training.setup import create_network

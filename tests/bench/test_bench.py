@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 from common.data.datasets import ImageFolder
 from common.data.transforms import Transform, eval_transform
 from common.runtime.errors import UserError
-from common.training import auto
+from common.training import choices as auto
 from common.training.optimizer import POLYNOMIALS, optimizer_flop
 from common.training.setup import create_network
 from models import create_model

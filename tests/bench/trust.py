@@ -33,16 +33,15 @@ from sklearn.metrics import roc_auc_score
 import makedata
 import mean_std
 from common import settings
-from common.data.folders import find_pictures, list_images
+from common.data.folders import Files, find_pictures, list_images
 from common.data.reading import read_batches
-from common.data.stores import Files
 from common.data.transforms import Transform
-from common.evaluation.calibration import calibration_error, fit_temperature
-from common.evaluation.explainer import explanations
-from common.evaluation.outliers import certainty, fit_outliers, typicality
+from common.evaluation.certainty import certainty, fit_outliers, typicality
+from common.evaluation.metrics import calibration_error, fit_temperature
 from common.evaluation.report import answers
 from common.runtime.device import choose_device
 from common.training import checkpoint
+from extras.explain import explanations
 from models import logits_and_features, restore_model
 
 STEP = 'unknown'                  # or 'attention', 'suspects'

@@ -11,8 +11,7 @@ import torch
 from helpers import ROOT
 from PIL import Image
 
-from common.data.cutout import Cutout
-from common.data.transforms import Transform, eval_transform, fit, train_transform
+from common.data.transforms import Cutout, Transform, eval_transform, fit, train_transform
 
 TRANSFORM = Transform([32, 48], mean=[0.5, 0.4, 0.3], std=[0.2, 0.2, 0.1])
 
@@ -83,7 +82,7 @@ def test_the_import_leaves_numpy_and_the_modules_as_they_were():
 import random, sys; sys.path.insert(0, {str(ROOT)!r})
 random.seed(0)  # the box may be black
 if sys.argv[1] == 'broken': sys.modules['cv2'] = None
-from common.data.cutout import Cutout
+from common.data.transforms import Cutout
 import numpy as np
 from PIL import Image
 assert Cutout(1, 32, 32)(Image.new('RGB', (32, 32))).any()

@@ -19,10 +19,10 @@ from torchvision.transforms import PILToTensor, Resize
 from common.data import cache
 from common.data.cache import ImageCache, choose_cache
 from common.data.datasets import ImageFolder
+from common.data.folders import Files
 from common.data.loaders import start_loader
-from common.data.stores import Files
 from common.data.transforms import Transform, least_side
-from common.runtime import threads
+from common.runtime import machine as threads
 from common.runtime.errors import UserError
 
 SIZE = (8, 12)

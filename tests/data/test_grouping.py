@@ -4,7 +4,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from common.data.grouping import TEST, TRAIN, VAL, alike, choose_sides, join
+from common.data.split import TEST, TRAIN, VAL, alike, choose_sides, join
 
 
 def digests(count, seed=0):

@@ -3,9 +3,9 @@ import pickle
 
 import pytest
 
-from common.data.packed import Rows, Samples
-from common.runtime import threads
-from common.runtime.threads import map_in_threads
+from common.data.folders import Rows, Samples
+from common.runtime import machine as threads
+from common.runtime.machine import map_in_threads
 
 PATHS = ['data/a/000.png', 'data/a/种.png', 'data/b/\udcff.png', '']
 

@@ -3,9 +3,8 @@ import pytest
 import torch
 from helpers import draw_folder, read_rows, run, run_script
 
-from common.evaluation.calibration import calibration_error, fit_temperature, reliability
-from common.evaluation.metrics import scores
-from common.evaluation.saved import temperature_of
+from common.evaluation.metrics import calibration_error, fit_temperature, reliability, scores
+from common.evaluation.predictor import temperature_of
 from common.reporting.plots import plot_reliability
 
 

@@ -9,9 +9,9 @@ from PIL import Image
 
 from common.data.folders import list_images
 from common.evaluation import predictor as module
-from common.evaluation.augmentation import other_views, trained_views
 from common.evaluation.predictor import Predictor
 from common.runtime.errors import UserError
+from extras.tta import other_views, trained_views
 
 
 @pytest.fixture

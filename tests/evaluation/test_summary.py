@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from common.evaluation.predictor import Prediction
-from common.evaluation.summary import Sample, Summary
+from common.evaluation.report import Sample, Summary
 
 
 @pytest.mark.parametrize('length', [1, 5, 6, 11, 12, 13, 100, 1000, 12345])

@@ -9,8 +9,7 @@ from PIL import Image
 
 from common.evaluation.metrics import scores
 from common.evaluation.report import answers, build_report
-from common.evaluation.suspects import find_suspects
-from common.training.margins import Margins
+from common.evaluation.suspects import Margins, find_suspects
 
 
 def test_confident_learning_counted_by_hand():
@@ -72,7 +71,7 @@ def test_swapped_labels_come_first_in_suspects_csv(tmp_path, monkeypatch, folder
     for name in 'ab':
         for path in (tmp_path / 'more' / name).iterdir():
             path.rename(tmp_path / 'data' / 'train' / name / f'more{path.name}')
-    monkeypatch.setattr('common.training.history.plot_training', lambda *arguments: None)
+    monkeypatch.setattr('common.training.log.plot_training', lambda *arguments: None)
     run(epochs=8, validate_every=8, mixup_prob=0.2, accumulate_steps=2)
     with open('out/suspects.csv', encoding='utf-8-sig', newline='') as file:
         rows = list(csv.DictReader(file))

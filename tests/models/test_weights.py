@@ -17,8 +17,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 import models
 from common.runtime.errors import UserError
-from common.training.provenance import find_weights
-from common.training.setup import build_network
+from common.training.setup import build_network, find_weights
 from models.weights import (
     WeightsError,
     fetch_published,

@@ -13,13 +13,13 @@ import torch
 from helpers import draw_folder, read_json, run, run_script
 from PIL import Image
 
-from common.data.manifest import COLUMNS
+from common.data.split import COLUMNS
 from common.evaluation.metrics import scores
 from common.evaluation.report import build_report
 from common.reporting import page
+from common.runtime.device import Autocast
 from common.runtime.errors import UserError
-from common.runtime.parallel import Autocast
-from common.training.run_page import RunPage, find_twins
+from common.training.page import RunPage, find_twins
 
 NAMES = ["Fat Hen's <script>alert(1)</script>", '玉米 "Mais" & <b>co</b>', '{{ 7 * 7 }} $x$', '</script>=cmd']
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
@@ -162,7 +162,7 @@ def test_the_batch_of_the_page_is_the_one_of_the_training(folder, monkeypatch):
         return real(model, images, targets)
 
     monkeypatch.setattr(Autocast, 'forward', forward)
-    monkeypatch.setattr('common.training.run_page.write_page', lambda *arguments: sections.extend(arguments[-1]))
+    monkeypatch.setattr('common.training.page.write_page', lambda *arguments: sections.extend(arguments[-1]))
     run(epochs=2, mixup_prob=1, cutout=1)
     batch = next(section for section in sections[::-1] if section['name'] == 'batch')
     transform = read_json('out/result.json')['transform']
@@ -191,7 +191,7 @@ def test_a_page_takes_its_share_of_the_time_and_no_more(data, monkeypatch):
     written = []
     monkeypatch.setattr(RunPage, 'write', lambda page, history, size: written.append(len(history)))
     for share, epochs in ((0, [1, 4]), (1e9, [1, 2, 3, 4])):
-        monkeypatch.setattr('common.training.run_page.SHARE', share)
+        monkeypatch.setattr('common.training.page.SHARE', share)
         written.clear()
         run(epochs=4)
         assert written == epochs

@@ -4,7 +4,7 @@ import csv
 import pytest
 
 from common.evaluation.predictor import Prediction
-from common.reporting.prediction_tables import Tables, describe
+from common.reporting.tables import Tables, describe
 
 
 def row(name, **changes):

@@ -10,10 +10,10 @@ from helpers import build, read_json, run
 import train
 from common.data.loaders import image_paths
 from common.evaluation.metrics import BatchMeter
+from common.runtime.device import Autocast
 from common.runtime.errors import UserError
-from common.runtime.parallel import Autocast
 from common.training import checkpoint
-from common.training.saver import Saver
+from common.training.monitor import Saver
 
 pytestmark = pytest.mark.usefixtures('data')
 CHANGES = {'epochs': 2, 'batch_size': 4}
@@ -155,7 +155,7 @@ def test_gradients_that_stay_non_finite_are_noticed_too(monkeypatch, accumulate,
 
 @pytest.mark.parametrize('most, more', [(4, ''), (3, ' and 1 more')])
 def test_the_second_time_the_run_ends_and_names_the_pictures(monkeypatch, most, more):
-    monkeypatch.setattr('common.training.guard.NAMES', most)
+    monkeypatch.setattr('common.training.monitor.NAMES', most)
     spoil(monkeypatch, set(range(6, 100)))
     picture = r'data/train/[ab]/0\d\d\.png'
     named = rf'3 updates in a row .*: lower LR.* of that update: {picture}(, {picture}){{{most - 1}}}{more}$'
@@ -234,7 +234,7 @@ def test_pictures_and_tables_that_fail_do_not_end_a_run(monkeypatch, capsys, nam
     def fail(*arguments):
         raise UserError(f'{name} failed')
 
-    monkeypatch.setattr(f'common.training.history.{name}', fail)
+    monkeypatch.setattr(f'common.training.log.{name}', fail)
     run(**CHANGES)
     assert f'warning: {name} failed' in capsys.readouterr().out and read_json('out/result.json')['finished']
 

@@ -20,15 +20,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from common.data import normalisation
+from common.data import transforms as normalisation
 from common.data.cache import ImageCache, read_index
 from common.data.images import BadImage, open_image
-from common.data.labels import read_labels
-from common.data.manifest import read_sides
-from common.data.stores import Shards
+from common.data.split import read_sides
 from common.data.transforms import Transform, eval_transform, fit
 from common.runtime.errors import UserError
 from common.training import checkpoint
+from extras.labels import read_labels
+from extras.shards import Shards
 from models import WeightsError, check_saved, restore_model
 
 MANY = settings(max_examples=int(os.environ.get('FUZZ', 200)), deadline=None, derandomize=True, database=None,

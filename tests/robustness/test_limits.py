@@ -18,7 +18,7 @@ from common import settings
 from common.data import images
 from common.runtime.errors import UserError
 from common.training import checkpoint
-from common.training.saver import Saver
+from common.training.monitor import Saver
 
 CHANGES = {'epochs': 2, 'batch_size': 4, 'accumulate_steps': 2}
 

@@ -7,8 +7,9 @@ import torch
 from helpers import TINY, tiny_volo
 
 import models
-from common.runtime.parallel import Autocast, compiled, parallel
+from common.runtime.device import Autocast, parallel
 from common.training.losses import class_loss, token_loss
+from extras.compile import compiled
 
 
 def small_model():

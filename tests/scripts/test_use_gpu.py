@@ -7,9 +7,10 @@ import test as predict
 import train
 from common import settings
 from common.evaluation import predictor
-from common.runtime import distributed
 from common.runtime.errors import UserError
-from common.training import budget, setup
+from common.training import schedule as budget
+from common.training import setup
+from extras import torchrun as distributed
 
 
 @pytest.mark.parametrize('use_gpu', [False, True, 'auto'])
@@ -23,7 +24,8 @@ def test_every_part_is_told(data, monkeypatch, use_gpu):
     predict.main(settings.read(predict, ['--checkpoint', 'out/best.pth', '--test-dir', 'data/val', '--use-gpu',
                                          str(use_gpu), '--num-workers', '0']))
     assert {name: set(values) for name, values in told.items()} == dict.fromkeys(
-        ('train', 'common.training.setup', 'common.training.budget', 'common.evaluation.predictor', 'test'), {use_gpu})
+        ('train', 'common.training.setup', 'common.training.schedule', 'common.evaluation.predictor', 'test'),
+        {use_gpu})
 
 
 @pytest.mark.parametrize('use_gpu, device, backend', [
@@ -36,7 +38,6 @@ def test_several_processes_talk_as_their_devices_do(monkeypatch, use_gpu, device
     def init(name, **options):
         raise Enough(name)
 
-    monkeypatch.setattr(distributed, 'LAUNCHED', True)
     monkeypatch.setattr(distributed, 'LOCAL_WORLD_SIZE', 2)
     monkeypatch.setattr(distributed, 'new_store', lambda: None)
     monkeypatch.setattr(distributed.dist, 'init_process_group', init)

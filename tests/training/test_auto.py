@@ -5,9 +5,10 @@ from helpers import TINY, build, configure, prepare
 
 import train
 from common.runtime.errors import UserError
-from common.training import auto, budget
-from common.training.auto import choose_settings
-from common.training.provenance import Provenance
+from common.training import choices as auto
+from common.training import schedule as budget
+from common.training.choices import choose_settings
+from common.training.setup import Provenance
 
 MEAN = 3 / (32 ** -2 + 48 ** -2 + 64 ** -2)  # pixels of an image in a run from 32 to 64 pixels
 

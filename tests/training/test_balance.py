@@ -5,11 +5,10 @@ import torch
 from helpers import draw_folder, prepare, read_json, run
 
 import train
-from common.data.build import equal_shares
-from common.data.loaders import EpochSampler
+from common.data.loaders import EpochSampler, equal_shares
 from common.evaluation.metrics import BatchMeter
 from common.runtime.errors import UserError
-from common.training.history import best_of, out_of_patience
+from common.training.log import best_of, out_of_patience
 from common.training.losses import balanced, class_loss
 
 

@@ -9,7 +9,8 @@ from helpers import build, prepare, result, run
 
 import train
 from common.runtime.errors import Stopped
-from common.training import budget, clock
+from common.training import schedule as budget
+from common.training import schedule as clock
 from common.training.plan import Plan
 
 SIZE = (32, 32)

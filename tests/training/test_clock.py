@@ -4,8 +4,8 @@ import time
 import pytest
 
 from common.runtime.console import format_duration
-from common.training.clock import Clock
 from common.training.plan import Plan
+from common.training.schedule import Clock
 
 SMALL, LARGE = (32, 32), (64, 64)
 

@@ -5,14 +5,13 @@ import dataclasses
 
 import pytest
 import torch
-from helpers import build
+from helpers import build, measure_norms
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 import train
 from common.evaluation.metrics import BatchMeter
 from common.evaluation.validate import validate
-from common.runtime.parallel import parallel
-from common.training.batch_norm import measure_batch_norm
+from common.runtime.device import parallel
 from common.training.losses import balanced, choose_loss
 from common.training.optimizer import build_optimizer
 from common.training.setup import create_network
@@ -96,7 +95,7 @@ def test_only_an_optimizer_that_cannot_skip_waits_before(state):
 def test_validation_goes_to_the_gpu_and_comes_back(state):
     cfg, data, state = state
     batches = [(torch.empty(8, 3, 64, 64), torch.zeros(8, dtype=torch.long))] * 2
-    measure_batch_norm(state, batches, (32, 32))
+    measure_norms(state, batches, (32, 32))
     outputs = validate(state.model, batches, (32, 32), GPU, '')
     assert outputs.logits.shape == (16, 2) and outputs.logits.device.type == outputs.features.device.type == 'cpu'
     assert {buffer.device.type for buffer in state.net.buffers()} == {'cuda'}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers import build, read_json
 
-from common.training.history import (
+from common.training.log import (
     best_of,
     print_epoch,
     print_result,
@@ -16,7 +16,7 @@ from common.training.history import (
     write_epoch,
 )
 from common.training.monitor import Monitor
-from common.training.state import Progress, Update
+from common.training.step import Progress, Update
 
 SIZE = (32, 32)
 UPDATES = [Update(1, SIZE, loss=1., norm=3., finite=True, images=8, unmixed=4, correct=1, waited=1., seconds=2.),

@@ -13,7 +13,7 @@ import models
 import train
 from common.training import losses
 from common.training.plan import Plan, make_plan
-from common.training.seeds import seed_batch
+from common.training.step import seed_batch
 from models.drop_path import DropPath
 
 PLAIN = {'rotation': 0, 'flip': 0, 'blur': 0, 'jitter': 0, 'cutout': 0}  # no augmentation

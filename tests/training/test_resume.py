@@ -15,7 +15,7 @@ import train
 from common.evaluation.metrics import BatchMeter
 from common.runtime import files
 from common.runtime.errors import Stopped, UserError
-from common.runtime.signals import StopRequest
+from common.runtime.processes import StopRequest
 from common.training import checkpoint
 
 CHANGES = {'epochs': 2, 'mixup_prob': 0.5, 'cutout': 1, 'drop_path': 0.1, 'accumulate_steps': 2, 'batch_size': 4}

@@ -4,7 +4,7 @@ import random
 import numpy as np
 import torch
 
-from common.training.seeds import seed_batch
+from common.training.step import seed_batch
 
 
 def draw(*numbers):

@@ -1,0 +1,108 @@
+"""Copies in a folder for each answer: whole or not there, never in place of another file."""
+import os
+from pathlib import Path
+
+import pytest
+
+from common.evaluation.predictor import Prediction
+from common.runtime.errors import UserError
+from extras.inbox import sorting
+from extras.inbox.sorting import Sorter, add_copy
+
+
+@pytest.fixture(autouse=True)
+def inbox(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path('inbox/deep').mkdir(parents=True)
+    for name in ('1.jpg', 'deep/2.jpg'):
+        Path('inbox', name).write_text(name)
+
+
+def sorter(classes=('a', 'b'), unsure_below=0.5, unknown_below=0.2, folder='sorted'):
+    return Sorter(folder, 'inbox', classes, unsure_below, unknown_below)
+
+
+def found():
+    return sorted(path.as_posix() for path in Path('sorted').rglob('*') if path.is_file())
+
+
+def test_each_answer_has_its_folder():
+    with sorter() as there:
+        there.copy(Prediction('inbox/1.jpg', 'a', confidence=0.5), '1.jpg')
+        there.copy(Prediction('inbox/deep/2.jpg', 'a', confidence=0.49), 'deep/2.jpg')
+        there.copy(Prediction('inbox/1.jpg', 'unknown', confidence=0.3), '1.jpg')
+    assert found() == ['sorted/a/1.jpg', 'sorted/unknown/1.jpg', 'sorted/unsure/deep/2.jpg']
+    assert Path('sorted/unsure/deep/2.jpg').read_text() == 'deep/2.jpg' == Path('inbox/deep/2.jpg').read_text()
+
+
+def test_a_picture_that_went_away_is_a_warning(capsys):
+    with sorter() as there:
+        there.copy(Prediction('inbox/3.jpg', 'a', confidence=1.), '3.jpg')
+    assert 'warning: inbox/3.jpg is gone' in capsys.readouterr().out and found() == []
+
+
+@pytest.fixture(params=['with hard links', 'without'])
+def links(request, monkeypatch):
+    def refuse(*names):
+        raise PermissionError
+    if request.param == 'without':
+        monkeypatch.setattr(os, 'link', refuse)
+
+
+def test_nothing_is_overwritten(links):
+    """Another file by that name makes the copy get a number; the same content is taken for the copy."""
+    Path('a').mkdir()
+    target, aside = Path('a/1.jpg'), Path('a/.copying')
+    for content, name in (('x', '1.jpg'), ('y', '1 (2).jpg'), ('x', '1.jpg'), ('z', '1 (3).jpg'), ('y', '1 (2).jpg')):
+        Path('source').write_text(content)
+        os.utime('source', (1000, 1000))
+        assert add_copy('source', target, aside) == Path('a', name)
+    assert {path.name: path.read_text() for path in Path('a').iterdir()} == {
+        '1.jpg': 'x', '1 (2).jpg': 'y', '1 (3).jpg': 'z'}
+    assert all(path.stat().st_mtime == 1000 for path in Path('a').iterdir())
+
+
+def test_a_folder_in_the_way_is_no_copy(links):
+    Path('a/1.jpg').mkdir(parents=True)
+    assert add_copy('inbox/1.jpg', Path('a/1.jpg'), Path('a/.copying')) == Path('a/1 (2).jpg')
+
+
+def test_a_copy_is_whole_or_not_there(monkeypatch):
+    """A disk that fills up leaves nothing by the picture's name."""
+    def half(source, target):
+        Path(target).write_text('hal')
+        raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(sorting.shutil, 'copy2', half)
+    with sorter() as there, pytest.raises(UserError, match='sorted/a/1.jpg cannot be written .No space left'):
+        there.copy(Prediction('inbox/1.jpg', 'a', confidence=1.), '1.jpg')
+    assert found() == []
+
+
+def test_what_a_killed_copy_left_is_replaced():
+    Path('sorted').mkdir()
+    Path('sorted/.copying').write_text('half of another picture')
+    with sorter() as there:
+        there.copy(Prediction('inbox/1.jpg', 'a', confidence=1.), '1.jpg')
+    assert found() == ['sorted/a/1.jpg'] and Path('sorted/a/1.jpg').read_text() == '1.jpg'
+
+
+@pytest.mark.parametrize('options, words', [
+    ({'folder': 'inbox/sorted'}, "SORT_TO = 'inbox/sorted' lies in TEST_DIR"),
+    ({'folder': 'inbox'}, "SORT_TO = 'inbox' lies in TEST_DIR"),
+    ({'classes': ('a', '../b')}, 'the class .*b. cannot be the name of a folder'),
+    ({'classes': ('a', 'unsure')}, 'there is a class unsure: set UNSURE_BELOW to 0'),
+    ({'classes': ('a', 'unknown')}, 'there is a class unknown: set UNKNOWN_BELOW to 0')])
+def test_mistakes(options, words):
+    with pytest.raises(UserError, match=words):
+        sorter(**options)
+    sorter(classes=('unsure', 'unknown'), unsure_below=0, unknown_below=0)
+
+
+def test_one_run_at_a_time_sorts_into_a_folder():
+    with sorter() as first:
+        with pytest.raises(UserError, match='another run sorts into it'), sorter():
+            pass
+        with sorter(folder='elsewhere'):
+            pass
+    with sorter():
+        assert first.lock

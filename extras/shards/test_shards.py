@@ -1,0 +1,209 @@
+"""Shards: the pictures of files, in any order, read by any number of processes."""
+import json
+import multiprocessing
+import os
+import pickle
+import shutil
+import signal
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import arguments_of, draw_folder, files_below, launch, read_rows, rows_of, run, run_script, split
+
+import makedata
+import train
+from common.data import loaders
+from common.data.datasets import SeededImageFolder, open_split
+from common.data.images import BadImage
+from common.data.loaders import EpochSampler, start_loader
+from common.evaluation.metrics import BatchMeter
+from common.runtime.errors import Stopped, UserError
+from extras.shards import Shards
+from extras.shards import writing as shards
+
+pytest.importorskip('litdata')
+
+
+@pytest.fixture
+def sharded(tmp_path, monkeypatch):
+    """A folder of pictures, data1, split twice: into the files of `files` and the small shards of `data`."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(shards, 'SHARD_BYTES', 8_000)
+    monkeypatch.setattr(makedata, 'NEAR_DUPLICATES', False)
+    draw_folder(tmp_path / 'data1', {'a': 30, 'b': 20, 'ü "x", \udce9': 12})
+    assert split('--target-dir', 'files').returncode == 0
+    assert split('--shards').returncode == 0
+    return tmp_path
+
+
+def test_the_same_split_and_the_same_pictures(sharded):
+    assert sorted((row['file'], row['sha256']) for row in rows_of(sharded / 'data')) == sorted(
+        (row['file'], row['sha256']) for row in rows_of(sharded / 'files'))
+    names = {path.name for path in (sharded / 'data' / 'train').iterdir()}
+    assert {'index.json', 'pictures.csv'} < names and len(names) > 5
+    for of_files, of_shards in zip(open_split('files'), open_split('data'), strict=True):
+        assert of_shards.classes == of_files.classes
+        labels = {Path(path).relative_to('files'): target for path, target in of_files.samples}
+        assert labels == {Path(path).relative_to('data'): target for path, target in of_shards.samples}
+        for path, _ in of_shards.samples:
+            there = Path('files', Path(path).relative_to('data'))
+            assert of_shards.loader(path).tobytes() == of_files.loader(there).tobytes()
+            assert of_shards.store.stamp(path)[0] == there.stat().st_size
+
+
+def test_pictures_lie_in_random_order_and_each_shard_is_a_block(sharded):
+    dataset = open_split('data')[0]
+    blocks = dataset.blocks()
+    assert (np.diff(blocks) >= 0).all() and blocks.max() > 3
+    assert [*np.bincount(blocks)] == [shard['chunk_size'] for shard in json.loads(
+        (sharded / 'data' / 'train' / 'index.json').read_text())['chunks']]
+    assert len({*dataset.targets[:20].tolist()}) == 3
+    left = [path for path, _ in dataset.samples[::2]]
+    dataset.leave_out(left)
+    assert (dataset.blocks() == blocks[1::2]).all()
+
+
+def test_an_epoch_takes_each_picture_once_and_few_shards_at_a_time(monkeypatch):
+    monkeypatch.setattr(loaders, 'BLOCKS', 2)
+    blocks = np.repeat(np.arange(10), 12)
+    sampler = EpochSampler(120, 6, 1, blocks)
+    epochs = []
+    for sampler.epoch in range(2):
+        order = sampler.order()[:, 0]
+        assert sorted(order) == list(range(120))
+        assert all(len({*blocks[order[start:start + 24]]}) == 2 for start in range(0, 120, 24))
+        assert all(len({*blocks[order[start:start + 12]]}) == 2 for start in range(0, 120, 24))  # mixed, too
+        epochs.append(order)
+    assert (epochs[0] != epochs[1]).any()
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_worker_processes_read_them(sharded, workers):
+    open_split('data')[0].loader(open_split('data')[0].samples[0][0])  # this process has them open, too
+    dataset = SeededImageFolder('data/train', lambda image: np.asarray(image).astype(int).sum())
+    dataset[0, 0]
+    loader = start_loader(dataset, workers, batch_sampler=EpochSampler(len(dataset), 4, 1, dataset.blocks()))
+    sums = [value for batch, _ in loader for value in batch.tolist()]
+    expected = [dataset[key][0] for batch in EpochSampler(len(dataset), 4, 1, dataset.blocks()) for key in batch]
+    assert sums == expected
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='this system starts processes anew')
+def test_a_forked_process_opens_them_itself(sharded):
+    """The place in an open file would be shared."""
+    store = open_split('data')[0].store
+    store.read(0)
+    child = multiprocessing.get_context('fork').Process(
+        target=lambda: (before := store.local.dataset, store.read(0), os._exit(store.local.dataset is before)))
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+
+
+def test_they_go_to_another_process(sharded):
+    store = open_split('data')[0].store
+    path = store.all[3][0]
+    assert pickle.loads(pickle.dumps(store)).open(path).tobytes() == store.open(path).tobytes()
+
+
+@pytest.mark.parametrize('cache', ['disk', 'None'])
+def test_a_run_on_shards_goes_on_in_mid_epoch_with_two_processes(sharded, monkeypatch, cache):
+    """To what one process learns that was never stopped, but for rounding."""
+    changes = {'cache': cache, 'batch_size': 6, 'lr': 1e-4, 'use_amp': 'false'}
+    monkeypatch.setattr(train, 'choose_device', lambda use_gpu: torch.device('cpu'))  # as in `launch`
+    run(**changes)
+    whole = torch.load('out/last.pth', weights_only=True)
+    shutil.rmtree('out')
+    real, calls = BatchMeter.add, []
+
+    def add(*arguments):
+        calls.append(1)
+        if len(calls) == 10:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(BatchMeter, 'add', add)
+        run(**changes)
+    process = launch(2, 'train.py', *arguments_of(**changes, resume='true'))
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    again = torch.load('out/last.pth', weights_only=True)
+    assert again['history'][-1]['train_loss'] == pytest.approx(whole['history'][-1]['train_loss'], rel=1e-4)
+    for name, tensor in whole['state_dict'].items():
+        torch.testing.assert_close(again['state_dict'][name], tensor, rtol=2e-4, atol=2e-4, msg=name)
+
+
+def test_predictions_of_shards_are_those_of_files(sharded):
+    run()
+    for folder in ('data/val', 'files/val'):
+        done = run_script('test.py', '--checkpoint', 'out/best.pth', '--test-dir', folder, '--output-dir',
+                          folder.split('/')[0] + '-named', cwd=sharded)
+        assert done.returncode == 0, done.stderr
+    rows = [sorted(str({**row, 'modified_ns': 0}) for row in read_rows(sharded / f'{name}-named'))
+            for name in ('data', 'files')]
+    assert rows[0] == rows[1] and len(rows[0]) == 19
+    assert (sharded / 'data-named' / 'confusion.png').exists()
+
+
+def test_a_class_without_a_picture_in_val_is_known_there(sharded):
+    draw_folder(sharded / 'data1', {'one': 1}, seed=9)
+    assert split('--shards').returncode == 0
+    train_set, val_set = open_split('data')
+    assert train_set.classes == val_set.classes and 'one' in val_set.classes and len(val_set) == 19
+
+
+def test_a_damaged_picture_in_a_shard_is_named(sharded):
+    for path in Path('data1', 'a').iterdir():
+        path.write_bytes(path.read_bytes()[:-60])
+    assert split('--shards').returncode == 0
+    dataset = open_split('data')[0]
+    for path, target in dataset.samples:
+        if dataset.classes[target] == 'a':
+            with pytest.raises(BadImage, match='a/0[0-9]*.png: not a readable image'):
+                dataset.loader(path)
+        else:
+            dataset.loader(path)
+
+
+@pytest.mark.parametrize('damage, words', [
+    (lambda folder: next(folder.glob('*.bin')).unlink(), ''),
+    (lambda folder: (folder / 'index.json').unlink(), 'make the shards again'),
+    (lambda folder: (folder / 'index.json').write_text('[]'), 'make the shards again'),
+    (lambda folder: (folder / 'index.json').write_text('{"chunks": []}'), '0 pictures in index.json'),
+    (lambda folder: (folder / 'classes.json').write_text('["a"]'), 'make the shards again'),
+    (lambda folder: (folder / 'classes.json').write_text('7'), 'make the shards again'),
+    (lambda folder: (folder / 'pictures.csv').write_text('file,class\n'), 'make the shards again'),
+    (lambda folder: (folder / 'pictures.csv').write_text('file,class,bytes\na/x.png,a,10\n'), 'make the shards again'),
+    (lambda folder: (folder / 'pictures.csv').write_text(
+        (folder / 'pictures.csv').read_text(errors='replace').replace('file,', 'name,')), 'has not the columns'),
+    (lambda folder: (folder / 'pictures.csv').write_text('file,class,bytes\na/x.png,a\n'), 'make the shards again')])
+def test_shards_that_are_not_whole(sharded, damage, words):
+    damage(sharded / 'data' / 'train')
+    with pytest.raises(UserError, match=words):
+        store = Shards('data/train')
+        for path, _ in store.all:
+            store.open(path)
+
+
+def test_a_split_of_shards_is_replaced_and_foreign_files_are_not(sharded):
+    before = files_below(sharded / 'data')
+    assert split('--shards').returncode == 0
+    assert files_below(sharded / 'data').keys() == before.keys()
+    (sharded / 'data' / 'train' / 'mine.bin').write_text('precious')
+    assert 'mine.bin was not put there' in split('--shards').stderr
+    (sharded / 'data' / 'train' / 'mine.bin').unlink()
+    assert split().returncode == 0 and (sharded / 'data' / 'train' / 'a').is_dir()
+    assert Counter(row['side'] for row in rows_of(sharded / 'data')) == Counter(
+        row['side'] for row in rows_of(sharded / 'files'))
+
+
+def test_without_the_library_there_is_one_line(sharded, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'litdata', None)
+    assert 'pip install -U litdata' in split('--shards').stderr
+    with pytest.raises(UserError, match='pip install -U litdata'):
+        open_split('data')[0].store.read(0)
