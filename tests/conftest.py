@@ -35,7 +35,7 @@ def seedlings():
 @pytest.fixture
 def quick(monkeypatch):
     """Runs in the tests' own process draw no pictures and do not work out what a step costs: most of their time."""
-    monkeypatch.setattr('train.print_cost', lambda *arguments: {})
+    monkeypatch.setattr('common.training.setup.print_cost', lambda *arguments: None)
     for name in ('plot_training', 'plot_confusion'):
         monkeypatch.setattr(f'common.training.log.{name}', lambda *arguments: None)
     monkeypatch.setattr('common.training.page.RunPage.write', lambda *arguments: None)

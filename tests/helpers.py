@@ -20,12 +20,13 @@ from common import settings
 from common.data.transforms import Transform
 from common.evaluation.predictor import FORMAT
 from common.evaluation.validate import measure_batch_norm
+from common.training import choices, schedule, setup
 
 ROOT = Path(__file__).resolve().parent.parent
 SEEDLINGS = Path(os.environ.get('SEEDLINGS', ROOT.parent / 'shared' / 'seedlings'))
 TINY = {'layers': (1, 1, 1, 1), 'embed_dims': (24, 48), 'num_heads': (2, 4), 'stem_hidden_dim': 16}
 CLOCKS = {'seconds', 'images_per_s', 'waiting'}  # columns of the log that no two runs have alike
-SMALL = {'--img-size': 32, '--start-size': 1, '--batch-size': 8, '--epochs': 2, '--validate-every': 1, '--warmup': 0,
+SMALL = {'--img-size': 32, '--batch-size': 8, '--epochs': 2, '--validate-every': 1, '--warmup': 0,
          '--num-workers': 0, '--pretrained': 'false', '--model-kwargs': TINY, '--drop-path': 0, '--lr': 1e-3,
          '--augmentation': 1, '--output-dir': 'out'}
 
@@ -88,32 +89,33 @@ def configure(**changes):
 
 
 def prepare(**changes):
-    """The settings of a small run as train.main has them, after validation."""
-    cfg = configure(**changes)
-    train.validate_settings(cfg)
-    return train.resolved(cfg)
+    """The settings of a small run as train.main has them, after they were checked."""
+    return choices.check_settings(configure(**changes))
 
 
 def run(**changes):
     train.main(configure(**changes))
 
 
-def load(cfg, normalisation=None):
-    return train.build_data(cfg, train.open_split(cfg.DATA_DIR), normalisation)
+def load(cfg, of_weights=None):
+    split = train.open_split(cfg.DATA_DIR)
+    transform = train.make_transform(cfg.IMG_SIZE, cfg.CROP, cfg.MODEL, cfg.NORMALISATION, of_weights, split.classes)
+    return train.build_data(cfg, split, transform, train.train_transform(cfg, transform))
 
 
 def build(**changes):
     """(settings, data, state): what train.py has before the first update."""
     cfg = prepare(**changes)
-    provenance, content = train.find_weights(cfg)
-    cfg = train.choose_settings(cfg, provenance, train.open_split(cfg.DATA_DIR)[0], None)
-    data = load(cfg, provenance.normalisation)
-    return cfg, data, train.build_state(cfg, data, provenance, content, None, train.Clock())
+    weights = setup.find_weights(cfg.PRETRAINED, cfg.MODEL, cfg.IMG_SIZE)
+    split = train.open_split(cfg.DATA_DIR)
+    cfg = choices.choose_settings(cfg, weights.provenance, len(split.train), len(split.classes), None)
+    data = load(cfg, weights.provenance.normalisation)
+    state, _ = train.build_state(cfg, data, weights, None, schedule.Clock())
+    return cfg, data, state
 
 
-def measure_norms(state, loader, size):
-    nets = [state.net, state.ema.module] if state.ema else [state.net]
-    measure_batch_norm(nets, loader, size, state.device, state.amp_dtype)
+def measure_norms(state, loader):
+    measure_batch_norm([*state.weights().values()], loader, state.device, state.amp_dtype)
 
 
 def read_json(path):

@@ -4,6 +4,7 @@ import json
 import os
 import random
 from collections.abc import Callable, Container
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,8 @@ class ImageFolder(datasets.ImageFolder):
 
     def __init__(self, root: Path | str, transform: Callable | None = None, classes: list[str] | None = None,
                  allow_empty: bool = False):
-        self.expected, self.store = classes, open_store(root)
+        self.expected = classes
+        self.store = open_store(root)
         super().__init__(str(root), transform, loader=self.store.open, allow_empty=allow_empty)
         self._keep(self.samples)
         if not self.samples:
@@ -35,16 +37,18 @@ class ImageFolder(datasets.ImageFolder):
     def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
         names = self.store.classes()
         if self.expected is not None and set(names) != set(self.expected):
-            extra, missing = sorted(set(names) - set(self.expected)), sorted(set(self.expected) - set(names))
-            raise UserError(f'{directory}: the classes must be those of the training set, but '
-                            + ' and '.join([f'{", ".join(extra)} is extra'] * bool(extra)
-                                           + [f'{", ".join(missing)} is missing'] * bool(missing)))
+            problems = []
+            if extra := sorted(set(names) - set(self.expected)):
+                problems.append(f'{", ".join(extra)} is extra')
+            if missing := sorted(set(self.expected) - set(names)):
+                problems.append(f'{", ".join(missing)} is missing')
+            raise UserError(f'{directory}: the classes must be those of the training set, but {" and ".join(problems)}')
         names = list(self.expected or names)
         return names, {name: index for index, name in enumerate(names)}
 
     def make_dataset(self, directory: str, class_to_idx: dict[str, int], allow_empty: bool = False,
                      **unused) -> Samples:
-        """[(path, class index)], the files that the other scripts see, too."""
+        """Return [(path, class index)], the files that the other scripts see, too."""
         samples = self.store.samples(class_to_idx)
         if not allow_empty:
             filled = {*samples.targets.tolist()}
@@ -52,7 +56,9 @@ class ImageFolder(datasets.ImageFolder):
         return samples
 
     def blocks(self) -> np.ndarray | None:
-        """Numbers (N,) of the parts of the set that are best read one after the other; None: in any order."""
+        """Return the number (N,) of the part of the set that each sample lies in, if parts are best read one after the
+        other; None: in any order.
+        """
         return self.store.blocks(self.samples)
 
     def leave_out(self, paths: Container[str]) -> None:
@@ -78,20 +84,32 @@ class SeededImageFolder(ImageFolder):
         return item
 
 
-def open_split(data_dir: str) -> tuple['SeededImageFolder', ImageFolder]:
-    """(training set, validation set) of a folder that makedata.py made; nothing is read yet."""
+@dataclass
+class Split:
+    """Both sides of the folder that makedata.py made."""
+    train: SeededImageFolder
+    val: ImageFolder
+
+    @property
+    def classes(self) -> list[str]:
+        return self.train.classes
+
+
+def open_split(data_dir: str) -> Split:
+    """Return the training and validation sets of a folder; nothing is read yet. Raises UserError."""
     root = Path(data_dir)
     if not (root / 'train').is_dir() or not (root / 'val').is_dir():
         raise UserError(f'{root}/train and {root}/val are needed: run makedata.py first, or set DATA_DIR')
     train_set = SeededImageFolder(root / 'train')
     if len(train_set.classes) == 1:
         raise UserError(f'{root}/train has one class only, {train_set.classes[0]}: give each class its own folder')
-    return train_set, ImageFolder(root / 'val', classes=train_set.classes, allow_empty=True)
+    return Split(train_set, ImageFolder(root / 'val', classes=train_set.classes, allow_empty=True))
 
 
 def fingerprint(*sets: ImageFolder) -> str:
-    """A text that changes with the names, classes and sizes in bytes of the files in data sets."""
-    digest, separator = hashlib.sha256(), '['  # of the JSON of a list that would take much memory
+    """Return a text that changes with the names, classes and sizes in bytes of the files in data sets."""
+    digest = hashlib.sha256()  # of the JSON of a list, which as a whole would take much memory
+    separator = '['
     for dataset in sets:
         start = len(str(Path(dataset.root, ' '))) - 1
         for path, target in dataset.samples:
@@ -102,10 +120,10 @@ def fingerprint(*sets: ImageFolder) -> str:
     return digest.hexdigest()
 
 
-def leave_out(train_set: ImageFolder, val_set: ImageFolder, bad: dict[str, str], listing: Path) -> None:
+def leave_out(split: Split, bad: dict[str, str], listing: Path) -> None:
     """Take the files in `bad`, {path: problem}, out of both sets, and list them in the file `listing`.
 
-    Raises UserError where a class then has no picture to learn from.
+    Raises UserError where a class then has no image to learn from.
     """
     for problem in bad.values():
         print(f'left out: {problem}')
@@ -114,13 +132,14 @@ def leave_out(train_set: ImageFolder, val_set: ImageFolder, bad: dict[str, str],
         if bad:
             write_text(listing, ''.join(f'{problem}\n' for problem in bad.values()))
             print(f'{len(bad)} files are left out; {listing} lists them')
-    for dataset in (train_set, val_set):
+    for dataset in (split.train, split.val):
         dataset.leave_out(bad)
-    if not len(val_set):
-        raise UserError(f'{val_set.root}: none of its files is a readable picture')
-    trained, measured = set(train_set.targets), set(val_set.targets)
-    for index, name in enumerate(train_set.classes):
+    if not len(split.val):
+        raise UserError(f'{split.val.root}: none of its files is a readable image')
+    trained = set(split.train.targets)
+    measured = set(split.val.targets)
+    for index, name in enumerate(split.classes):
         if index not in trained:
-            raise UserError(f'{train_set.root}/{name}: none of its files is a readable picture')
+            raise UserError(f'{split.train.root}/{name}: none of its files is a readable image')
         if index not in measured:
-            print(f'warning: {val_set.root} has no picture of {name}, so nothing measures that class')
+            print(f'warning: {split.val.root} has no image of {name}, so nothing measures that class')

@@ -11,8 +11,6 @@ import torch
 import torch.nn.functional as F
 from timm.utils import accuracy
 
-from common.runtime.processes import add_up
-
 # Confidence that can be taken at its word: of pictures named with 80 %, four in five are right
 
 BINS = 15  # of confidence
@@ -81,40 +79,3 @@ def interval(acc1: float, count: int) -> tuple[float, float]:
 
     found = binomtest(round(acc1 / 100 * count), count).proportion_ci(method='wilson')
     return 100 * found.low, 100 * found.high
-
-
-class BatchMeter:
-    """Loss, accuracy and margins over the batches of an update, on the device until they are read.
-
-    The margin of an image is the logit of its label less that of the most probable other class. `rows` says which of
-    the `batch_size` images of a batch this process has.
-    """
-
-    def __init__(self, smoothing: float, batch_size: int, rows: list[int]):
-        self.smoothing, self.batch_size, self.own, self.sums, self.images = smoothing, batch_size, rows, [], []
-
-    @torch.no_grad()
-    def add(self, loss: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor, targets: torch.Tensor) -> None:
-        """The mean loss of a batch, its logits (B, classes), labels (B,) and targets (B, classes); of one that several
-        processes share, this one's part of the mean and its rows.
-        """
-        unmixed = targets.amax(1) >= 1 - self.smoothing  # mixed with another class a label says little
-        correct = unmixed & (logits.argmax(1) == labels)
-        self.sums.append(torch.stack([loss.detach(), correct.sum(), unmixed.sum()]))
-        other, guess = logits.scatter(1, labels[:, None], -math.inf).max(1)
-        margin = logits.gather(1, labels[:, None])[:, 0] - other
-        images = torch.stack([margin, guess, unmixed], 1)
-        if len(self.own) < self.batch_size:  # only then, since a GPU is waited for as it gets the numbers of the rows
-            rows = torch.tensor(self.own).to(margin.device)
-            images = margin.new_zeros(self.batch_size, 3).index_copy(0, rows, images)
-        self.images.append(images)
-
-    def read(self) -> tuple[float, int, int, torch.Tensor]:
-        """(mean loss of the batches, correct images, images whose label is no mixture; for all images of the update, in
-        order, margin, the most probable other class and whether the label is no mixture, (images, 3) on the CPU).
-        """
-        batches = len(self.sums)
-        found = torch.cat([*self.sums, *map(torch.flatten, self.images)]).cpu().double()  # not before: MPS has none
-        sums, images = (part.view(-1, 3) for part in add_up(found).split([3 * batches, len(found) - 3 * batches]))
-        loss, correct, unmixed = sums.sum(0).tolist()
-        return loss / batches, int(correct), int(unmixed), images

@@ -19,10 +19,11 @@ from common.data.loaders import in_turn
 from common.data.reading import Batch, Picture, read_batches
 from common.data.transforms import Transform
 from common.evaluation.certainty import certainty, typicality
+from common.evaluation.validate import EvalModel
 from common.runtime.device import choose_amp_dtype, choose_device, parallel, to_device
 from common.runtime.errors import UserError, extra
 from common.runtime.processes import RANK, WORLD_SIZE, gather
-from models import WeightsError, check_saved, logits_and_features, restore_model
+from models import WeightsError, check_saved, restore_model
 from models.weights import read_file
 
 # What the steps after training read in a checkpoint of train.py
@@ -134,8 +135,8 @@ class Predictor:
             if transform not in self.transforms:
                 self.transforms.append(transform)
             member.transform = self.transforms.index(transform)
-            member.model = parallel(member.model.to(self.device), self.device, self.amp_dtype, use_dp,
-                                    look=logits_and_features).eval()
+            model = EvalModel(member.model.to(self.device), self.amp_dtype)
+            member.model = parallel(model, self.device, use_dp).eval()
         self.views = []
         if tta:
             with extra('TTA'):

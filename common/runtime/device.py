@@ -1,7 +1,6 @@
 """Which processor computes, in which precision, and with how many threads."""
 import platform
 import time
-from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -103,38 +102,10 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix('torch.')
 
 
-# Networks in autocast, shared among several GPUs or processes, and compiled
-
-Loss = Callable  # (outputs of a network, targets (B, classes)) -> (logits (B, classes), losses (B,)), both in fp32
-
-
-class Autocast(nn.Module):
-    """Enters autocast around a network: DataParallel's threads forget the dtype that the caller's autocast has.
-
-    Called with images alone it returns what `look` makes of the network and them; with targets too, what `loss` makes
-    of the network's outputs and them, with one row for each image: within each replica, so that DataParallel gathers
-    nothing else.
+def parallel(model: nn.Module, device: torch.device, use_dp: bool) -> nn.Module:
+    """Return the model, in DataParallel where there are several GPUs and `use_dp` is set: it shares each batch among
+    them. Under torchrun the processes share it instead.
     """
-
-    def __init__(self, net: nn.Module, amp_dtype: torch.dtype | None, loss: Loss | None = None,
-                 look: Callable = nn.Module.__call__):
-        super().__init__()
-        self.net, self.amp_dtype, self.loss, self.look = net, amp_dtype, loss, look
-
-    def forward(self, images: torch.Tensor, targets: torch.Tensor | None = None):
-        with torch.autocast(images.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
-            if targets is None:
-                return self.look(self.net, images)
-            outputs = self.net(images)
-        return self.loss(outputs, targets)
-
-
-def parallel(net: nn.Module, device: torch.device, amp_dtype: torch.dtype | None, use_dp: bool,
-             loss: Loss | None = None, look: Callable = nn.Module.__call__) -> nn.Module:
-    """The network in Autocast and, with several GPUs and `use_dp`, in DataParallel: each batch is shared among them.
-    Under torchrun the processes share it.
-    """
-    model = Autocast(net, amp_dtype, loss, look)
     if use_dp and device.type == 'cuda' and torch.cuda.device_count() > 1 and not LAUNCHED:
         return nn.DataParallel(model)
     return model

@@ -1,6 +1,7 @@
 """Checkpoints: plain dicts of tensors and values, written aside, moved into place, read without running anything.
 
-best.pth is what test.py needs; last.pth is what a resumed run needs, last_before.pth the one before it.
+best.pth is what test.py needs; last.pth is what a resumed run needs, last_before.pth the one before it. A resumed run
+must have the settings and images of the first one; what may change is printed.
 """
 import contextlib
 import os
@@ -14,16 +15,19 @@ from common.evaluation.predictor import FORMAT, load
 from common.runtime.errors import UserError
 from common.runtime.files import move, replacing
 from common.settings import Settings
-from common.training.plan import Plan
+from common.training.schedule import Plan
 from common.training.setup import Provenance
 from common.training.step import Progress
 
 LAST_KEYS = ('settings', 'classes', 'fingerprint', 'transform', 'history', 'provenance', 'progress', 'plan', 'elapsed',
-             'state_dict', 'state_dict_ema', 'lr_scale', 'optimizer', 'scaler')  # what last.pth must have
+             'state_dict', 'state_dict_ema', 'lr_scale', 'optimizer', 'scaler', 'margins')  # what last.pth must have
+FIXED = ('MODEL', 'MODEL_KWARGS', 'IMG_SIZE', 'USE_EMA', 'TOKEN_LABEL', 'LAYER_DECAY', 'OPTIMIZER')  # of the whole run
+FIXED_IN_EPOCH = ('BATCH_SIZE', 'ACCUMULATE_STEPS', 'SEED')  # while an epoch that was stopped in the middle goes on
+ALSO_NEEDED = ('LR', 'AUGMENTATION', 'TIME_BUDGET', 'PATIENCE', 'EPOCHS')  # in the settings of last.pth
 
 
 def save(path: Path, content: dict) -> None:
-    """Write a dict so that `path` holds, at every moment, either the old content whole or the new."""
+    """Write a dict so that `path` holds, at every moment, either the whole old content or the whole new one."""
     with replacing(path) as aside, open(aside, 'wb') as file:
         try:
             torch.save({'format': FORMAT, **content}, file)
@@ -45,7 +49,9 @@ def sync_folder(folder: Path) -> None:
 
 def save_last(folder: Path, content: dict) -> None:
     """Save last.pth; the one before it becomes last_before.pth."""
-    last, before, new = (folder / name for name in ('last.pth', 'last_before.pth', 'last_new.pth'))
+    last = folder / 'last.pth'
+    before = folder / 'last_before.pth'
+    new = folder / 'last_new.pth'
     save(new, content)
     if last.exists():
         move(last, before)
@@ -54,11 +60,12 @@ def save_last(folder: Path, content: dict) -> None:
 
 
 def load_last(folder: Path) -> dict:
-    """The content of last.pth, or of last_before.pth where last.pth is missing or damaged.
+    """Return the content of last.pth, or of last_before.pth where last.pth is missing or damaged.
 
     Every byte is checked against the checksums that PyTorch's files have. Raises UserError where neither is whole.
     """
-    last, before = folder / 'last.pth', folder / 'last_before.pth'
+    last = folder / 'last.pth'
+    before = folder / 'last_before.pth'
     path = next((path for path in (last, before) if is_whole(path)), last)
     if path == before:
         print(f'{last} is missing or damaged: going on from the save before it, {before}')
@@ -71,6 +78,7 @@ def load_last(folder: Path) -> dict:
 
 
 def is_whole(path: Path) -> bool:
+    """Return whether a file is a zip archive without damage, as PyTorch's files are."""
     try:
         with zipfile.ZipFile(path) as file:
             return file.testzip() is None
@@ -83,7 +91,8 @@ def set_aside(folder: Path) -> None:
 
     A run without any update leaves no checkpoint.
     """
-    last, before = folder / 'last.pth', folder / 'last_before.pth'
+    last = folder / 'last.pth'
+    before = folder / 'last_before.pth'
     if before.exists() and not last.exists():  # it was killed between two moves
         move(before, last)
     for path in (before, folder / 'last_new.pth', folder / '.last_new.pth.tmp'):  # the last two: of a killed run
@@ -97,7 +106,7 @@ def set_aside(folder: Path) -> None:
 
 
 def has_updates(path: Path) -> bool:
-    """Whether a last.pth is of a run that has learnt something."""
+    """Return whether a last.pth is of a run that has learnt something."""
     try:
         content = load(path)
         return bool(content['history']) or content['progress']['updates'] > 0
@@ -105,25 +114,19 @@ def has_updates(path: Path) -> bool:
         return False
 
 
-# Whether a run can be resumed from last.pth: which settings and data must be the same, and which may change
+# ---- going on from a checkpoint --------------------------------------------------------------------------------------
 
-OF_AN_EPOCH = ('BATCH_SIZE', 'ACCUMULATE_STEPS', 'SEED')  # settings of an epoch that was stopped in the middle
-FIXED = ('MODEL', 'MODEL_KWARGS', 'IMG_SIZE', 'USE_EMA', 'AUX_HEAD', 'TOKEN_LABEL', 'LAYER_DECAY',
-         'OPTIMIZER')  # of the whole run
-
-
-def find_saved(cfg: Settings, out: Path) -> dict | None:
-    """The content of last.pth in the folder `out`, where RESUME asks for it. Raises UserError."""
-    there = any((out / name).exists() for name in ('last.pth', 'last_before.pth'))
-    if cfg.RESUME is not True and not (cfg.RESUME == 'auto' and there):
+def find_saved(resume: bool | str, out: Path) -> dict | None:
+    """Return the content of last.pth in the folder `out` where RESUME = `resume` asks for it. Raises UserError."""
+    there = (out / 'last.pth').exists() or (out / 'last_before.pth').exists()
+    if resume is False or (resume == 'auto' and not there):
         return None
     saved = load_last(out)
     try:
         Progress.from_dict(saved['progress'])
         Provenance(**saved['provenance'])
         Plan(**saved['plan'])
-        missing = [name for name in (*FIXED, *OF_AN_EPOCH, 'LR', 'START_SIZE', 'AUGMENTATION', 'TIME_BUDGET')
-                   if name not in saved['settings']]
+        missing = [name for name in (*FIXED, *FIXED_IN_EPOCH, *ALSO_NEEDED) if name not in saved['settings']]
         whole = isinstance(saved['history'], list) and isinstance(saved['transform'], dict)
     except (TypeError, ValueError, AttributeError):
         whole = False
@@ -136,16 +139,19 @@ def find_saved(cfg: Settings, out: Path) -> dict | None:
 
 
 def is_complete(cfg: Settings, saved: dict) -> bool:
-    """Whether a run has nothing left to do with these settings."""
-    if all(saved['settings'].get(name) == getattr(cfg, name) for name in (
-            'TIME_BUDGET', 'PATIENCE', *([] if cfg.TIME_BUDGET else ['EPOCHS']))):
-        return len(saved['history']) >= Plan(**saved['plan']).epochs
-    return not cfg.TIME_BUDGET and len(saved['history']) >= cfg.EPOCHS
+    """Return whether a run has nothing left to do with these settings."""
+    before = saved['settings']
+    epochs = len(saved['history'])
+    same_end = before['TIME_BUDGET'] == cfg.TIME_BUDGET and before['PATIENCE'] == cfg.PATIENCE
+    if same_end and (cfg.TIME_BUDGET or before['EPOCHS'] == cfg.EPOCHS):
+        return epochs >= Plan(**saved['plan']).epochs
+    return not cfg.TIME_BUDGET and epochs >= cfg.EPOCHS
 
 
-def check_resume(cfg: Settings, data: Data, saved: dict, out: Path) -> None:
+def check_resume(cfg: Settings, data: Data, saved: dict) -> None:
     """Raise UserError for settings and data that would make it another run, and print what else has changed."""
-    before, place = saved['settings'], f'RESUME: {out}/last.pth'
+    before = saved['settings']
+    place = f'RESUME: {cfg.OUTPUT_DIR}/last.pth'
     for name in FIXED:
         if before[name] != getattr(cfg, name):
             raise UserError(f'{place} was trained with {name} = {before[name]!r}: set it back, or choose another '
@@ -153,10 +159,14 @@ def check_resume(cfg: Settings, data: Data, saved: dict, out: Path) -> None:
     if saved['classes'] != data.classes:
         raise UserError(f'{place} was trained on other classes: choose another OUTPUT_DIR')
     if saved['fingerprint'] != data.fingerprint:
-        raise UserError(f'{place} was trained on other pictures than DATA_DIR has now: put those back, or choose '
+        raise UserError(f'{place} was trained on other images than DATA_DIR has now: put those back, or choose '
                         'another OUTPUT_DIR')
-    if saved['progress']['updates']:
-        check_unfinished_epoch(cfg, before, place)
+    images = before['BATCH_SIZE'] * before['ACCUMULATE_STEPS']
+    if saved['progress']['updates'] and (
+            before['SEED'] != cfg.SEED or images != cfg.BATCH_SIZE * cfg.ACCUMULATE_STEPS):
+        described = ', '.join(f'{name} = {before[name]}' for name in FIXED_IN_EPOCH)
+        raise UserError(f'{place} stopped within an epoch that has {described}: until that epoch is over, leave SEED '
+                        'and the product of the other two as they are')
     now = data.transform.as_dict()
     if saved['transform'] != now:
         were = ', '.join(f'{key.upper()} = {value}' for key, value in saved['transform'].items()
@@ -165,32 +175,23 @@ def check_resume(cfg: Settings, data: Data, saved: dict, out: Path) -> None:
     if is_complete(cfg, saved):
         longer = 'TIME_BUDGET' if cfg.TIME_BUDGET else 'EPOCHS'
         raise UserError(f'{place} has completed all its {len(saved["history"])} epochs: raise {longer} to train on')
-    print_changes(cfg, saved, out)
+    print_changes(vars(cfg), before)
+    if resumed_lr_scale(cfg.LR, saved) < 1:
+        print(f'resume: the learning rate stays at {saved["lr_scale"]} of LR, after updates without a finite loss')
+    updates = saved['progress']['updates']
+    more = f' and {updates} updates' if updates else ''
+    print(f'resume: {cfg.OUTPUT_DIR}/last.pth, after epoch {len(saved["history"])}{more}')
 
 
-def check_unfinished_epoch(cfg: Settings, before: dict, place: str) -> None:
-    """An epoch that was stopped in the middle goes on with as many images an update, in the same order."""
-    images = before['BATCH_SIZE'] * before['ACCUMULATE_STEPS']
-    if before['SEED'] != cfg.SEED or images != cfg.BATCH_SIZE * cfg.ACCUMULATE_STEPS:
-        raise UserError(
-            f'{place} stopped within an epoch that has BATCH_SIZE = {before["BATCH_SIZE"]}, ACCUMULATE_STEPS = '
-            f'{before["ACCUMULATE_STEPS"]}, SEED = {before["SEED"]}: until that epoch is over, leave SEED and the '
-            'product of the other two as they are')
-
-
-def print_changes(cfg: Settings, saved: dict, out: Path) -> None:
-    before = saved['settings']
-    for name, value in vars(cfg).items():
+def print_changes(settings: dict, before: dict) -> None:
+    """Print the settings that are not what they were."""
+    for name, value in settings.items():
         if name not in before:
             print(f'resume: {name} is new, now {value!r}')
         elif before[name] != value and name != 'RESUME':
             print(f'resume: {name} was {before[name]!r}, now {value!r}')
-    if resumed_lr_scale(cfg, saved) < 1:
-        print(f'resume: the learning rate stays at {saved["lr_scale"]} of LR, after updates without a finite loss')
-    updates = saved['progress']['updates']
-    print(f'resume: {out}/last.pth, after epoch {len(saved["history"])}{f" and {updates} updates" if updates else ""}')
 
 
-def resumed_lr_scale(cfg: Settings, saved: dict) -> float:
-    """The factor on LR: 0.1 after a divergence, 1 again when LR was changed since."""
-    return saved['lr_scale'] if saved['settings']['LR'] == cfg.LR else 1.
+def resumed_lr_scale(lr: float, saved: dict) -> float:
+    """Return the factor on LR = `lr`: 0.1 after a divergence, 1 again when LR was changed since."""
+    return saved['lr_scale'] if saved['settings']['LR'] == lr else 1.

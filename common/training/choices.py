@@ -1,235 +1,282 @@
-"""The settings of train.py that cannot work, refused before anything long begins."""
+"""The settings of train.py: what cannot work is refused before anything long begins, and what 'auto' becomes."""
 import difflib
-import functools
 import math
-import statistics
-from collections.abc import Callable
+from typing import NamedTuple
 
+import torch
 from timm.optim import get_optimizer_info, list_optimizers
 
-from common.data.datasets import ImageFolder
+from common.data.loaders import own_rows
 from common.data.transforms import are_mean_and_std
+from common.runtime.device import choose_amp_dtype, choose_device, parallel
 from common.runtime.errors import UserError, extra
 from common.runtime.processes import RESTARTS
 from common.settings import Settings, check_ranges
-from common.training.plan import Size, make_stages
-from common.training.schedule import training_speed
-from common.training.setup import Provenance, largest_batch
+from common.training.losses import LossModel, choose_loss
+from common.training.optimizer import build_optimizer
+from common.training.schedule import Clock, rehearse
+from common.training.setup import Load, Provenance, Size, largest_batch, network_spec
 from models import VARIANTS, default_cfg, has_fixed_size
 
-_RANGES = {  # least and most that make sense
-    **dict.fromkeys(('EPOCHS', 'ACCUMULATE_STEPS', 'MAX_SKIPPED_UPDATES'), (1, math.inf)),
-    'SEED': (0, 2 ** 32 - 1), 'SAVE_EVERY_MINUTES': (0, math.inf),
-    'SMOOTHING': (0, 0.99), 'LAYER_DECAY': (0.01, 1), 'WARMUP': (0, 0.99), 'EMA_SHARE': (0.001, 1),
-    **dict.fromkeys(('MIN_LR', 'DROP_PATH', 'EMA_DECAY', 'MIXUP_PROB', 'MIXUP_SWITCH_PROB'), (0, 1)),
-    **dict.fromkeys(('FLIP', 'FLIP_VERTICAL', 'SHIFT', 'BLUR', 'CUTOUT'), (0, 1)),
-    **dict.fromkeys(('FREEZE_EPOCHS', 'WEIGHT_DECAY', 'CLIP_GRAD'), (0, math.inf)),
-    **dict.fromkeys(('ROTATION', 'JITTER', 'MIXUP_ALPHA', 'CUTMIX_ALPHA'), (0, math.inf))}
-_CHOICES = {'USE_GPU': ('auto', True, False), 'INTERPOLATION': ('bilinear', 'bicubic'), 'RESUME': (True, False, 'auto'),
-            'CACHE': ('ram', 'disk', 'auto', None), 'NORMALISATION': ('auto', 'weights', 'data'),
-            'BALANCE': (None, 'weights', 'sampler'), 'BEST_BY': ('acc1', 'balanced_accuracy')}
-_OURS = {'img_size', 'num_classes', 'in_chans', 'drop_path_rate', 'return_dense', 'mix_token'}  # not for MODEL_KWARGS
+# ---- what cannot work ------------------------------------------------------------------------------------------------
+
+RANGES = {  # least and most that make sense
+    'EPOCHS': (1, math.inf), 'ACCUMULATE_STEPS': (1, math.inf), 'FREEZE_EPOCHS': (0, math.inf),
+    'WARMUP': (0, 0.99), 'LAYER_DECAY': (0.01, 1), 'WEIGHT_DECAY': (0, math.inf), 'CLIP_GRAD': (0, math.inf),
+    'DROP_PATH': (0, 1), 'BLUR': (0, 1), 'JITTER': (0, math.inf), 'CUTOUT': (0, 1), 'MIXUP_PROB': (0, 1),
+    'SMOOTHING': (0, 0.99), 'SAVE_EVERY_MINUTES': (0, math.inf), 'SEED': (0, 2 ** 32 - 1)}
+
+CHOICES = {
+    'CACHE': ('auto', 'ram', 'disk', None), 'USE_GPU': ('auto', True, False), 'BALANCE': (None, 'weights', 'sampler'),
+    'VIEW': ('upright', 'above', 'text', None), 'RESUME': (True, False, 'auto'),
+    'BEST_BY': ('acc1', 'balanced_accuracy')}
+
+SET_BY_TRAIN = {'img_size', 'num_classes', 'in_chans', 'drop_path_rate', 'mix_token'}  # not for MODEL_KWARGS
 
 
-def validate_settings(cfg: Settings) -> None:
-    """Raise UserError for settings that would fail later, each by its name."""
-    check_ranges(cfg, _RANGES)
-    for name, choices in _CHOICES.items():
-        if getattr(cfg, name) not in choices:
-            raise UserError(f'{name} = {getattr(cfg, name)!r}: choose {", ".join(map(repr, choices[:-1]))} '
-                            f'or {choices[-1]!r}')
-    _validate_model(cfg)
-    _validate_optimisation(cfg)
-    _validate_data(cfg)
-    if cfg.TRACKER is not None:
-        with extra('TRACKER'):
-            from extras.trackers import validate_tracker
-        validate_tracker(cfg.TRACKER)
-
-
-def _validate_model(cfg: Settings) -> None:
-    if cfg.MODEL_KWARGS.keys() & _OURS:
-        raise UserError(f'MODEL_KWARGS: {", ".join(sorted(cfg.MODEL_KWARGS.keys() & _OURS))} is set by train.py itself')
-    try:
-        default_cfg(cfg.MODEL)
-    except ValueError as error:
-        raise UserError(f'MODEL: {error}') from error
-    if cfg.TOKEN_LABEL and cfg.MODEL not in VARIANTS:
-        raise UserError(f'TOKEN_LABEL: {cfg.MODEL} gives no logits for tokens, only {", ".join(VARIANTS)} do')
-    if cfg.AUX_HEAD and cfg.MODEL in VARIANTS and cfg.MODEL_KWARGS.get('return_mean'):
-        raise UserError('AUX_HEAD classifies by the class token and return_mean without it: set AUX_HEAD = False')
-    if cfg.FREEZE_EPOCHS and cfg.PRETRAINED is False:
-        raise UserError('FREEZE_EPOCHS needs weights to freeze: set it to 0, or PRETRAINED to something')
-
-
-def _validate_optimisation(cfg: Settings) -> None:
-    mixing = cfg.MIXUP_PROB > 0 and (cfg.MIXUP_ALPHA > 0 or cfg.CUTMIX_ALPHA > 0)
-    _validate_number_or_auto('BATCH_SIZE', cfg.BATCH_SIZE, lambda value: value >= 1, 'a number of pictures')
-    if mixing and cfg.BATCH_SIZE != 'auto' and cfg.BATCH_SIZE % 2:
-        raise UserError(f'BATCH_SIZE = {cfg.BATCH_SIZE} must be even: Mixup works on pairs; or set MIXUP_PROB = 0')
-    if cfg.MIXUP_PROB and not mixing:
-        raise UserError('MIXUP_PROB needs MIXUP_ALPHA or CUTMIX_ALPHA above 0: set it to 0 to switch mixing off')
-    if cfg.TOKEN_LABEL and mixing:
-        raise UserError('TOKEN_LABEL mixes tokens itself and does not go with Mixup and CutMix: set MIXUP_PROB = 0')
-    if len(cfg.BETAS) != 2 or not all(isinstance(beta, (int, float)) and 0 <= beta < 1 for beta in cfg.BETAS):
-        raise UserError(f'BETAS = {cfg.BETAS}: give two numbers from 0 to below 1, for example (0.9, 0.999)')
+def check_settings(cfg: Settings) -> Settings:
+    """Return the settings with IMG_SIZE as (height, width), unless it is 'auto', and with RESUME = 'auto' where
+    torchrun has restarted the processes. Raises UserError for settings that would fail later, each by its name.
+    """
+    check_ranges(cfg, RANGES)
+    for name, choices in CHOICES.items():
+        value = getattr(cfg, name)
+        if value not in choices:
+            others = ', '.join(map(repr, choices[:-1]))
+            raise UserError(f'{name} = {value!r}: choose {others} or {choices[-1]!r}')
+    check_model(cfg.MODEL, cfg.MODEL_KWARGS, cfg.TOKEN_LABEL, cfg.FREEZE_EPOCHS, cfg.PRETRAINED)
+    check_optimizer(cfg.OPTIMIZER, cfg.LR)
+    check_batch(cfg.BATCH_SIZE, cfg.MIXUP_PROB, cfg.TOKEN_LABEL)
+    check_preprocessing(cfg.CROP, cfg.NORMALISATION)
     if cfg.PATIENCE is not None and cfg.PATIENCE < 1:
         raise UserError(f'PATIENCE = {cfg.PATIENCE}: give a number of validations, or None to train to the end')
     if cfg.TIME_BUDGET is not None and not 0 < cfg.TIME_BUDGET < math.inf:
         raise UserError(f'TIME_BUDGET = {cfg.TIME_BUDGET}: give minutes, or None to train for EPOCHS')
-    if cfg.OPTIMIZER != 'auto' and (
-            cfg.OPTIMIZER not in list_optimizers() or get_optimizer_info(cfg.OPTIMIZER).second_order):
-        near = difflib.get_close_matches(cfg.OPTIMIZER, list_optimizers()) or ['muon', 'adamw', 'lion', 'sgd']
-        raise UserError(f'OPTIMIZER = {cfg.OPTIMIZER!r}: choose \'auto\' or one of timm.optim.list_optimizers(), such '
-                        f'as {", ".join(near)}')
-    if cfg.OPTIMIZER not in ('auto', 'muon', 'adamw') and cfg.LR == 'auto':
-        raise UserError(f"OPTIMIZER = {cfg.OPTIMIZER!r} needs an LR of its own, 'auto' is Muon's and AdamW's: set LR")
-    _validate_number_or_auto('LR', cfg.LR, lambda value: 0 < value < math.inf, 'a positive number')
-    _validate_number_or_auto('VALIDATE_EVERY', cfg.VALIDATE_EVERY, lambda value: value >= 1, 'a number of epochs')
+    if not is_auto('VALIDATE_EVERY', cfg.VALIDATE_EVERY, 'a number of epochs') and cfg.VALIDATE_EVERY < 1:
+        raise UserError(f'VALIDATE_EVERY = {cfg.VALIDATE_EVERY}: give a number of epochs, 1 or more')
+    if not is_auto('AUGMENTATION', cfg.AUGMENTATION, 'a share, from 0 to 1,') and not 0 <= cfg.AUGMENTATION <= 1:
+        raise UserError(f"AUGMENTATION = {cfg.AUGMENTATION}: give a share, from 0 to 1, or 'auto'")
+    if cfg.TRACKER is not None:
+        with extra('TRACKER'):
+            from extras.trackers import validate_tracker
+        validate_tracker(cfg.TRACKER)
+    resume = 'auto' if RESTARTS and not cfg.RESUME else cfg.RESUME
+    return Settings(**{**vars(cfg), 'IMG_SIZE': check_img_size(cfg.IMG_SIZE, cfg.MODEL), 'RESUME': resume})
 
 
-def _validate_number_or_auto(name: str, value: float | str, allowed: Callable[[float], bool], what: str) -> None:
-    if value != 'auto' and (isinstance(value, str) or not allowed(value)):
+def is_auto(name: str, value: float | str, what: str) -> bool:
+    """Return whether a setting is 'auto'. Raises UserError for another text."""
+    if isinstance(value, str) and value != 'auto':
         raise UserError(f"{name} = {value!r}: give {what} or 'auto'")
+    return value == 'auto'
 
 
-def _validate_data(cfg: Settings) -> None:
-    sides = (224, 224) if cfg.IMG_SIZE == 'auto' else _sides(cfg.IMG_SIZE)
-    unit = 16 if cfg.MODEL in VARIANTS else 1
+def check_img_size(img_size: int | tuple | str, model: str) -> Size | str:
+    """Return IMG_SIZE as (height, width), or 'auto'."""
+    if img_size == 'auto':
+        return img_size
+    sides = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+    unit = 16 if model in VARIANTS else 1
     if len(sides) != 2 or any(type(side) is not int or side < 16 or side % unit for side in sides):
-        raise UserError(f'IMG_SIZE = {cfg.IMG_SIZE}: each side must be '
-                        + ('a multiple of 16 pixels' if unit == 16 else '16 pixels or more'))
-    _validate_number_or_auto('AUGMENTATION', cfg.AUGMENTATION, lambda value: 0 <= value <= 1, 'a share, from 0 to 1,')
-    _validate_number_or_auto('START_SIZE', cfg.START_SIZE, lambda value: 0 < value <= 1, 'a share of IMG_SIZE')
-    if cfg.START_SIZE not in ('auto', 1) and has_fixed_size(cfg.MODEL):
-        raise UserError(f'START_SIZE = {cfg.START_SIZE}: {cfg.MODEL} takes images of one size: set it to 1')
-    if cfg.CROP not in (None, 'published') and not (isinstance(cfg.CROP, (int, float)) and 0.1 <= cfg.CROP <= 2):
-        raise UserError(f"CROP = {cfg.CROP!r}: give a ratio such as 0.96, 'published' or None")
-    if cfg.ZOOM is not None and not (len(cfg.ZOOM) == 2 and 0 < cfg.ZOOM[0] <= cfg.ZOOM[1]):
-        raise UserError(f'ZOOM = {cfg.ZOOM}: give the least and the most, for example (0.8, 1.2), or None')
-    if (cfg.MEAN is None) != (cfg.STD is None):
-        raise UserError('MEAN and STD go together: set both or neither')
-    if cfg.MEAN is not None and not are_mean_and_std(cfg.MEAN, cfg.STD):
-        raise UserError(f'MEAN = {cfg.MEAN}, STD = {cfg.STD}: each needs three numbers, and STD positive ones')
+        what = 'a multiple of 16 pixels' if unit == 16 else '16 pixels or more'
+        raise UserError(f'IMG_SIZE = {img_size}: each side must be {what}')
+    return sides
 
 
-def _sides(img_size: int | tuple) -> tuple:
-    return (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+def check_model(model: str, kwargs: dict, token_label: bool, freeze_epochs: int, pretrained: bool | str) -> None:
+    """Raise UserError for an unknown network, and for settings that it does not go with."""
+    if kwargs.keys() & SET_BY_TRAIN:
+        raise UserError(f'MODEL_KWARGS: {", ".join(sorted(kwargs.keys() & SET_BY_TRAIN))} is set by train.py itself')
+    try:
+        default_cfg(model)
+    except ValueError as error:
+        raise UserError(f'MODEL: {error}') from error
+    if token_label and model not in VARIANTS:
+        raise UserError(f'TOKEN_LABEL: {model} gives no logits for tokens, only {", ".join(VARIANTS)} do')
+    if freeze_epochs and pretrained is False:
+        raise UserError('FREEZE_EPOCHS needs weights to freeze: set it to 0, or PRETRAINED to something')
 
 
-def resolved(cfg: Settings) -> Settings:
-    """The settings with IMG_SIZE as (height, width), unless 'auto', and the CROP of published weights as a number;
-    RESUME is 'auto' when torchrun has restarted the processes.
+def check_optimizer(name: str, lr: float | str) -> None:
+    """Raise UserError for an optimizer that timm does not have, and for a learning rate that it cannot have."""
+    if name != 'auto' and (name not in list_optimizers() or get_optimizer_info(name).second_order):
+        near = difflib.get_close_matches(name, list_optimizers()) or ['muon', 'adamw', 'lion', 'sgd']
+        raise UserError(f'OPTIMIZER = {name!r}: choose \'auto\' or one of timm.optim.list_optimizers(), such '
+                        f'as {", ".join(near)}')
+    if is_auto('LR', lr, 'a positive number'):
+        if name not in ('auto', 'muon', 'adamw'):
+            raise UserError(f"OPTIMIZER = {name!r} needs an LR of its own, 'auto' is Muon's and AdamW's: set LR")
+    elif not 0 < lr < math.inf:
+        raise UserError(f"LR = {lr}: give a positive number or 'auto'")
+
+
+def check_batch(batch_size: int | str, mixup_prob: float, token_label: bool) -> None:
+    """Raise UserError for a batch that cannot be mixed."""
+    if token_label and mixup_prob:
+        raise UserError('TOKEN_LABEL mixes tokens itself and does not go with Mixup and CutMix: set MIXUP_PROB = 0')
+    if is_auto('BATCH_SIZE', batch_size, 'a number of images'):
+        return
+    if batch_size < 1:
+        raise UserError(f"BATCH_SIZE = {batch_size}: give a number of images, 1 or more, or 'auto'")
+    if mixup_prob and batch_size % 2:
+        raise UserError(f'BATCH_SIZE = {batch_size} must be even: Mixup works on pairs; or set MIXUP_PROB = 0')
+
+
+def check_preprocessing(crop: float | str | None, normalisation: str | tuple) -> None:
+    """Raise UserError for a CROP and a NORMALISATION that do not exist."""
+    if crop not in (None, 'published') and not (isinstance(crop, (int, float)) and 0.1 <= crop <= 2):
+        raise UserError(f"CROP = {crop!r}: give a ratio such as 0.96, 'published' or None")
+    if isinstance(normalisation, tuple):
+        valid = len(normalisation) == 2 and are_mean_and_std(*normalisation)
+    else:
+        valid = normalisation in ('auto', 'weights', 'data')
+    if not valid:
+        raise UserError(f"NORMALISATION = {normalisation!r}: choose 'auto', 'weights', 'data' or a pair of three means "
+                        'and three positive standard deviations')
+
+
+# ---- what 'auto' becomes ---------------------------------------------------------------------------------------------
+
+MANY_IMAGES = 10_000      # training images, from which on AdamW's batches are larger
+ENOUGH_FOR_MUON = 1_000   # training images, from which on Muon was better: with 944, not with 474 (docs/recipe.md)
+USUAL_SIDE = 224          # pixels
+SPEED_SIDE = 112          # pixels, of the images that tell how fast a machine is
+SIDES = range(64, USUAL_SIDE + 1, 16)
+IMAGES_AT_LEAST = 15_000  # that a run from scratch should train on, each again and again
+PASSES_AT_128 = 9         # over the training set, which a run from scratch should make with images of 128 pixels
+PASSES_FOR_ALL = 100      # over the training set, from which on the whole of the augmentation is applied
+UPDATING_SHARE = 0.8      # of the time of a run: the rest is for reading, validating and saving
+
+
+class Choice(NamedTuple):
+    """What a setting becomes, and why."""
+    value: object
+    reason: str
+
+
+def choose_settings(cfg: Settings, provenance: Provenance, images: int, classes: int, saved: dict | None) -> Settings:
+    """Return the settings with a value for each 'auto', in a resumed run that of `saved`; each is printed with its
+    reason. `images` is the number of training images.
     """
-    crop = default_cfg(cfg.MODEL)['crop_pct'] if cfg.CROP == 'published' else cfg.CROP
-    size = cfg.IMG_SIZE if cfg.IMG_SIZE == 'auto' else _sides(cfg.IMG_SIZE)
-    resume = cfg.RESUME or ('auto' if RESTARTS else False)
-    return Settings(**{**vars(cfg), 'IMG_SIZE': size, 'CROP': crop, 'RESUME': resume})
+    chosen = Settings(**vars(cfg))
+
+    def settle(name: str, choice: Choice) -> None:
+        if saved:
+            choice = Choice(saved['settings'][name], 'as before')
+        setattr(chosen, name, choice.value)
+        shown = f'{choice.value:.3g}' if isinstance(choice.value, (int, float)) else choice.value
+        print(f"{name} = 'auto': {shown}, {choice.reason}")
+
+    from_scratch = provenance.from_scratch
+    if chosen.OPTIMIZER == 'auto':
+        settle('OPTIMIZER', choose_optimizer(cfg.MODEL, from_scratch, images))
+    fits_images = cfg.IMG_SIZE == 'auto' and from_scratch and not has_fixed_size(cfg.MODEL)
+    pixels = None  # of training images, all together, for which TIME_BUDGET is enough
+    if cfg.TIME_BUDGET and (fits_images or cfg.AUGMENTATION == 'auto') and not saved:
+        seconds = UPDATING_SHARE * 60 * cfg.TIME_BUDGET
+        pixels = seconds * training_speed(chosen, images, classes)
+    if chosen.IMG_SIZE == 'auto':
+        settle('IMG_SIZE', choose_img_size(images, pixels if fits_images else None, from_scratch, cfg.TIME_BUDGET))
+    if chosen.BATCH_SIZE == 'auto':
+        settle('BATCH_SIZE', choose_batch_size(chosen, images, classes))
+    if chosen.LR == 'auto':
+        settle('LR', choose_lr(chosen.OPTIMIZER, chosen.BATCH_SIZE * chosen.ACCUMULATE_STEPS))
+    if chosen.AUGMENTATION == 'auto':
+        passes = cfg.EPOCHS if pixels is None else pixels / (images * math.prod(chosen.IMG_SIZE))
+        settle('AUGMENTATION', choose_augmentation(passes))
+    return chosen
 
 
-# Settings that are 'auto': what they become, and why
-
-MANY = 10_000     # training pictures, from which on batches are larger
-ENOUGH = 1_000    # the same with Muon, and for it: with 944 it was better, with 474 it was not (docs/recipe.md)
-USUAL = 224       # pixels
-PROBE = 112       # likewise, of images that tell how fast a machine is
-SIDES = range(64, USUAL + 1, 16)
-SEEN = 15_000     # images that a run from scratch should train on, each again and again,
-PASSES = 9        # and passes over the training set, with images of 128 pixels; with others see images_wanted
-FULL = 100        # passes, from which on the whole of the augmentation is applied
-TRAINED = 'the weights are trained already'
-ORDER = ('OPTIMIZER', 'START_SIZE', 'IMG_SIZE', 'BATCH_SIZE', 'LR', 'AUGMENTATION')  # each may need those before it
-UPDATING = 0.8    # of the time: the rest is for reading, validating and saving
+def choose_optimizer(model: str, from_scratch: bool, images: int) -> Choice:
+    if not from_scratch:
+        return Choice('adamw', 'the weights are trained already')
+    if model not in VARIANTS:
+        return Choice('adamw', f'{model} is no VOLO')
+    if images < ENOUGH_FOR_MUON:
+        return Choice('adamw', f'{images} training images are fewer than {ENOUGH_FOR_MUON}')
+    return Choice('muon', f'training from scratch on {ENOUGH_FOR_MUON} images or more')
 
 
-def choose_settings(cfg: Settings, provenance: Provenance, train_set: ImageFolder, saved: dict | None) -> Settings:
-    """The settings with numbers for 'auto', in a resumed run those of `saved`; each is printed with its reason."""
-    choices = Choices(cfg, provenance, train_set)
-    for name in ORDER:
-        if getattr(cfg, name) == 'auto':
-            value, reason = (saved['settings'][name], 'as before') if saved else getattr(choices, name.lower())()
-            print(f"{name} = 'auto': {f'{value:.3g}' if isinstance(value, (int, float)) else value}, {reason}")
-            choices.cfg = Settings(**{**vars(choices.cfg), name: value})
-    return choices.cfg
+def choose_img_size(images: int, pixels: float | None, from_scratch: bool, minutes: float | None) -> Choice:
+    """Choose the largest images of which the run can see enough: `pixels` of them in the `minutes` of TIME_BUDGET, or
+    None where the usual ones are taken.
+    """
+    if pixels is None:
+        usual = (USUAL_SIDE, USUAL_SIDE)
+        return Choice(usual, 'as published' if from_scratch or not minutes else 'the weights are trained already')
+    seen_enough = [side for side in SIDES if images_wanted(side, images) * side ** 2 <= pixels]
+    side = max(seen_enough, default=SIDES[0])
+    wanted = round(images_wanted(side, images), -3)
+    return Choice((side, side), f'so that {minutes:g} minutes are enough for about {wanted} images')
 
 
-class Choices:
-    """A method for each setting that can be 'auto': (its value, the reason)."""
+def images_wanted(side: int, images: int) -> int:
+    """Return how many images of that side a run from scratch on so many should see before larger ones pay.
 
-    def __init__(self, cfg: Settings, provenance: Provenance, train_set: ImageFolder) -> None:
-        self.cfg, self.provenance, self.train_set = cfg, provenance, train_set
-
-    def optimizer(self) -> tuple[str, str]:
-        if not self.provenance.from_scratch:
-            return 'adamw', TRAINED
-        if self.cfg.MODEL not in VARIANTS:
-            return 'adamw', f'{self.cfg.MODEL} is no VOLO'
-        if (pictures := len(self.train_set)) < ENOUGH:
-            return 'adamw', f'{pictures} training pictures are fewer than {ENOUGH}'
-        return 'muon', f'training from scratch on {ENOUGH} pictures or more'
-
-    def batch_size(self) -> tuple[int, str]:
-        usual, many, more = (32, ENOUGH, 128) if self.cfg.OPTIMIZER == 'muon' else (16, MANY, 64)
-        pictures = len(self.train_set)
-        if pictures < usual:
-            batch, reason = max(2, pictures // 2 * 2), f'{pictures} training pictures, in pairs'
-        elif pictures < many:
-            batch, reason = usual, f'{pictures} training pictures are fewer than {many}'
-        else:
-            batch, reason = more, f'{pictures} training pictures are {many} or more'
-        fitting = largest_batch(Settings(**{**vars(self.cfg), 'BATCH_SIZE': batch}), self.train_set.classes)
-        return fitting, reason if fitting == batch else f'{reason}, and {batch} need too much of the free memory'
-
-    def lr(self) -> tuple[float, str]:
-        images = self.cfg.BATCH_SIZE * self.cfg.ACCUMULATE_STEPS
-        base, whose = (6e-4, "Muon's 6e-4") if self.cfg.OPTIMIZER == 'muon' else (1e-4, "the tutorial's 1e-4")
-        return base * math.sqrt(images / 16), f'{whose} for 16 pictures in an update, times √({images}/16)'
-
-    def start_size(self) -> tuple[float, str]:
-        if has_fixed_size(self.cfg.MODEL):
-            return 1., f'{self.cfg.MODEL} takes images of one size'
-        return (0.5, 'training from scratch') if self.provenance.from_scratch else (1., TRAINED)
-
-    def img_size(self) -> tuple[Size, str]:
-        """The largest images of which the run can see enough in its TIME_BUDGET."""
-        usual = USUAL, USUAL
-        if not self.cfg.TIME_BUDGET or has_fixed_size(self.cfg.MODEL):
-            return usual, 'as published'
-        if not self.provenance.from_scratch:
-            return usual, TRAINED
-        wanted = {side: images_wanted(side, len(self.train_set)) for side in SIDES}
-        side = max((side for side, images in wanted.items()
-                    if images * mean_pixels((side, side), self.cfg.START_SIZE) <= self.pixels), default=SIDES[0])
-        images = round(wanted[side], -3)
-        return (side, side), f'so that {self.cfg.TIME_BUDGET:g} minutes are enough for about {images} images'
-
-    def augmentation(self) -> tuple[float, str]:
-        passes = self.cfg.EPOCHS
-        if self.cfg.TIME_BUDGET:
-            passes = self.pixels / (len(self.train_set) * mean_pixels(self.cfg.IMG_SIZE, self.cfg.START_SIZE))
-        return min(1., passes / FULL), f'about {passes:.3g} passes over the training set, of {FULL} for all of it'
-
-    @functools.cached_property
-    def pixels(self) -> float:
-        """How many pixels of images can be trained on in the TIME_BUDGET, about."""
-        cfg = self.cfg
-        if cfg.IMG_SIZE == 'auto':
-            cfg = Settings(**{**vars(cfg), 'IMG_SIZE': (PROBE, PROBE)})
-        if cfg.BATCH_SIZE == 'auto':
-            batch, _ = Choices(cfg, self.provenance, self.train_set).batch_size()
-            cfg = Settings(**{**vars(cfg), 'BATCH_SIZE': batch})
-        return UPDATING * 60 * self.cfg.TIME_BUDGET * training_speed(cfg, self.train_set.classes)
-
-
-def images_wanted(side: int, pictures: int) -> int:
-    """The images of that side that a run from scratch on so many pictures should see before larger ones pay.
-
-    From four runs on 2,821 photographs, of one seed each: with 0.47 PFLOP 18 passes at 160 pixels were better than 9 at
+    From four runs on 2,821 photographs, one seed each: with 0.47 PFLOP 18 passes at 160 pixels were better than 9 at
     224, with 0.15 PFLOP 9 at 128 better than 17 at 96.
     """
-    return max(SEEN, round(PASSES * (side / 128) ** 3 * pictures))
+    return max(IMAGES_AT_LEAST, round(PASSES_AT_128 * (side / 128) ** 3 * images))
 
 
-def mean_pixels(size: Size, start: float) -> float:
-    """Of an image, on average over the stages of a plan: each has the same share of the compute."""
-    return statistics.harmonic_mean([math.prod(size) for _, size in make_stages(size, start)])
+def choose_batch_size(cfg: Settings, images: int, classes: int) -> Choice:
+    """Choose by the number of training images, and less where memory is short. IMG_SIZE has been chosen before."""
+    if cfg.OPTIMIZER == 'muon':
+        usual, many, larger = 32, ENOUGH_FOR_MUON, 128
+    else:
+        usual, many, larger = 16, MANY_IMAGES, 64
+    if images < usual:
+        batch = max(2, images // 2 * 2)
+        reason = f'{images} training images, in pairs'
+    elif images < many:
+        batch = usual
+        reason = f'{images} training images are fewer than {many}'
+    else:
+        batch = larger
+        reason = f'{images} training images are {many} or more'
+    device = choose_device(cfg.USE_GPU)
+    amp_dtype = choose_amp_dtype(device) if cfg.USE_AMP else None
+    load = Load(batch, device, amp_dtype, cfg.USE_DP, cfg.USE_EMA)
+    fitting = largest_batch(network_spec(cfg, classes, cfg.DROP_PATH), load)
+    if fitting < batch:
+        reason += f', and {batch} need too much of the free memory'
+    return Choice(fitting, reason)
+
+
+def choose_lr(optimizer: str, images: int) -> Choice:
+    """Choose by the number of images in an update."""
+    if optimizer == 'muon':
+        base, whose = 6e-4, "Muon's 6e-4"
+    else:
+        base, whose = 1e-4, "the tutorial's 1e-4"
+    return Choice(base * math.sqrt(images / 16), f'{whose} for 16 images in an update, times √({images}/16)')
+
+
+def choose_augmentation(passes: float) -> Choice:
+    """Choose by the number of passes over the training set."""
+    return Choice(min(1., passes / PASSES_FOR_ALL),
+                  f'about {passes:.3g} passes over the training set, of {PASSES_FOR_ALL} for all of it')
+
+
+def training_speed(cfg: Settings, images: int, classes: int) -> float:
+    """Return the pixels of images that can be trained on in a second, tried with blank ones on a network that is thrown
+    away. No random number is drawn.
+    """
+    cfg = Settings(**vars(cfg))
+    if cfg.IMG_SIZE == 'auto':
+        cfg.IMG_SIZE = (SPEED_SIDE, SPEED_SIDE)
+    if cfg.BATCH_SIZE == 'auto':
+        cfg.BATCH_SIZE = choose_batch_size(cfg, images, classes).value
+    device = choose_device(cfg.USE_GPU)
+    amp_dtype = choose_amp_dtype(device) if cfg.USE_AMP else None
+    spec = network_spec(cfg, classes)
+    with torch.random.fork_rng():
+        net = spec.create().to(device)
+    optimizer = build_optimizer(cfg.OPTIMIZER, net, 1., cfg.WEIGHT_DECAY, cfg.LAYER_DECAY, amp_dtype)
+    loss = choose_loss(cfg.TOKEN_LABEL, spec.kwargs.get('return_dense', False))
+    model = parallel(LossModel(net, loss, amp_dtype), device, cfg.USE_DP)
+    rows = len(own_rows(cfg.BATCH_SIZE))
+    blank = torch.zeros(rows, 3, *cfg.IMG_SIZE, device=device)
+    clock = Clock()
+    rehearse(clock, model, optimizer, blank, torch.zeros(rows, classes, device=device), cfg.ACCUMULATE_STEPS)
+    return cfg.BATCH_SIZE * cfg.ACCUMULATE_STEPS * math.prod(cfg.IMG_SIZE) / clock.update_seconds

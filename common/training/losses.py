@@ -6,37 +6,62 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from timm.data.mixup import Mixup, mixup_target
+from torch import nn
 
-from common.settings import Settings
 from models import combine_logits, token_label_loss
 
+Mix = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+Loss = Callable[[torch.Tensor | tuple, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
-def build_mix(cfg: Settings, num_classes: int) -> Callable:
-    """(images (B, 3, H, W), labels (B,)) -> (images, targets (B, classes)): Mixup or CutMix with MIXUP_PROB, smoothing.
 
-    Each image is mixed with its partner in the reversed batch, which must be even then; so are their targets.
+def build_mix(prob: float, smoothing: float, num_classes: int) -> Mix:
+    """Return (images (B, 3, H, W), labels (B,)) -> (images, targets (B, classes)): timm's Mixup or CutMix with
+    probability `prob`, and label smoothing.
+
+    Each image is mixed with its partner in the reversed batch, which must be even then; so are their targets. The other
+    settings are the tutorial's.
     """
-    if cfg.MIXUP_PROB:
-        return Mixup(cfg.MIXUP_ALPHA, cfg.CUTMIX_ALPHA, prob=cfg.AUGMENTATION * cfg.MIXUP_PROB,
-                     switch_prob=cfg.MIXUP_SWITCH_PROB, label_smoothing=cfg.SMOOTHING, num_classes=num_classes)
-    return functools.partial(smooth, num_classes=num_classes, smoothing=cfg.SMOOTHING)
+    if not prob:
+        return functools.partial(smooth, num_classes=num_classes, smoothing=smoothing)
+    return Mixup(mixup_alpha=0.8, cutmix_alpha=1.0, prob=prob, switch_prob=0.5, mode='batch',
+                 label_smoothing=smoothing, num_classes=num_classes)
 
 
-def smooth(images: torch.Tensor, labels: torch.Tensor, num_classes: int, smoothing: float):
-    """The images as they are, and their labels as smoothed one-hot targets (B, classes)."""
+def smooth(images: torch.Tensor, labels: torch.Tensor, num_classes: int,
+           smoothing: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the images as they are, and their labels as smoothed one-hot targets (B, classes)."""
     return images, mixup_target(labels, num_classes, lam=1., smoothing=smoothing)
 
 
-def choose_loss(cfg: Settings, model_kwargs: dict) -> Callable:
-    """The loss that goes with what the network returns in training."""
-    if cfg.TOKEN_LABEL:
+class LossModel(nn.Module):
+    """The network with its loss: (images (B, 3, H, W), targets (B, classes)) -> (logits (B, classes), losses (B,)).
+
+    Both results are in fp32. Autocast is entered here, and not around the call, because DataParallel's threads forget
+    the dtype of the caller's autocast; the loss is computed here so that DataParallel gathers one row for each image.
+    """
+
+    def __init__(self, net: nn.Module, loss: Loss, amp_dtype: torch.dtype | None):
+        super().__init__()
+        self.net = net
+        self.loss = loss
+        self.amp_dtype = amp_dtype
+
+    def forward(self, images: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.autocast(images.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
+            outputs = self.net(images)
+        return self.loss(outputs, targets)
+
+
+def choose_loss(token_label: bool, has_aux_head: bool) -> Loss:
+    """Return the loss that goes with what the network returns in training."""
+    if token_label:
         return token_loss
-    return aux_loss if model_kwargs.get('return_dense') else class_loss
+    return aux_loss if has_aux_head else class_loss
 
 
-def balanced(loss: Callable, labels: np.ndarray) -> Callable:
-    """The loss of every image times a weight with which all classes of the training set, labels (N,), count the same,
-    and a picture counts 1 on average; the weight of a mixture is a mixture.
+def balanced(loss: Loss, labels: np.ndarray) -> Loss:
+    """Return the loss times a weight of each image, with which all classes of the training set, labels (N,), count the
+    same and an image counts 1 on average; the weight of a mixture is a mixture.
     """
     counts = np.bincount(labels)
     weights = torch.from_numpy(counts.mean() / counts).float()  # (classes,)
@@ -49,13 +74,13 @@ def balanced(loss: Callable, labels: np.ndarray) -> Callable:
 
 
 def class_loss(outputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(logits (B, classes), cross-entropy of every image (B,)) in fp32."""
+    """Return (logits (B, classes), cross-entropy of every image (B,)) in fp32."""
     logits = outputs.float()
     return logits, F.cross_entropy(logits, targets, reduction='none')
 
 
 def aux_loss(outputs: tuple, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """class_loss of a VOLO with an auxiliary head on the logits that it predicts with in evaluation.
+    """Return the class_loss of a VOLO with an auxiliary head, on the logits that it predicts with in evaluation.
 
     `outputs` are its class logits (B, classes), token logits (B, N, classes) and an empty box.
     """
@@ -64,11 +89,12 @@ def aux_loss(outputs: tuple, targets: torch.Tensor) -> tuple[torch.Tensor, torch
 
 
 def token_loss(outputs: tuple, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(logits (B, classes), loss of every image (B,)) in fp32, of a VOLO trained with token labels.
+    """Return (logits (B, classes), loss of every image (B,)) in fp32, of a VOLO trained with token labels.
 
     `outputs` are its class logits (B, classes), token logits (B, N, classes) and box. The logits returned are the mean
     of an image's own tokens: its class token saw a mixture of two images, which accuracy cannot judge.
     """
     logits, token_logits, box = outputs
-    outputs = logits.float(), token_logits.float(), box
-    return outputs[1].mean(1), token_label_loss(outputs, targets)
+    logits = logits.float()
+    token_logits = token_logits.float()
+    return token_logits.mean(1), token_label_loss((logits, token_logits, box), targets)

@@ -1,5 +1,4 @@
 """The optimizer: Muon for the matrices of a network that learns from scratch, or one of timm's."""
-import functools
 import math
 from collections import defaultdict
 from collections.abc import Iterable
@@ -10,12 +9,15 @@ from torch import nn
 from torch.optim.adamw import adamw
 
 from common.runtime.errors import UserError
-from common.settings import Settings
 
 # a, b, c of polynomials a·s + b·s³ + c·s⁵ that, one after the other, bring all singular values s from [0.005, 1] into
 # [0.4, 1.6]. Each is the nearest to 1 on what the one before leaves, with 2 % of room for rounding (Amsel et al.,
 # arXiv:2505.16932). Five, which bring them nearer to 1, cost two thirds more and gain nothing by it (docs/recipe.md).
 POLYNOMIALS = ((8.1400, -23.0368, 16.3967), (3.8518, -2.7640, 0.5084), (3.1586, -2.2837, 0.4577))
+
+# How much of the earlier gradients, and of their squares, AdamW remembers (Muon for all but matrices). In short runs
+# the usual 0.9 was as good within the noise (docs/recipe.md).
+BETAS = (0.8, 0.999)
 
 
 class Muon(torch.optim.Optimizer):
@@ -37,10 +39,15 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         for group in self.param_groups:
-            alike, others = defaultdict(list), []
+            alike = defaultdict(list)  # matrices by their shape
+            others = []
             for parameter in group['params']:
-                if parameter.grad is not None:
-                    (alike[parameter.shape] if is_matrix(parameter) else others).append(parameter)
+                if parameter.grad is None:
+                    continue
+                if is_matrix(parameter):
+                    alike[parameter.shape].append(parameter)
+                else:
+                    others.append(parameter)
             for matrices in alike.values():
                 self.update_matrices(matrices, group)
             if others:
@@ -48,7 +55,9 @@ class Muon(torch.optim.Optimizer):
 
     def update_matrices(self, matrices: list[nn.Parameter], group: dict) -> None:
         """Update matrices of the same shape."""
-        skipped = torch.zeros((), device=matrices[0].device) if self.found_inf is None else self.found_inf
+        skipped = self.found_inf
+        if skipped is None:
+            skipped = torch.zeros((), device=matrices[0].device)
         looks_ahead = []
         for matrix in matrices:
             if not self.state[matrix]:
@@ -64,25 +73,28 @@ class Muon(torch.optim.Optimizer):
             matrix.mul_(1 - lr * group['weight_decay']).addcmul_(direction.view_as(matrix), rate, value=-1)
 
     def update_others(self, others: list[nn.Parameter], group: dict) -> None:
+        """Update parameters that are no matrices, as AdamW does."""
         for parameter in others:
             if not self.state[parameter]:
                 self.state[parameter] = {'step': torch.zeros((), device=parameter.device),
                                          'exp_avg': torch.zeros_like(parameter),
                                          'exp_avg_sq': torch.zeros_like(parameter)}
-        averages, squares, steps = ([self.state[parameter][name] for parameter in others]
-                                    for name in ('exp_avg', 'exp_avg_sq', 'step'))
-        adamw(others, [parameter.grad for parameter in others], averages, squares, [], steps, fused=True,
+        gradients = [parameter.grad for parameter in others]
+        averages = [self.state[parameter]['exp_avg'] for parameter in others]
+        squares = [self.state[parameter]['exp_avg_sq'] for parameter in others]
+        steps = [self.state[parameter]['step'] for parameter in others]
+        adamw(others, gradients, averages, squares, [], steps, fused=True,
               found_inf=self.found_inf, amsgrad=False, beta1=group['betas'][0], beta2=group['betas'][1],
               lr=group['lr'], weight_decay=group['weight_decay'], eps=1e-8, maximize=False)
 
 
 def is_matrix(parameter: torch.Tensor) -> bool:
-    """Whether Muon orthogonalises it: not biases, norms, pos_embed, cls_token and depthwise convolutions."""
+    """Return whether Muon orthogonalises a parameter: not biases, norms, pos_embed, cls_token, depthwise filters."""
     return parameter.ndim >= 2 and min(parameter.shape[:2]) > 1
 
 
 def orthogonalised(matrices: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """(N, rows, columns) -> the same with all singular values near 1, by Newton-Schulz iterations in `dtype`."""
+    """Return matrices (N, rows, columns) with all singular values near 1, by Newton-Schulz iterations in `dtype`."""
     tall = matrices.shape[1] > matrices.shape[2]
     x = (matrices.mT if tall else matrices).to(dtype)
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
@@ -92,34 +104,44 @@ def orthogonalised(matrices: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return (x.mT if tall else x).to(matrices.dtype)
 
 
-def optimizer_flop(cfg: Settings, net: nn.Module) -> float:
-    """Floating-point operations of OPTIMIZER in an update: those of Muon's matrix products, else too few to count."""
+def optimizer_flop(optimizer: torch.optim.Optimizer) -> float:
+    """Return the floating-point operations of an update: those of Muon's matrix products, else too few to count."""
     flop = 0
-    for matrix in filter(is_matrix, net.parameters()) if cfg.OPTIMIZER == 'muon' else ():
-        short, long = sorted((len(matrix), matrix[0].numel()))
-        flop += len(POLYNOMIALS) * 2 * short * short * (2 * long + short)
+    if isinstance(optimizer, Muon):
+        for group in optimizer.param_groups:
+            for matrix in filter(is_matrix, group['params']):
+                short, long = sorted((len(matrix), matrix[0].numel()))
+                flop += len(POLYNOMIALS) * 2 * short * short * (2 * long + short)
     return float(flop)
 
 
-def can_skip(cfg: Settings, device: torch.device) -> bool:
-    """Whether OPTIMIZER can itself leave out an update, by its attribute found_inf, so that no GPU is waited for.
+def can_skip(optimizer: torch.optim.Optimizer, device: torch.device) -> bool:
+    """Return whether the optimizer can itself leave out an update, by its attribute found_inf, so that no GPU is waited
+    for: Muon here and PyTorch's fused ones can.
 
     Apple's ignore the attribute before PyTorch has pytorch/pytorch#186360.
     """
-    return cfg.OPTIMIZER in ('muon', 'adamw') and device.type in ('cpu', 'cuda')
+    return bool(optimizer.defaults.get('fused')) and device.type in ('cpu', 'cuda')
 
 
-def build_optimizer(cfg: Settings, net: nn.Module, lr: float, amp_dtype: torch.dtype | None) -> torch.optim.Optimizer:
-    """OPTIMIZER with WEIGHT_DECAY, LAYER_DECAY and BETAS. Raises UserError if it cannot be built."""
-    groups_of = param_groups_weight_decay
-    if cfg.LAYER_DECAY < 1:
-        groups_of = functools.partial(param_groups_layer_decay, layer_decay=cfg.LAYER_DECAY)
-    own = {'betas': tuple(cfg.BETAS), 'fused': True} if cfg.OPTIMIZER == 'adamw' else {}
+def build_optimizer(name: str, net: nn.Module, lr: float, weight_decay: float, layer_decay: float,
+                    amp_dtype: torch.dtype | None) -> torch.optim.Optimizer:
+    """Return OPTIMIZER = `name` for the parameters of the network. Raises UserError if it cannot be built.
+
+    Norms, biases, pos_embed and cls_token have no weight decay. With a `layer_decay` below 1 the learning rate of a
+    layer is that share of the next one's. Muon multiplies in bfloat16 where autocast does.
+    """
     try:
-        groups = groups_of(net, cfg.WEIGHT_DECAY, no_weight_decay_list=getattr(net, 'no_weight_decay', set)())
-        if cfg.OPTIMIZER == 'muon':
-            fast = torch.bfloat16 if amp_dtype is torch.bfloat16 else torch.float32
-            return Muon(groups, lr, tuple(cfg.BETAS), dtype=fast)
-        return create_optimizer_v2(groups, cfg.OPTIMIZER, lr=lr, **own)
+        exempt = getattr(net, 'no_weight_decay', set)()
+        if layer_decay < 1:
+            groups = param_groups_layer_decay(net, weight_decay, no_weight_decay_list=exempt, layer_decay=layer_decay)
+        else:
+            groups = param_groups_weight_decay(net, weight_decay, no_weight_decay_list=exempt)
+        if name == 'muon':
+            dtype = torch.bfloat16 if amp_dtype is torch.bfloat16 else torch.float32
+            return Muon(groups, lr, betas=BETAS, dtype=dtype)
+        if name == 'adamw':
+            return torch.optim.AdamW(groups, lr, betas=BETAS, fused=True)
+        return create_optimizer_v2(groups, name, lr=lr)
     except Exception as error:  # those of other packages, which may be missing
-        raise UserError(f'OPTIMIZER = {cfg.OPTIMIZER!r} cannot be built: {error}') from error
+        raise UserError(f'OPTIMIZER = {name!r} cannot be built: {error}') from error

@@ -12,7 +12,7 @@ import torch
 import torchvision
 from PIL import Image
 from torch.utils.data import default_collate
-from torchvision.transforms.v2.functional import resize, to_pil_image
+from torchvision.transforms.v2.functional import to_pil_image
 
 from common.data.loaders import Data
 from common.data.split import PICTURES
@@ -31,118 +31,141 @@ from common.reporting.tables import write_suspects
 from common.runtime.console import format_duration, printable
 from common.runtime.device import describe_device
 from common.runtime.errors import warn_instead
-from common.settings import Settings
 from common.training.step import TrainState, seed_batch
 
-SHARE = 0.02  # of the time of a run, which its pages may take before the last
-SEEN = 12     # augmented pictures
-TWINS = 24    # pairs of near-identical pictures with different labels
+TIME_SHARE = 0.02       # of the time of a run, which its pages may take before the last
+AUGMENTED_IMAGES = 12   # as the network saw them
+TWIN_GROUPS = 24        # of near-identical images with different labels
 
 
 class RunPage:
-    """Writes the page after epochs, as often as its SHARE allows, and after the last one."""
+    """Writes the page after epochs, as often as its TIME_SHARE allows, and after the last one.
 
-    def __init__(self, cfg: Settings, state: TrainState, data: Data, out: Path):
-        self.cfg, self.state, self.data, self.out = cfg, state, data, out
-        self.thumbnail, self.twins = Thumbnails(self.open_image), None
-        self.spent = self.longest = 0.  # seconds
+    `facts` is what log.describe_run returned.
+    """
 
-    def after_epoch(self, history: list[dict], size: tuple[int, int]) -> None:
-        """`size` is the (height, width) of the images of the last epoch. What goes wrong becomes a warning."""
+    def __init__(self, facts: dict, state: TrainState, data: Data, out: Path):
+        self.facts = facts
+        self.settings = facts['settings']
+        self.state = state
+        self.data = data
+        self.out = out
+        self.thumbnail = Thumbnails(self.open_image)
+        self.twins: list | None = None
+        self.spent = 0.    # seconds, for all pages so far
+        self.longest = 0.  # seconds, for one of them
+
+    def after_epoch(self, history: list[dict]) -> None:
+        """Write the page if it is time for it. What goes wrong becomes a warning."""
         last = len(history) >= self.state.plan.epochs
-        if not last and self.spent + self.longest > SHARE * self.state.clock.elapsed:
+        if not last and self.spent + self.longest > TIME_SHARE * self.state.clock.elapsed:
             return
         start = time.perf_counter()
         with warn_instead(), making(self.out / 'report.html'):
-            self.write(history, size)
+            self.write(history)
         seconds = time.perf_counter() - start
-        self.spent, self.longest = self.spent + seconds, max(self.longest, seconds)
+        self.spent += seconds
+        self.longest = max(self.longest, seconds)
 
-    def write(self, history: list[dict], size: tuple[int, int]) -> None:
+    def write(self, history: list[dict]) -> None:
+        """Write report.html, and the suspects in it as suspects.csv."""
         report = json.loads((self.out / 'report.json').read_text(encoding='utf-8'))
         report['suspects'] = sorted([*report['suspects'], *self.suspects()], key=lambda item: item['score'])
         write_suspects(self.out / 'suspects.csv', report['suspects'])
         tiles = headline_tiles(report, f'on val, which chose epoch {report["epoch"]}, {report["weights"]} weights')
         sections = [*curve_sections(history), *report_sections(report, self.thumbnail)]
-        sections += [self.twin_section(), self.batch_section(len(history) - 1, size), self.facts()]
-        provenance, cfg = self.state.provenance, self.cfg
-        start = 'from scratch' if provenance.from_scratch else f'from {provenance.source}'
-        subtitle = (f'{cfg.MODEL}, trained {start} on {len(self.data.train.dataset)} pictures of '
+        sections += [self.twin_section(), self.batch_section(len(history) - 1), self.facts_section()]
+        source = self.facts['provenance']['source']
+        start = 'from scratch' if source == 'scratch' else f'from {source}'
+        subtitle = (f'{self.facts["model"]}, trained {start} on {len(self.data.train.dataset)} images of '
                     f'{len(self.data.classes)} classes; epoch {len(history)} of {self.state.plan.epochs}')
-        write_page(self.out / 'report.html', printable(f'{self.out.name}: a network for {Path(cfg.DATA_DIR).name}'),
-                   printable(subtitle), [*tiles, *self.tiles(history)],
+        title = f'{self.out.name}: a network for {Path(self.settings["DATA_DIR"]).name}'
+        write_page(self.out / 'report.html', printable(title), printable(subtitle), [*tiles, *self.tiles(history)],
                    [section for section in sections if section.keys() - {'name', 'heading', 'note'}])
 
     def suspects(self) -> list[dict[str, Any]]:
-        """Training pictures whose label may be wrong, as those of val in report.json."""
-        dataset, classes = self.data.train.dataset, self.data.classes
+        """Return training images whose label may be wrong, as those of val in report.json."""
+        dataset = self.data.train.dataset
+        classes = self.data.classes
         return [{'file': f'train/{Path(dataset.samples[index][0]).relative_to(dataset.root).as_posix()}',
                  'class': classes[dataset.targets[index]], 'perhaps': classes[guess], 'score': score}
                 for index, guess, score in self.state.margins.suspects()]
 
     def open_image(self, file: str) -> Image.Image:
-        """A picture named as in split.csv: train/CLASS/NAME or val/CLASS/NAME."""
+        """Return an image named as in split.csv: train/CLASS/NAME or val/CLASS/NAME."""
         side, _, rest = file.partition('/')
-        dataset = (self.data.train if side == 'train' else self.data.val).dataset
-        return dataset.store.open(Path(dataset.root, rest), at_least=256)
+        loader = self.data.train if side == 'train' else self.data.val
+        return loader.dataset.store.open(Path(loader.dataset.root, rest), at_least=256)
 
     def tiles(self, history: list[dict]) -> list[tuple[str, str, str]]:
+        """Return the tiles of a training run: [(label, value, note)]."""
         last = history[-1]
-        acc1 = last['raw_acc1'] if last['ema_acc1'] is None else last['ema_acc1']
-        pflop = sum(row.get('pflop') or 0 for row in history)
-        speed = last['images_per_s']
-        return [('last epoch', '–' if acc1 is None else f'{acc1:.1f} %', 'ACC1 whatever val says'
-                 + ('' if last['ema_acc1'] is None else ', EMA weights')),
-                ('training', format_duration(sum(row['seconds'] for row in history)),
-                 f'{speed:.0f} images/s' + (f', {pflop:.3g} PFLOP' if pflop else ''))]
+        acc1 = last['raw_acc1']
+        note = 'ACC1 whatever val says'
+        if last['ema_acc1'] is not None:
+            acc1 = last['ema_acc1']
+            note += ', EMA weights'
+        pflop = sum(row['pflop'] or 0 for row in history)
+        speed = f'{last["images_per_s"]:.0f} images/s'
+        if pflop:
+            speed += f', {pflop:.3g} PFLOP'
+        return [('last epoch', '–' if acc1 is None else f'{acc1:.1f} %', note),
+                ('training', format_duration(sum(row['seconds'] for row in history)), speed)]
 
-    def batch_section(self, epoch: int, size: tuple[int, int]) -> Section:
-        """Pictures of the first batch of an epoch, counted from 0, and what the network saw of them."""
-        dataset, sampler = self.data.train.dataset, self.data.train.batch_sampler
-        keys = sampler.order()[:self.cfg.BATCH_SIZE].tolist()
+    def batch_section(self, epoch: int) -> Section:
+        """Return images of the first batch of an epoch, counted from 0, and what the network saw of them."""
+        dataset = self.data.train.dataset
+        keys = self.data.train.batch_sampler.order()[:self.settings['BATCH_SIZE']].tolist()
         images, labels = default_collate([dataset[index, seed] for index, seed in keys])
-        seed_batch(self.cfg.SEED, epoch * self.state.plan.updates_per_epoch + 1, 0)  # as every batch does
-        images = resize(images, size)
+        seed_batch(self.settings['SEED'], epoch * self.state.plan.updates_per_epoch + 1, 0)  # as every batch does
         images, targets = self.state.mix(images.to(self.state.device), labels.to(self.state.device))
-        transform, pictures = self.data.transform, []
-        mean, std = (torch.tensor(values)[:, None, None] for values in (transform.mean, transform.std))
-        for (index, _), image, target in zip(keys[:SEEN], images.float().cpu(), targets.cpu(), strict=False):
+        images = images.float().cpu()
+        targets = targets.cpu()
+        mean = torch.tensor(self.data.transform.mean)[:, None, None]
+        std = torch.tensor(self.data.transform.std)[:, None, None]
+        pictures = []
+        for (index, _), image, target in zip(keys[:AUGMENTED_IMAGES], images, targets, strict=False):
             file = f'train/{Path(dataset.samples[index][0]).relative_to(dataset.root).as_posix()}'
             shares, labelled = target.topk(min(2, len(target)))
             mixed = [f'{self.data.classes[i]} {share:.0%}' for share, i in zip(shares, labelled, strict=True)
-                     if share > self.cfg.SMOOTHING / len(target) + 0.01]
-            pictures.append({'images': [self.thumbnail(file), as_uri(to_pil_image((image * std + mean).clamp(0, 1)))],
+                     if share > self.settings['SMOOTHING'] / len(target) + 0.01]
+            seen = to_pil_image((image * std + mean).clamp(0, 1))
+            pictures.append({'images': [self.thumbnail(file), as_uri(seen)],
                              'lines': [('', printable(', '.join(mixed)))]})
         return {'name': 'batch', 'heading': 'As the network saw them', 'pictures': pictures, 'note':
-                f'Pictures of the first batch of epoch {epoch + 1}, beside them what augmentation made of them, at the '
-                f'{size[0]} × {size[1]} pixels that they had then, and the labels that they were trained on.'}
+                f'Images of the first batch of epoch {epoch + 1}, beside them what augmentation made of them, and the '
+                'labels that they were trained on.'}
 
     def twin_section(self) -> Section:
-        """Near-identical pictures of different classes, as makedata.py found them."""
+        """Return near-identical images of different classes, as makedata.py found them."""
         if self.twins is None:
-            self.twins = find_twins(Path(self.cfg.DATA_DIR))
+            self.twins = find_twins(Path(self.settings['DATA_DIR']))
+        if not self.twins:
+            return {}
         return {'name': 'twins', 'heading': 'One photograph, two classes', 'note':
-                f'{len(self.twins)} groups of pictures that makedata.py found to be the same but for size, quality or '
+                f'{len(self.twins)} groups of images that makedata.py found to be the same but for size, quality or '
                 'turns lie in folders of different classes: one label of each must be wrong.', 'pictures': [
                     described(self.thumbnail, {'file': file}, ('wrong', name))
-                    for group in self.twins[:TWINS] for file, name in group]} if self.twins else {}
+                    for group in self.twins[:TWIN_GROUPS] for file, name in group]}
 
-    def facts(self) -> Section:
-        provenance, transform = self.state.provenance, self.data.transform
+    def facts_section(self) -> Section:
+        """Return settings, versions and what is known of the data."""
+        transform = self.data.transform
         origin = {'device': describe_device(self.state.device, self.state.amp_dtype),
                   'system': platform.platform(), 'Python': platform.python_version(), 'torch': torch.__version__,
-                  'torchvision': torchvision.__version__, 'timm': timm.__version__, 'weights': provenance.source,
+                  'torchvision': torchvision.__version__, 'timm': timm.__version__,
+                  'weights': self.facts['provenance']['source'],
                   'mean of the colours': transform.mean, 'their standard deviation': transform.std,
-                  'pictures (hash of names, classes and sizes)': self.data.fingerprint}
+                  'images (hash of names, classes and sizes)': self.data.fingerprint}
         return {'name': 'settings', 'heading': 'Settings', 'facts': [
             (heading, [(name, printable(str(value))) for name, value in facts.items()])
-            for heading, facts in (('Constants of train.py', vars(self.cfg)), ('Versions and data', origin))]}
+            for heading, facts in (('Constants of train.py', self.settings), ('Versions and data', origin))]}
 
 
 def find_twins(data_dir: Path) -> list[list[tuple[str, str]]]:
-    """[[(file, class) of each picture of a group]] of split.csv, of the groups with several classes.
+    """Return [[(file, class) of each image of a group]] of split.csv, of the groups with several classes.
 
-    [] where GROUP or LABELS may have made groups of pictures that need not be alike.
+    [] where GROUP or LABELS may have made groups of images that need not be alike.
     """
     groups = defaultdict(list)
     try:

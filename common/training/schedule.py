@@ -1,33 +1,100 @@
-"""What updates and validations take on this machine, and so what is left of a run."""
-import dataclasses
+"""How long a run is: a plan of its updates, a clock that measures them, and TIME_BUDGET, which fits the plan to it."""
 import math
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
-from common.data.loaders import Data, own_rows
 from common.evaluation.validate import has_statistics
 from common.runtime.console import format_duration
-from common.runtime.device import choose_amp_dtype, choose_device, parallel
 from common.runtime.processes import from_first, largest
-from common.settings import Settings
-from common.training.losses import choose_loss
-from common.training.optimizer import build_optimizer, can_skip
-from common.training.plan import Plan, Size, make_plan
-from common.training.setup import create_network
-from models import VARIANTS
+from common.training.optimizer import can_skip
+from models import VOLO
 
-MEMORY = 0.98  # weight of all earlier updates beside the newest: other programs may come and go
+FORWARD_SHARE = 1 / 3      # cost of a forward pass, as a fraction of a training step
+STEM_SHARE = 1 / 6         # cost of a VOLO's stem, which BatchNorm is measured with, as a fraction of its forward pass
+VALIDATION_SHARE = 0.2     # VALIDATE_EVERY = 'auto': time of validation, as a fraction of the time of training
+MEMORY = 0.98              # weight of all earlier updates beside the newest: other programs may come and go
+REHEARSAL_SECONDS = 4      # for which blank updates are timed before a run with TIME_BUDGET
+
+
+@dataclass
+class Plan:
+    """The length of a run in updates, which are counted from 1 in the whole run.
+
+    With TIME_BUDGET the length is revised on the way: the share of the run that is over stays what it is, and grows
+    from there at another pace.
+    """
+    updates: int                 # of the whole run
+    updates_per_epoch: int
+    validate_every: int          # epochs
+    validation: float            # cost of one validation, in updates
+    revised_at: int = 0          # the update after which the length was last revised
+    revised_share: float = 0.    # the share of the run that was over at that update
+
+    def share(self, number: int) -> float:
+        """Return the share of the run that is over after update `number`, from 0 to 1."""
+        left = (number - self.revised_at) / max(1, self.updates - self.revised_at)
+        return min(1., self.revised_share + (1 - self.revised_share) * left)
+
+    @property
+    def epochs(self) -> int:
+        """Number of epochs; the last may be partial."""
+        return math.ceil(self.updates / self.updates_per_epoch)
+
+    def updates_in(self, epoch: int) -> int:
+        """Return the number of updates in an epoch, counted from 0."""
+        return min(self.updates_per_epoch, self.updates - epoch * self.updates_per_epoch)
+
+    def validates(self, epoch: int) -> bool:
+        """Return whether the epoch, counted from 0, ends with a validation: every so many do, and the last."""
+        return (epoch + 1) % self.validate_every == 0 or epoch + 1 >= self.epochs
+
+    def revise(self, number: int, updates_left: int) -> None:
+        """Let the run end `updates_left` updates after update `number`, but not before the next one."""
+        self.revised_share = self.share(number)
+        self.revised_at = number
+        self.updates = number + max(1, updates_left)
+
+    def end_after(self, number: int) -> None:
+        """Let the run end with update `number`."""
+        self.updates = number
+
+
+def make_plan(epochs: int, updates_per_epoch: int, validation: float, validate_every: int | str) -> Plan:
+    """Return the plan that EPOCHS and VALIDATE_EVERY ask for. `validation` is the cost of one, in updates."""
+    if validate_every == 'auto':
+        validate_every = max(1, math.ceil(validation / (VALIDATION_SHARE * updates_per_epoch)))
+    return Plan(epochs * updates_per_epoch, updates_per_epoch, validate_every, validation)
+
+
+def validation_cost(net: nn.Module, val_batches: int, plain_batches: int, use_ema: bool,
+                    accumulate_steps: int) -> float:
+    """Return the cost of a validation in updates: a forward pass of each network, of which there are two with EMA, over
+    the validation set, and of the part with BatchNorm over the images that its statistics are measured with.
+    """
+    batches = largest(val_batches)
+    if any(map(has_statistics, net.modules())):
+        batches += (STEM_SHARE if isinstance(net, VOLO) else 1) * plain_batches
+    nets = 2 if use_ema else 1
+    return FORWARD_SHARE * nets * batches / accumulate_steps
 
 
 class Clock:
-    """Measures; `elapsed` is the time of the run so far in seconds, before an interruption too."""
+    """Measures updates and validations. `elapsed` is the time of the run so far in seconds, earlier parts included."""
 
     def __init__(self, elapsed: float = 0.):
         self.started = time.perf_counter() - elapsed
-        self.measured: dict[Size, tuple[float, float, int]] = {}  # weighted seconds, weights, number of updates
-        self.validation: tuple[Size, float] | None = None  # the last one: size of its images, seconds
+        self.validation: float | None = None  # seconds that the last one took
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget the updates so far: those of the head alone do not tell how long the others take."""
+        self.count = 0
+        self.seconds = 0.   # weighted sum
+        self.weight = 0.
 
     @property
     def elapsed(self) -> float:
@@ -35,132 +102,117 @@ class Clock:
 
     @property
     def ready(self) -> bool:
-        """Whether an update has been measured: the second of some size."""
-        return any(weight for _, weight, _ in self.measured.values())
+        """Whether an update was measured: the first one does not count, since it starts workers and chooses kernels."""
+        return self.count > 1
 
-    def add_validation(self, size: Size, seconds: float) -> None:
-        """Note what a validation with images of that size took."""
-        self.validation = size, seconds
+    def add(self, seconds: float) -> None:
+        """Note what an update took."""
+        if self.count:
+            self.seconds = MEMORY * self.seconds + seconds
+            self.weight = MEMORY * self.weight + 1
+        self.count += 1
 
-    def restart(self) -> None:
-        """Forget the updates so far: those of the head alone do not tell how long the others take."""
-        self.measured.clear()
+    def add_validation(self, seconds: float) -> None:
+        """Note what a validation took, with its tables and plots."""
+        self.validation = seconds
 
-    def add(self, size: Size, seconds: float) -> None:
-        """Note what an update with images of that size took."""
-        total, weight, count = self.measured.get(size, (0., 0., 0))
-        if count:  # the first one starts workers and chooses kernels
-            total, weight = MEMORY * total + seconds, MEMORY * weight + 1
-        self.measured[size] = total, weight, count + 1
+    @property
+    def update_seconds(self) -> float:
+        """Seconds of an update, a mean in which recent ones count more. The clock must be ready."""
+        return self.seconds / self.weight
 
-    def count(self, size: Size) -> int:
-        """The number of updates with images of that size so far."""
-        return self.measured[size][2] if size in self.measured else 0
+    def validation_seconds(self, plan: Plan) -> float:
+        """Return what a validation takes: as long as the last one, or before the first what its cost says."""
+        if self.validation is None:
+            return plan.validation * self.update_seconds
+        return self.validation
 
-    def update_seconds(self, size: Size) -> float:
-        """What an update takes with images of that size, by the nearest size that was measured; the clock is ready."""
-        known = {other: total / weight for other, (total, weight, _) in self.measured.items() if weight}
-        nearest = min(known, key=lambda other: abs(math.log(math.prod(other) / math.prod(size))))
-        return known[nearest] * math.prod(size) / math.prod(nearest)
-
-    def pace(self, plan: Plan, number: int) -> tuple[float, float]:
-        """(seconds of an update on average after update `number`, with its share of the validations; of a validation),
-        when the clock is ready.
-        """
-        largest = plan.stages[-1][1]
-        validation = plan.validation * self.update_seconds(largest)
-        if self.validation:
-            size, seconds = self.validation  # with tables and pictures, which take the same with images of any size
-            validation += seconds - plan.validation * self.update_seconds(size)
-        update = sum(share * self.update_seconds(size) for size, share in plan.to_come(number))
-        return update + validation / (plan.validate_every * plan.updates_per_epoch), validation
+    def pace(self, plan: Plan) -> float:
+        """Return the seconds of an update with its share of the validations. The clock must be ready."""
+        return self.update_seconds + self.validation_seconds(plan) / (plan.validate_every * plan.updates_per_epoch)
 
     def seconds_left(self, plan: Plan, number: int) -> float | None:
-        """Until the end of a run, after update `number`; None while nothing is known."""
+        """Return the seconds until the end of the run after update `number`; None while nothing is known."""
         if number >= plan.updates:
             return 0.
         if not self.ready:
             return None
-        update, validation = self.pace(plan, number)
-        last = plan.updates % (plan.validate_every * plan.updates_per_epoch) > 0  # one more, at the end
-        return update * (plan.updates - number) + last * validation
+        seconds = self.pace(plan) * (plan.updates - number)
+        ends_between_validations = plan.updates % (plan.validate_every * plan.updates_per_epoch) > 0
+        if ends_between_validations:
+            seconds += self.validation_seconds(plan)
+        return seconds
 
-    def updates_in(self, seconds: float, plan: Plan, number: int) -> int:
-        """The number of updates after update `number` that the seconds are enough for, with a validation at the end."""
-        update, validation = self.pace(plan, number)
-        return math.floor((seconds - validation) / update)
-
-
-# TIME_BUDGET: as many updates as its minutes are enough for on this machine, counted again on the way
-
-SECONDS = 4      # to try each image size for
-STEM = 1 / 6     # of a VOLO's forward pass: all of it that BatchNorm is measured with
+    def updates_in(self, seconds: float, plan: Plan) -> int:
+        """Return the number of updates that fit into the seconds, with a validation at the end."""
+        return math.floor((seconds - self.validation_seconds(plan)) / self.pace(plan))
 
 
-def build_plan(cfg: Settings, data: Data, clock: Clock, model: nn.Module, optimizer: torch.optim.Optimizer,
-               targets: torch.Tensor, saved: dict | None) -> Plan:
-    """The plan of a run, as it was saved or new. With TIME_BUDGET the clock first learns what an update takes.
+# ---- TIME_BUDGET -----------------------------------------------------------------------------------------------------
 
-    `model` is one of common.runtime.parallel with a loss, `targets` are of the shape that this process's rows of a
-    batch have, (B, classes).
+def rehearse(clock: Clock, model: nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor,
+             targets: torch.Tensor, accumulate_steps: int) -> None:
+    """Tell the clock what updates take, from blank images (B, 3, H, W) and targets (B, classes) on the device of the
+    model, which returns logits and losses. The updates leave no trace in the network.
     """
-    share = any(map(has_statistics, model.modules())) * (STEM if cfg.MODEL in VARIANTS else 1)
-    plan = make_plan(cfg, len(data.train), largest(len(data.val)) + share * len(data.plain))
-    if not cfg.TIME_BUDGET:
-        return plan
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    model.train()
+    end = time.perf_counter() + REHEARSAL_SECONDS
+    going_on = True
+    with torch.random.fork_rng():
+        while going_on:
+            start = time.perf_counter()
+            for _ in range(accumulate_steps):
+                _, losses = model(images, targets)
+                losses.mean().backward()
+            if can_skip(optimizer, images.device):
+                optimizer.found_inf = torch.ones((), device=images.device)  # it works and changes nothing
+                optimizer.step()
+            if images.device.type != 'cpu':
+                torch.accelerator.synchronize()
+            clock.add(time.perf_counter() - start)
+            going_on = bool(largest(time.perf_counter() < end or not clock.ready))
+    model.zero_grad()
+    for buffer, before in zip(model.buffers(), buffers, strict=True):
+        buffer.copy_(before)
+
+
+def seconds_left_of(minutes: float, clock: Clock) -> float:
+    """Return the seconds that are left of a TIME_BUDGET."""
+    return 60 * minutes - clock.elapsed
+
+
+def earlier_plan(saved: dict, plan: Plan, minutes: float) -> Plan | None:
+    """Return the plan of a checkpoint if the run goes on with the same TIME_BUDGET and epochs, else None."""
+    earlier = Plan(**saved['plan'])
+    if saved['settings']['TIME_BUDGET'] != minutes or earlier.updates_per_epoch != plan.updates_per_epoch:
+        return None
+    return replace(earlier, validate_every=plan.validate_every)
+
+
+def fit_time_budget(plan: Plan, minutes: float, clock: Clock, saved: dict | None, rehearse: Callable) -> Plan:
+    """Return the plan with as many updates as TIME_BUDGET's minutes are enough for, in a resumed run those of `saved`.
+
+    `rehearse` tells the clock what updates take, where that is not known.
+    """
     number = 0
     if saved:
-        old = Plan(**saved['plan'])
+        earlier = earlier_plan(saved, plan, minutes)
+        if earlier:
+            return earlier
         number = len(saved['history']) * plan.updates_per_epoch + saved['progress']['updates']
-        if saved['settings']['TIME_BUDGET'] == cfg.TIME_BUDGET and old.updates_per_epoch == plan.updates_per_epoch:
-            return dataclasses.replace(old, stages=plan.stages, validate_every=plan.validate_every)
-        plan.revised_at, plan.revised_share = number, from_first(min(1., clock.elapsed / (60 * cfg.TIME_BUDGET)))
-    rehearse(cfg, clock, model, optimizer, targets, plan)
-    plan.revise(number, from_first(clock.updates_in(60 * cfg.TIME_BUDGET - clock.elapsed, plan, number)))
-    print(f'TIME_BUDGET: {format_duration(60 * cfg.TIME_BUDGET - clock.elapsed)} are left, an update takes about '
-          f'{clock.pace(plan, number)[0]:.2g} s: {(plan.updates - number) / plan.updates_per_epoch:.3g} epochs, to be '
-          'adjusted on the way')
+        share = from_first(min(1., clock.elapsed / (60 * minutes)))
+        plan = replace(plan, revised_at=number, revised_share=share)
+    rehearse()
+    seconds = seconds_left_of(minutes, clock)
+    plan.revise(number, from_first(clock.updates_in(seconds, plan)))
+    epochs = (plan.updates - number) / plan.updates_per_epoch
+    print(f'TIME_BUDGET: {format_duration(seconds)} are left, an update takes about {clock.pace(plan):.2g} s: '
+          f'{epochs:.3g} epochs, to be adjusted on the way')
     return plan
 
 
-def revise(cfg: Settings, plan: Plan, clock: Clock, number: int) -> None:
+def revise(plan: Plan, minutes: float, clock: Clock, number: int) -> None:
     """Let the run end when TIME_BUDGET does, by what updates took lately; `number` updates are over."""
     if clock.ready and number < plan.updates:
-        seconds = 60 * cfg.TIME_BUDGET - clock.elapsed
-        plan.revise(number, from_first(clock.updates_in(seconds, plan, number)))
-
-
-def training_speed(cfg: Settings, classes: list[str]) -> float:
-    """Pixels of images in a second of training, tried with blank ones on a network that is thrown away."""
-    with torch.random.fork_rng():
-        net, kwargs = create_network(cfg, classes, cfg.IMG_SIZE, 0.)
-    device = choose_device(cfg.USE_GPU)
-    amp_dtype = choose_amp_dtype(device) if cfg.USE_AMP else None
-    optimizer = build_optimizer(cfg, net.to(device), 1., amp_dtype)  # its updates are skipped
-    model = parallel(net, device, amp_dtype, cfg.USE_DP, choose_loss(cfg, kwargs))
-    clock, targets = Clock(), torch.zeros(len(own_rows(cfg.BATCH_SIZE)), len(classes), device=device)
-    rehearse(cfg, clock, model, optimizer, targets, Plan(1, [(1., cfg.IMG_SIZE)], 1, 1, 0.))
-    return cfg.BATCH_SIZE * cfg.ACCUMULATE_STEPS * math.prod(cfg.IMG_SIZE) / clock.update_seconds(cfg.IMG_SIZE)
-
-
-def rehearse(cfg: Settings, clock: Clock, model: nn.Module, optimizer: torch.optim.Optimizer, targets: torch.Tensor,
-             plan: Plan) -> None:
-    """Tell the clock what updates take, from blank images. They leave no trace in the network."""
-    buffers = [buffer.clone() for buffer in model.buffers()]
-    with torch.random.fork_rng():
-        for size, _ in plan.to_come(plan.revised_at):
-            model.train()
-            images, end = torch.zeros(len(targets), 3, *size, device=targets.device), time.perf_counter() + SECONDS
-            while largest(time.perf_counter() < end or clock.count(size) < 2):
-                start = time.perf_counter()
-                for _ in range(cfg.ACCUMULATE_STEPS):
-                    model(images, targets)[1].mean().backward()
-                if can_skip(cfg, images.device):
-                    optimizer.found_inf = torch.ones((), device=targets.device)  # it works and changes nothing
-                    optimizer.step()
-                if images.device.type != 'cpu':
-                    torch.accelerator.synchronize()
-                clock.add(size, time.perf_counter() - start)
-            model.zero_grad()
-    for buffer, before in zip(model.buffers(), buffers, strict=True):
-        buffer.copy_(before)
+        plan.revise(number, from_first(clock.updates_in(seconds_left_of(minutes, clock), plan)))

@@ -1,17 +1,21 @@
-"""The network of a training run: built, given its initial weights, checked; what it costs; what is frozen."""
-import dataclasses
+"""The network of a training run: its initial weights, how it is built, what it costs, what is frozen."""
 import math
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import torch
+from timm.utils import random_seed
 from torch import nn
 
 from common.data.loaders import own_rows
-from common.runtime.device import choose_amp_dtype, choose_device, free_device_memory
-from common.runtime.errors import UserError
-from common.runtime.processes import LAUNCHED, WORLD_SIZE
+from common.runtime.device import choose_device, free_device_memory, use_free_cores
+from common.runtime.errors import UserError, explain_failures
+from common.runtime.files import locked, writable_folder
+from common.runtime.machine import retain_freed_memory
+from common.runtime.processes import LAUNCHED, RANK, WORLD_SIZE, on_first, process_group
 from common.settings import Settings
-from common.training.plan import Size, make_stages
 from models import (
     PUBLISHED,
     VARIANTS,
@@ -26,7 +30,33 @@ from models import (
 )
 from models.cost import multiply_adds, training_memory
 
-# Where the initial weights of a run come from: found and read before anything long begins
+MEMORY_SHARE = 0.75  # of the free memory that a training step may take; the rest is for libraries, allocator, images
+
+Size = tuple[int, int]  # (height, width) in pixels
+
+
+# ---- the machine -----------------------------------------------------------------------------------------------------
+
+@contextmanager
+def running(output_dir: str, use_gpu: bool | str, seed: int) -> Iterator[Path]:
+    """Yield the folder OUTPUT_DIR, made where there is none, in which no other run may write meanwhile.
+
+    Inside, several processes can talk to each other, all random numbers follow from the seed, and failures of the
+    machine, such as too little memory, become UserErrors.
+    """
+    retain_freed_memory()
+    random_seed(seed)
+    less_memory = 'halve BATCH_SIZE and double ACCUMULATE_STEPS, or set GRAD_CHECKPOINTING = True'
+    refusal = f'OUTPUT_DIR = {output_dir!r}: another run is writing there; choose another folder'
+    with process_group(use_gpu):
+        out = on_first(writable_folder, output_dir, 'OUTPUT_DIR')
+        with (locked(out / '.lock', refusal) if RANK == 0 else nullcontext(),
+              explain_failures(less_memory, f'--resume goes on from {out}/last.pth')):
+            use_free_cores(choose_device(use_gpu))
+            yield out
+
+
+# ---- initial weights -------------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class Provenance:
@@ -45,146 +75,143 @@ class Provenance:
 
     @property
     def normalisation(self) -> tuple[list[float], list[float]] | None:
-        return None if self.mean is None else (self.mean, self.std)
+        if self.mean is None:
+            return None
+        return self.mean, self.std
 
 
-def find_weights(cfg: Settings) -> tuple[Provenance, dict | None]:
-    """What PRETRAINED asks for: its provenance, and what the file holds, None from scratch. Raises UserError."""
-    wanted = cfg.PRETRAINED
+@dataclass
+class InitialWeights:
+    """Weights that a run begins with, found and read before anything long begins."""
+    provenance: Provenance
+    content: dict | None  # what the file holds; None from scratch, and in a resumed run
+
+
+def find_weights(wanted: bool | str, model: str, img_size: Size | str) -> InitialWeights:
+    """Return what PRETRAINED = `wanted` asks for. Raises UserError."""
     if wanted is False:
-        return Provenance('scratch'), None
+        return InitialWeights(Provenance('scratch'), None)
     try:
         if wanted in (True, 'auto'):
-            source, content = fetch_weights(cfg.MODEL, (224, 224) if cfg.IMG_SIZE == 'auto' else cfg.IMG_SIZE)
-            if cfg.MODEL in PUBLISHED:
-                source += f' (published for {" and ".join(map(str, PUBLISHED[cfg.MODEL]))} pixels)'
+            source, content = fetch_weights(model, (224, 224) if img_size == 'auto' else img_size)
+            if model in PUBLISHED:
+                source += f' (published for {" and ".join(map(str, PUBLISHED[model]))} pixels)'
         else:
-            source, content = wanted, read_file(wanted)
+            source = wanted
+            content = read_file(wanted)
             if not isinstance(content, dict):
                 raise WeightsError(f'{wanted}: there is no state dict in it')
     except WeightsError as error:
         if wanted != 'auto':
             raise UserError(f'PRETRAINED = {wanted!r}: {error}') from error
-        print(f'!!! NO PRETRAINED WEIGHTS: training from scratch takes far more pictures and epochs !!!\n{error}')
-        return Provenance('scratch', reason=str(error)), None
-    published = default_cfg(cfg.MODEL)
+        print(f'!!! NO PRETRAINED WEIGHTS: training from scratch takes far more images and epochs !!!\n{error}')
+        return InitialWeights(Provenance('scratch', reason=str(error)), None)
+    published = default_cfg(model)
     mean, std = normalisation_of(content) or (published['mean'], published['std'])
-    return Provenance(source, mean=list(mean), std=list(std)), content
-ROOM = 0.75  # of the free memory that a training step may take; the rest is for libraries, the allocator, pictures
+    return InitialWeights(Provenance(source, mean=list(mean), std=list(std)), content)
 
 
-def build_network(cfg: Settings, classes: list[str], provenance: Provenance,
-                  content: dict | None) -> tuple[nn.Module, dict, Provenance]:
-    """(network, its keyword arguments, the provenance with what was loaded). `content` is that of find_weights.
-
-    Raises UserError for settings that the network does not go with.
-    """
-    net, kwargs = create_network(cfg, classes, cfg.IMG_SIZE, cfg.AUGMENTATION * cfg.DROP_PATH)
-    if content is not None:
-        try:
-            provenance = dataclasses.replace(provenance, **load_weights(net, content))
-        except WeightsError as error:
-            raise UserError(f'PRETRAINED = {cfg.PRETRAINED!r}: {error}') from error
-    print_provenance(provenance)
-    if content is not None and content.get('classes', classes) != classes and not provenance.dropped:
-        print('weights: the head comes along, though it was trained on other classes: their number is the same')
-    check_forward(cfg, net, classes)
-    if cfg.FREEZE_EPOCHS and not heads_of(net):
-        raise UserError(f'FREEZE_EPOCHS: timm does not say which part of {cfg.MODEL} is the head, set it to 0')
-    return net, kwargs, provenance
-
-
-def create_network(cfg: Settings, classes: list[str], img_size: Size, drop_path: float) -> tuple[nn.Module, dict]:
-    """(network with random weights, its keyword arguments). Raises UserError for settings that it does not go with."""
-    kwargs = dict(cfg.MODEL_KWARGS)
-    if cfg.MODEL in VARIANTS and (cfg.AUX_HEAD or cfg.TOKEN_LABEL):
-        kwargs |= {'return_dense': True, 'mix_token': cfg.TOKEN_LABEL}
-    try:
-        net = create_model(cfg.MODEL, num_classes=len(classes), img_size=img_size, drop_path_rate=drop_path, **kwargs)
-    except ValueError as error:
-        advice = f': set DROP_PATH = 0, {cfg.MODEL} has none' if 'drop_path' in str(error) else ''
-        raise UserError(f'MODEL, MODEL_KWARGS, IMG_SIZE: {error}{advice}') from error
-    if cfg.GRAD_CHECKPOINTING:
-        try:
-            net.set_grad_checkpointing(True)
-        except (AttributeError, AssertionError) as error:
-            raise UserError(f'GRAD_CHECKPOINTING: {cfg.MODEL} cannot do it, set it to False') from error
-    return net, kwargs
+def weights_of_resumed(saved: dict) -> InitialWeights:
+    """Return what a checkpoint says of the weights that its run began with; its own will be loaded."""
+    return InitialWeights(Provenance(**saved['provenance']), None)
 
 
 def print_provenance(provenance: Provenance) -> None:
-    """Where the weights came from; what was loaded, resized and dropped, a line for each."""
+    """Print where the weights came from, and what was loaded, resized and dropped, a line for each."""
     print(f'weights: source  {provenance.source}')
     if provenance.loaded:
         print(f'weights: loaded  {provenance.loaded} tensors')
-    for name in ('resized', 'dropped'):
-        if getattr(provenance, name):
-            print(f'weights: {name:7} {", ".join(getattr(provenance, name))}')
+    if provenance.resized:
+        print(f'weights: resized {", ".join(provenance.resized)}')
+    if provenance.dropped:
+        print(f'weights: dropped {", ".join(provenance.dropped)}')
 
 
-def check_forward(cfg: Settings, net: nn.Module, classes: list[str]) -> None:
-    """Raise UserError unless the network makes a logit for each class out of an image, of whichever size."""
-    for _, size in make_stages(cfg.IMG_SIZE, cfg.START_SIZE):
-        advice = '' if size == cfg.IMG_SIZE else f': set START_SIZE, now {cfg.START_SIZE}, to 1'
+# ---- the network -----------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """What a network is built from."""
+    model: str
+    kwargs: dict
+    classes: int
+    img_size: Size
+    drop_path: float = 0.
+    grad_checkpointing: bool = False
+
+    def create(self) -> nn.Module:
+        """Return the network with random weights. Raises UserError for settings that it does not go with."""
         try:
-            with torch.no_grad():
-                shape = getattr(net.eval()(torch.zeros(1, 3, *size)), 'shape', None)
-        except Exception as error:  # each of timm's networks has words of its own for it
-            raise UserError(f'{cfg.MODEL} takes no pictures of {size} pixels (IMG_SIZE): {error}{advice}') from error
-        if shape != (1, len(classes)):
-            raise UserError(f'MODEL: {cfg.MODEL} is no classifier, it gives {shape} instead of a logit for each class')
+            net = create_model(self.model, num_classes=self.classes, img_size=self.img_size,
+                               drop_path_rate=self.drop_path, **self.kwargs)
+        except ValueError as error:
+            advice = f': set DROP_PATH = 0, {self.model} has none' if 'drop_path' in str(error) else ''
+            raise UserError(f'MODEL, MODEL_KWARGS, IMG_SIZE: {error}{advice}') from error
+        if self.grad_checkpointing:
+            try:
+                net.set_grad_checkpointing(True)
+            except (AttributeError, AssertionError) as error:
+                raise UserError(f'GRAD_CHECKPOINTING: {self.model} cannot do it, set it to False') from error
+        return net
 
 
-def largest_batch(cfg: Settings, classes: list[str]) -> int:
-    """BATCH_SIZE, or about half of it, and so on, until a training step takes no more than ROOM of the free memory."""
-    device = choose_device(cfg.USE_GPU)
-    amp_dtype = choose_amp_dtype(device) if cfg.USE_AMP else None
-    if (free := free_device_memory(device)) is None:
-        return cfg.BATCH_SIZE
-    with torch.random.fork_rng():
-        net, _ = create_network(cfg, classes, cfg.IMG_SIZE, cfg.DROP_PATH)
-    net.to(device)
-    while (smaller := cfg.BATCH_SIZE // 4 * 2) >= 2 * WORLD_SIZE:  # even, and a pair for each process
+def network_spec(cfg: Settings, classes: int, drop_path: float = 0.) -> NetworkSpec:
+    """Return what the settings ask for. A VOLO has an auxiliary head, as published, unless MODEL_KWARGS says no."""
+    kwargs = dict(cfg.MODEL_KWARGS)
+    if cfg.MODEL in VARIANTS:
+        kwargs = {'return_dense': not kwargs.get('return_mean', False), **kwargs}
+    if cfg.TOKEN_LABEL:
+        kwargs['mix_token'] = True
+    return NetworkSpec(cfg.MODEL, kwargs, classes, cfg.IMG_SIZE, drop_path, cfg.GRAD_CHECKPOINTING)
+
+
+@dataclass
+class BuiltNetwork:
+    """A network with its initial weights."""
+    net: nn.Module
+    kwargs: dict             # its keyword arguments, for the checkpoint
+    provenance: Provenance   # with what was loaded
+
+
+def build_network(spec: NetworkSpec, classes: list[str], weights: InitialWeights) -> BuiltNetwork:
+    """Return the network with its initial weights, after an image went through it. Raises UserError."""
+    net = spec.create()
+    provenance = weights.provenance
+    content = weights.content
+    if content is not None:
         try:
-            *_, needed = device_needs(cfg, net, device, amp_dtype)
-        except Exception:  # not to be worked out: print_cost will say so
-            break
-        if needed <= ROOM * free:
-            break
-        cfg = Settings(**{**vars(cfg), 'BATCH_SIZE': smaller})
-    return cfg.BATCH_SIZE
+            provenance = replace(provenance, **load_weights(net, content))
+        except WeightsError as error:
+            raise UserError(f'PRETRAINED: {provenance.source}: {error}') from error
+    print_provenance(provenance)
+    if content is not None and content.get('classes', classes) != classes and not provenance.dropped:
+        print('weights: the head comes along, though it was trained on other classes: their number is the same')
+    check_forward(spec, net)
+    return BuiltNetwork(net, spec.kwargs, provenance)
 
 
-def device_needs(cfg: Settings, net: nn.Module, device: torch.device,
-                 amp_dtype: torch.dtype | None) -> tuple[int, int, int]:
-    """(this process's devices, at most so many pictures of a batch on each, bytes of memory that training takes there).
-
-    Raises what the network does where its numbers are looked into: they are fake here.
-    """
-    gpus = torch.cuda.device_count() if cfg.USE_DP and device.type == 'cuda' and not LAUNCHED else 1
-    pictures = math.ceil(len(own_rows(cfg.BATCH_SIZE)) / max(1, gpus))
-    return gpus, pictures, training_memory(net.train(), cfg.IMG_SIZE, pictures, amp_dtype, copies=2 + cfg.USE_EMA)
-
-
-def print_cost(cfg: Settings, net: nn.Module, device: torch.device,
-               amp_dtype: torch.dtype | None) -> dict[Size, float]:
-    """Print a line with the network's parameters, multiply-adds and memory.
-
-    Returns the floating-point operations that training on an image takes, by its size: the backward pass takes
-    twice those of the forward pass, and a multiply-add is two. Empty for a network whose operations cannot be counted.
-    """
-    macs, text = {}, f'{cfg.MODEL}: {sum(p.numel() for p in net.parameters()) / 1e6:.1f} M parameters'
+def check_forward(spec: NetworkSpec, net: nn.Module) -> None:
+    """Raise UserError unless the network makes a logit for each class out of an image."""
     try:
-        gpus, batch, memory = device_needs(cfg, net, device, amp_dtype)
-        macs = {size: multiply_adds(net, size) for _, size in make_stages(cfg.IMG_SIZE, cfg.START_SIZE)}
-        text += (f', {macs[cfg.IMG_SIZE] / 1e9:.2f} G multiply-adds a picture; a batch of {batch} pictures needs at '
-                 f'least {memory / 2 ** 30:.1f} GiB of memory{" on each GPU" if gpus > 1 else ""}')
-    except Exception as error:  # a network of timm that looks into its numbers: they are fake there
-        if 'more than 1 value per channel' in str(error):
-            raise UserError(f'BATCH_SIZE = {cfg.BATCH_SIZE}: too few for the BatchNorm of {cfg.MODEL}') from error
-        text += f'; its multiply-adds and memory could not be worked out ({type(error).__name__})'
-    print(text)
-    return {size: 3 * 2 * count for size, count in macs.items()}
+        with torch.no_grad():
+            logits = net.eval()(torch.zeros(1, 3, *spec.img_size))
+    except Exception as error:  # each of timm's networks has words of its own for it
+        raise UserError(f'{spec.model} takes no images of {spec.img_size} pixels (IMG_SIZE): {error}') from error
+    shape = getattr(logits, 'shape', None)
+    if shape != (1, spec.classes):
+        raise UserError(f'MODEL: {spec.model} is no classifier, it gives {shape} instead of a logit for each class')
+
+
+def choose_frozen_epochs(net: nn.Module, wanted: int, provenance: Provenance) -> int:
+    """Return the number of first epochs in which only the heads learn: FREEZE_EPOCHS = `wanted`, from scratch 0."""
+    if not wanted:
+        return 0
+    if not heads_of(net):
+        raise UserError('FREEZE_EPOCHS: timm does not say which part of this MODEL is the head, set it to 0')
+    if provenance.from_scratch:
+        print('FREEZE_EPOCHS is ignored: no weights were loaded')
+        return 0
+    return wanted
 
 
 def set_train_mode(net: nn.Module, heads_only: bool) -> None:
@@ -196,3 +223,82 @@ def set_train_mode(net: nn.Module, heads_only: bool) -> None:
     if heads_only:
         for child in net.children():  # not the network itself: token labels need its training mode
             child.eval()
+
+
+# ---- what it costs ---------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Load:
+    """What a device has to hold during training."""
+    batch_size: int                  # over all processes and devices
+    device: torch.device
+    amp_dtype: torch.dtype | None
+    use_dp: bool
+    use_ema: bool
+
+    @property
+    def gpus(self) -> int:
+        """Number of this process's devices."""
+        if not self.use_dp or self.device.type != 'cuda' or LAUNCHED:
+            return 1
+        return max(1, torch.cuda.device_count())
+
+    @property
+    def images(self) -> int:
+        """At most so many images of a batch are on each device."""
+        return math.ceil(len(own_rows(self.batch_size)) / self.gpus)
+
+    def memory(self, net: nn.Module, img_size: Size) -> int:
+        """Return the bytes that training takes on a device.
+
+        Raises what the network does where its numbers are looked into: they are fake here.
+        """
+        copies = 2 + self.use_ema  # of the weights: AdamW's averages and the EMA's
+        return training_memory(net.train(), img_size, self.images, self.amp_dtype, copies=copies)
+
+
+def largest_batch(spec: NetworkSpec, load: Load) -> int:
+    """Return the batch size, or about half of it, and so on, until a training step takes no more than MEMORY_SHARE of
+    the free memory of the device.
+    """
+    free = free_device_memory(load.device)
+    if free is None:
+        return load.batch_size
+    with torch.random.fork_rng():
+        net = spec.create()
+    net.to(load.device)
+    while True:
+        smaller = load.batch_size // 4 * 2  # even, since Mixup pairs images
+        if smaller < 2 * WORLD_SIZE:        # a pair for each process
+            return load.batch_size
+        try:
+            needed = load.memory(net, spec.img_size)
+        except Exception:  # not to be worked out: print_cost will say so
+            return load.batch_size
+        if needed <= MEMORY_SHARE * free:
+            return load.batch_size
+        load = replace(load, batch_size=smaller)
+
+
+def print_cost(spec: NetworkSpec, net: nn.Module, load: Load) -> float | None:
+    """Print a line with the network's parameters, multiply-adds and memory.
+
+    Returns the floating-point operations that training on one image takes: the backward pass takes twice those of the
+    forward pass, and a multiply-add is two. None for a network whose operations cannot be counted.
+    """
+    parameters = sum(p.numel() for p in net.parameters())
+    text = f'{spec.model}: {parameters / 1e6:.1f} M parameters'
+    flop = None
+    try:
+        memory = load.memory(net, spec.img_size)
+        macs = multiply_adds(net, spec.img_size)
+        flop = 3 * 2 * macs
+        where = ' on each GPU' if load.gpus > 1 else ''
+        text += (f', {macs / 1e9:.2f} G multiply-adds an image; a batch of {load.images} images needs at least '
+                 f'{memory / 2 ** 30:.1f} GiB of memory{where}')
+    except Exception as error:  # a network of timm that looks into its numbers: they are fake there
+        if 'more than 1 value per channel' in str(error):
+            raise UserError(f'BATCH_SIZE = {load.batch_size}: too few for the BatchNorm of {spec.model}') from error
+        text += f'; its multiply-adds and memory could not be worked out ({type(error).__name__})'
+    print(text)
+    return flop

@@ -20,8 +20,8 @@ from common.data import loaders
 from common.data.datasets import SeededImageFolder, open_split
 from common.data.images import BadImage
 from common.data.loaders import EpochSampler, start_loader
-from common.evaluation.metrics import BatchMeter
 from common.runtime.errors import Stopped, UserError
+from common.training.step import UpdateMeter
 from extras.shards import Shards
 from extras.shards import writing as shards
 
@@ -72,7 +72,8 @@ def test_an_epoch_takes_each_picture_once_and_few_shards_at_a_time(monkeypatch):
     blocks = np.repeat(np.arange(10), 12)
     sampler = EpochSampler(120, 6, 1, blocks)
     epochs = []
-    for sampler.epoch in range(2):
+    for epoch in range(2):
+        sampler.begin(epoch)
         order = sampler.order()[:, 0]
         assert sorted(order) == list(range(120))
         assert all(len({*blocks[order[start:start + 24]]}) == 2 for start in range(0, 120, 24))
@@ -114,11 +115,11 @@ def test_they_go_to_another_process(sharded):
 def test_a_run_on_shards_goes_on_in_mid_epoch_with_two_processes(sharded, monkeypatch, cache):
     """To what one process learns that was never stopped, but for rounding."""
     changes = {'cache': cache, 'batch_size': 6, 'lr': 1e-4, 'use_amp': 'false'}
-    monkeypatch.setattr(train, 'choose_device', lambda use_gpu: torch.device('cpu'))  # as in `launch`
+    monkeypatch.setattr(train.devices, 'choose_device', lambda use_gpu: torch.device('cpu'))  # as in `launch`
     run(**changes)
     whole = torch.load('out/last.pth', weights_only=True)
     shutil.rmtree('out')
-    real, calls = BatchMeter.add, []
+    real, calls = UpdateMeter.add, []
 
     def add(*arguments):
         calls.append(1)
@@ -127,7 +128,7 @@ def test_a_run_on_shards_goes_on_in_mid_epoch_with_two_processes(sharded, monkey
         return real(*arguments)
 
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr(BatchMeter, 'add', add)
+        patch.setattr(UpdateMeter, 'add', add)
         run(**changes)
     process = launch(2, 'train.py', *arguments_of(**changes, resume='true'))
     out, err = process.communicate(timeout=300)

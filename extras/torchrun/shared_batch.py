@@ -71,7 +71,7 @@ def synchronise_norms(net: nn.Module) -> None:
 
 
 def distributed(model: nn.Module, unused: bool) -> nn.Module:
-    """Under torchrun: the model in DistributedDataParallel, which averages the gradients of all processes; else the
-    model. `unused`: not every parameter has a gradient in every update.
+    """Return the model in DistributedDataParallel, which averages the gradients of all processes. `unused`: not every
+    parameter has a gradient in every update.
     """
     return DistributedDataParallel(model, find_unused_parameters=unused)

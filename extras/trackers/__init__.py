@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from common.runtime.errors import UserError
-from common.settings import Settings
 
 TRACKERS = ('tensorboard', 'wandb', 'trackio')
 PROJECT = 'volo'                   # where wandb and trackio collect the runs
@@ -23,17 +22,20 @@ def validate_tracker(name: str | None) -> None:
 
 
 @contextmanager
-def tracking(cfg: Settings, out: Path, history: list[dict]) -> Iterator[Callable[[dict], None]]:
-    """Yields a function to call with each new row of the log. The rows of `history` are sent at once, so that a run
+def tracking(name: str, settings: dict, out: Path, history: list[dict]) -> Iterator[Callable[[dict], None]]:
+    """Yield a function to call with each new row of the log. The rows of `history` are sent at once, so that a run
     that was resumed is whole in the tracker.
 
-    A tracker that cannot begin raises UserError; one that
-    fails later is a warning.
+    `name` is TRACKER, `settings` are those of the run. A tracker that cannot begin raises UserError; one that fails
+    later is a warning.
     """
     try:
-        log, close = open_tensorboard(out) if cfg.TRACKER == 'tensorboard' else open_service(cfg, out)
+        if name == 'tensorboard':
+            log, close = open_tensorboard(out)
+        else:
+            log, close = open_service(name, settings, out)
     except Exception as error:  # each service has errors of its own
-        raise UserError(f'TRACKER = {cfg.TRACKER!r} cannot begin ({error}): log in to it, switch it to its offline '
+        raise UserError(f'TRACKER = {name!r} cannot begin ({error}): log in to it, switch it to its offline '
                         'mode or set TRACKER = None') from error
 
     def attempt(action: Callable[[], None]) -> None:
@@ -43,7 +45,7 @@ def tracking(cfg: Settings, out: Path, history: list[dict]) -> Iterator[Callable
                 action()
         except Exception as error:  # the training is worth more
             working = False
-            print(f'warning: TRACKER = {cfg.TRACKER!r} failed, going on without ({type(error).__name__}: {error})')
+            print(f'warning: TRACKER = {name!r} failed, going on without ({type(error).__name__}: {error})')
 
     def track(row: dict) -> None:
         values = {column_name(name): value for name, value in row.items()
@@ -76,8 +78,9 @@ def open_tensorboard(out: Path) -> tuple[Log, Callable[[], None]]:
     return log, writer.close
 
 
-def open_service(cfg: Settings, out: Path) -> tuple[Log, Callable[[], None]]:
-    """wandb or trackio, whose functions have the same names."""
-    service = importlib.import_module(cfg.TRACKER)
-    service.init(project=PROJECT, name=out.name, config=vars(cfg), **({'dir': out} if cfg.TRACKER == 'wandb' else {}))
+def open_service(name: str, settings: dict, out: Path) -> tuple[Log, Callable[[], None]]:
+    """Open wandb or trackio, whose functions have the same names."""
+    service = importlib.import_module(name)
+    options = {'dir': out} if name == 'wandb' else {}
+    service.init(project=PROJECT, name=out.name, config=settings, **options)
     return lambda values, epoch: service.log(values, step=epoch), service.finish

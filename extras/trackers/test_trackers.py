@@ -9,8 +9,8 @@ import pytest
 import torch
 from helpers import ROOT, arguments_of, configure, read_json, run
 
-import train
 from common.runtime.errors import UserError
+from common.training import choices, monitor
 from extras import trackers as tracker
 
 pytestmark = pytest.mark.usefixtures('data')
@@ -78,7 +78,7 @@ def test_a_tracker_that_fails_ends_nothing(monkeypatch, capsys):
     def log(values, epoch):
         sent.append(epoch)
         raise ConnectionError('no route')
-    monkeypatch.setattr(tracker, 'open_service', lambda cfg, out: (log, lambda: sent.append('closed')))
+    monkeypatch.setattr(tracker, 'open_service', lambda *arguments: (log, lambda: sent.append('closed')))
     monkeypatch.setattr('extras.trackers.validate_tracker', lambda name: None)
     run(tracker='wandb', epochs=2)
     out = capsys.readouterr().out
@@ -89,18 +89,18 @@ def test_a_tracker_that_fails_ends_nothing(monkeypatch, capsys):
 def test_a_tracker_is_closed_whatever_happens(monkeypatch):
     sent = []
     monkeypatch.setattr('extras.trackers.validate_tracker', lambda name: None)
-    monkeypatch.setattr(tracker, 'open_service', lambda cfg, out: (
+    monkeypatch.setattr(tracker, 'open_service', lambda *arguments: (
         lambda values, epoch: sent.append(epoch), lambda: sent.append('closed')))
     run(tracker='wandb', epochs=2)
     assert sent == [1, 2, 'closed']
-    monkeypatch.setattr(train, 'print_epoch', lambda *arguments: 1 / 0)
+    monkeypatch.setattr(monitor, 'print_epoch', lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(tracker='wandb', epochs=2, output_dir='other')
     assert sent == [1, 2, 'closed', 1, 'closed']
 
 
 def test_a_tracker_that_cannot_begin_is_a_mistake(monkeypatch):
-    def refuse(cfg, out):
+    def refuse(*arguments):
         raise RuntimeError('not logged in')
     monkeypatch.setattr(tracker, 'open_service', refuse)
     monkeypatch.setattr('extras.trackers.validate_tracker', lambda name: None)
@@ -110,10 +110,10 @@ def test_a_tracker_that_cannot_begin_is_a_mistake(monkeypatch):
 
 def test_a_tracker_that_is_not_there(monkeypatch):
     with pytest.raises(UserError, match="TRACKER = 'mlflow': choose 'tensorboard'"):
-        train.validate_settings(configure(tracker='mlflow'))
+        choices.check_settings(configure(tracker='mlflow'))
     monkeypatch.setattr(tracker.importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(UserError, match='is not installed: python -m pip install tensorboard'):
-        train.validate_settings(configure(tracker='tensorboard'))
+        choices.check_settings(configure(tracker='tensorboard'))
 
 
 def test_a_run_without_a_tracker_imports_none():

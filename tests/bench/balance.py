@@ -26,7 +26,7 @@ PHOTOS = 'data1'                  # one sub-folder for each class
 BALANCE = 'none'                  # or 'weights', 'sampler'
 PFLOP = 0.077
 SEED = 1
-OPTIONS = '--flip-vertical 0.5 --rotation 180'
+OPTIONS = '--view above'
 WORK_DIR = 'bench'
 
 

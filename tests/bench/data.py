@@ -19,9 +19,8 @@ import train
 from common import settings
 from common.data.cache import ImageCache
 from common.runtime.machine import retain_freed_memory
-from common.training.log import training_columns
+from common.training import choices, schedule, setup, step
 from common.training.setup import set_train_mode
-from common.training.step import Progress
 
 DATA_DIR = 'data'                 # what makedata.py made
 MODEL = 'volo_d1'
@@ -36,31 +35,38 @@ PICTURES = 200                    # for the stages, one thread
 
 
 def main(cfg):
-    argv = ['--pretrained', 'false', '--epochs', '100', '--start-size', '1']
+    argv = ['--pretrained', 'false', '--epochs', '100']
     for name in ('DATA_DIR', 'MODEL', 'IMG_SIZE', 'BATCH_SIZE', 'CACHE', 'NUM_WORKERS', 'COMPILE'):
         argv += ['--' + name.lower().replace('_', '-'), str(getattr(cfg, name))]
-    training = settings.read(train, argv)
-    train.validate_settings(training)
-    training = train.resolved(training)
-    retain_freed_memory()
-    provenance, content = train.find_weights(training)
-    split = train.open_split(training.DATA_DIR)
-    training = train.choose_settings(training, provenance, split[0], None)
-    data = train.build_data(training, split, provenance.normalisation)
+    training, data, state = build_training(argv)
     print_stages(data.train.dataset, cfg.PICTURES)
-    state = train.build_state(training, data, provenance, content, None, train.Clock())
     shares = []
     for epoch in range(cfg.EPOCHS):
         images = torch.randn(cfg.BATCH_SIZE, 3, *training.IMG_SIZE)
         bare = cfg.BATCH_SIZE / bare_step(training, state, images, len(data.classes), cfg.SECONDS)
-        train.train_one_epoch(training, state, data, epoch, lambda update: state.progress.add(update, 0.))
-        row = training_columns(state)
-        state.progress = Progress()
-        train.evaluate(state, data, training.IMG_SIZE, lambda: None)
-        shares.append(row['images_per_s'] / bare)
-        print(f'epoch {epoch + 1}: {row["images_per_s"]:.1f} pictures/s, bare steps {bare:.1f}: {shares[-1]:.0%}; '
-              f'waited {row["waiting"]:.1%} of the time', flush=True)
+        state.progress = step.Progress()
+        train.train_one_epoch(training, state, data, epoch, lambda update, batches: state.progress.add(
+            update, 0., batches.seconds, batches.waited))
+        speed = state.progress.images / state.progress.seconds
+        shares.append(speed / bare)
+        print(f'epoch {epoch + 1}: {speed:.1f} images/s, bare steps {bare:.1f}: {shares[-1]:.0%}; '
+              f'waited {state.progress.waited / state.progress.seconds:.1%} of the time', flush=True)
+        state.progress = step.Progress()
+        train.evaluate(training, state, data, lambda: None)
     print(f'median {statistics.median(shares):.0%}')
+
+
+def build_training(argv):
+    """(settings, data, state) of train.py before its first update, with these options, from scratch."""
+    retain_freed_memory()
+    cfg = choices.check_settings(settings.read(train, argv))
+    weights = setup.find_weights(cfg.PRETRAINED, cfg.MODEL, cfg.IMG_SIZE)
+    split = train.open_split(cfg.DATA_DIR)
+    cfg = choices.choose_settings(cfg, weights.provenance, len(split.train), len(split.classes), None)
+    transform = train.make_transform(cfg.IMG_SIZE, cfg.CROP, cfg.MODEL, cfg.NORMALISATION, None, split.classes)
+    data = train.build_data(cfg, split, transform, train.train_transform(cfg, transform))
+    state, _ = train.build_state(cfg, data, weights, None, schedule.Clock())
+    return cfg, data, state
 
 
 def print_stages(dataset, count):
@@ -94,7 +100,7 @@ def bare_step(cfg, state, images, classes, wanted):
     while steps * sum(seconds) < wanted or len(seconds) < 5:
         start = time.perf_counter()
         for _ in range(steps):
-            _, losses = state.loss_model(images, targets)
+            _, losses = state.model(images, targets)
             state.scaler.scale(losses.mean()).backward()
             state.scaler.unscale_(state.optimizer)
             torch.nn.utils.clip_grad_norm_(state.net.parameters(), cfg.CLIP_GRAD)

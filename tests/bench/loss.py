@@ -13,10 +13,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import timm
 import torch
+from data import build_training
 from timm.optim import create_optimizer_v2
 
 import models
-import train
 from common import settings
 from common.runtime.console import Bar
 from common.runtime.device import choose_amp_dtype, choose_device
@@ -36,9 +36,7 @@ def main(cfg):
     for seed in cfg.SEEDS:
         argv = [f'--data-dir={cfg.DATA_DIR}', f'--img-size={cfg.IMG_SIZE}', f'--batch-size={cfg.BATCH_SIZE}',
                 f'--seed={seed}', '--pretrained=false', '--augmentation=1']
-        training = settings.read(train, argv)
-        train.validate_settings(training)
-        data = train.build_data(train.resolved(training), train.open_split(training.DATA_DIR), None)
+        _, data, _ = build_training(argv)
         torch.manual_seed(seed)
         theirs = timm.create_model('volo_d1_224', img_size=cfg.IMG_SIZE, num_classes=len(data.classes),
                                    use_aux_head=False)
@@ -65,7 +63,7 @@ def learn(net, loader, cfg, label):
     optimizer = create_optimizer_v2(net, 'adamw', lr=cfg.LR, weight_decay=0.05)
     with Bar(total=cfg.STEPS, desc=label, unit='step') as bar:
         while True:
-            loader.batch_sampler.epoch = epoch
+            loader.batch_sampler.begin(epoch)
             for images, labels in loader:
                 for group in optimizer.param_groups:
                     group['lr'] = cfg.LR * min(1, (len(losses) + 1) / 20)

@@ -7,10 +7,9 @@ import copy
 import itertools
 import math
 import shlex
-import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest import mock
 
@@ -28,16 +27,15 @@ from tqdm import tqdm
 
 import train
 from common import settings
+from common.data.cutout import Cutout
 from common.data.datasets import ImageFolder
-from common.data.transforms import Cutout, Transform, eval_transform, read_measured
+from common.data.transforms import Transform, eval_transform, read_measured
 from common.runtime.device import choose_amp_dtype, choose_device
 from common.runtime.errors import UserError
 from common.runtime.machine import retain_freed_memory, worker_count
-from common.training import checkpoint
-from common.training import choices as auto
-from common.training.optimizer import optimizer_flop
-from common.training.plan import make_stages
-from common.training.setup import create_network
+from common.training import checkpoint, choices
+from common.training.optimizer import build_optimizer, optimizer_flop
+from common.training.setup import Provenance, network_spec
 from models import init
 from models.cost import multiply_adds
 
@@ -61,9 +59,9 @@ def run_train(options: str, pflop: float, seed: int) -> Trained:
     dataset = ImageFolder('data/train')
     cfg = chosen(argv, dataset)
     if settings.read(train, argv).IMG_SIZE == 'auto':
-        sides = [side for side in auto.SIDES
-                 if auto.images_wanted(side, len(dataset)) * image_flop(cfg, dataset, (side, side)) <= pflop * 1e15]
-        argv += ['--img-size', str(max(sides, default=auto.SIDES[0]))]
+        sides = [side for side in choices.SIDES
+                 if choices.images_wanted(side, len(dataset)) * image_flop(cfg, dataset, (side, side)) <= pflop * 1e15]
+        argv += ['--img-size', str(max(sides, default=choices.SIDES[0]))]
         cfg = chosen(argv, dataset)  # of smaller images more may fit into a batch
     epoch = image_flop(cfg, dataset, cfg.IMG_SIZE) * (len(dataset) // cfg.BATCH_SIZE * cfg.BATCH_SIZE)
     epochs = math.floor(pflop * 1e15 / epoch)
@@ -79,7 +77,8 @@ def run_train(options: str, pflop: float, seed: int) -> Trained:
 
 def chosen(argv: list[str], dataset: ImageFolder) -> settings.Settings:
     """The settings of train.py with these arguments, from scratch."""
-    return train.choose_settings(train.resolved(settings.read(train, argv)), train.Provenance('scratch'), dataset, None)
+    cfg = choices.check_settings(settings.read(train, argv))
+    return choices.choose_settings(cfg, Provenance('scratch'), len(dataset), len(dataset.classes), None)
 
 
 def run_without(*parts: str) -> Callable[[str, float, int], Trained]:
@@ -110,10 +109,11 @@ def published_init(net: torch.nn.Module) -> None:
 
 
 def image_flop(cfg: settings.Settings, dataset: ImageFolder, size: tuple[int, int]) -> float:
-    """Operations of training on an image of a batch, on average over the stages of a run to that size."""
-    net, _ = create_network(cfg, dataset.classes, size, 0.)
-    stages = [3 * 2 * multiply_adds(net, stage) for _, stage in make_stages(size, cfg.START_SIZE)]
-    return statistics.harmonic_mean(stages) + optimizer_flop(cfg, net) / (cfg.BATCH_SIZE * cfg.ACCUMULATE_STEPS)
+    """Operations of training on an image of a batch, with its share of the optimizer's."""
+    spec = replace(network_spec(cfg, len(dataset.classes)), img_size=size)
+    net = spec.create()
+    optimizer = build_optimizer(cfg.OPTIMIZER, net, 1., cfg.WEIGHT_DECAY, cfg.LAYER_DECAY, None)
+    return 3 * 2 * multiply_adds(net, size) + optimizer_flop(optimizer) / (cfg.BATCH_SIZE * cfg.ACCUMULATE_STEPS)
 
 
 def run_tutorial(options: str, pflop: float, seed: int) -> Trained:

@@ -15,9 +15,9 @@ from torchvision.transforms import v2
 from common.data.datasets import ImageFolder
 from common.data.transforms import Transform, eval_transform
 from common.runtime.errors import UserError
-from common.training import choices as auto
-from common.training.optimizer import POLYNOMIALS, optimizer_flop
-from common.training.setup import create_network
+from common.training import choices
+from common.training.optimizer import POLYNOMIALS, Muon, optimizer_flop
+from common.training.setup import network_spec
 from models import create_model
 from models.cost import multiply_adds
 
@@ -109,8 +109,8 @@ def test_what_the_optimizer_multiplies_belongs_to_the_compute(folder, monkeypatc
     for optimizer in ('adamw', 'muon'):
         cfg = prepare(optimizer=optimizer, accumulate_steps=2)
         flop[optimizer] = recipes.image_flop(cfg, dataset, (32, 32))
-    net, _ = create_network(cfg, dataset.classes, (32, 32), 0.)
-    own = optimizer_flop(cfg, net)
+    net = network_spec(cfg, 2).create()
+    own = optimizer_flop(Muon(net.parameters(), 1.))
     assert flop['muon'] - flop['adamw'] == pytest.approx(own / (2 * cfg.BATCH_SIZE))
     theirs = {name: recipes.update_flop(net, create_optimizer_v2(net, name, lr=1.), (32, 32), 8)
               for name in ('adamw', 'nmuon')}
@@ -122,10 +122,10 @@ def test_a_recipe_has_the_batch_that_fits_with_images_of_its_size(folder, monkey
     """So little compute is enough for images of 64 pixels, of which 16 fit into the memory, and of the usual ones 2."""
     monkeypatch.syspath_prepend(ROOT / 'tests' / 'bench')
     recipes, begun = importlib.import_module('recipes'), []
-    monkeypatch.setattr(auto, 'largest_batch', lambda cfg, classes: 16 if cfg.IMG_SIZE[0] <= 64 else 2)
+    monkeypatch.setattr(choices, 'largest_batch', lambda spec, load: 16 if spec.img_size[0] <= 64 else 2)
     monkeypatch.setattr(recipes.train, 'main', begun.append)
     with pytest.raises(UserError, match='run train.py first'):
-        recipes.run_train(f'--start-size 1 --model-kwargs "{TINY}"', 1e-4, 1)
+        recipes.run_train(f'--model-kwargs "{TINY}"', 1e-4, 1)
     net = create_model('volo_d1', img_size=64, num_classes=2, **TINY)
     epochs = 1e11 // (16 * 3 * 2 * multiply_adds(net, (64, 64)))
     assert vars(begun[0]).items() >= {'IMG_SIZE': 64, 'EPOCHS': epochs}.items()

@@ -169,7 +169,7 @@ def suspects(cfg):
             os.symlink(Path(path).resolve(), target)
     makedata.main(settings.read(makedata, ['--source-dir', 'flipped', '--near-duplicates', 'false']))
     mean_std.main(settings.read(mean_std, ['--data-dir', 'data/train']))
-    run_train('--flip-vertical 0.5 --rotation 180', cfg.PFLOP, 1)
+    run_train('--view above', cfg.PFLOP, 1)
     with open('out/suspects.csv', encoding='utf-8-sig', newline='') as file:
         listed = [row['file'] for row in csv.DictReader(file)]
     for sides in (('train',), ('val',), ('train', 'val')):

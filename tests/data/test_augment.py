@@ -8,10 +8,12 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT
+from helpers import ROOT, configure
 from PIL import Image
 
-from common.data.transforms import Cutout, Transform, eval_transform, fit, train_transform
+import train
+from common.data.cutout import Cutout
+from common.data.transforms import Transform, eval_transform, fit
 
 TRANSFORM = Transform([32, 48], mean=[0.5, 0.4, 0.3], std=[0.2, 0.2, 0.1])
 
@@ -24,9 +26,15 @@ def test_eval_transform_is_resize_scale_normalise():
     torch.testing.assert_close(out, expected.view(3, 1, 1).expand_as(out))
 
 
+def augment(**changes):
+    """The augmentation of train.py with all of it off that is not in `changes`."""
+    off = {'view': 'none', 'blur': 0, 'jitter': 0, 'cutout': 0, 'augmentation': 1}
+    return train.train_transform(configure(**{**off, **changes}), TRANSFORM)
+
+
 def test_without_augmentation_training_sees_what_validation_sees():
     image = Image.effect_noise((48, 32), 60).convert('RGB')
-    assert torch.equal(train_transform(TRANSFORM)(image), eval_transform(TRANSFORM)(image))
+    assert torch.equal(augment()(image), eval_transform(TRANSFORM)(image))
 
 
 def test_a_crop_takes_the_middle():
@@ -44,12 +52,12 @@ def test_interpolation_decides_how_pictures_are_resized(crop):
     assert len(results) == 3
 
 
-@pytest.mark.parametrize('name, value', [('rotation', 180), ('flip', 1), ('flip_vertical', 1), ('shift', 0.3),
-                                         ('zoom', (0.5, 0.6)), ('blur', 1), ('jitter', 0.9), ('cutout', 1)])
+@pytest.mark.parametrize('name, value', [('view', 'above'), ('view', 'upright'), ('view', 'text'), ('blur', 1),
+                                         ('jitter', 0.9), ('cutout', 1)])
 def test_every_augmentation_does_something(name, value):
     image = Image.effect_noise((48, 32), 60).convert('RGB')
     torch.manual_seed(0)
-    out = train_transform(TRANSFORM, **{name: value})(image)
+    out = augment(**{name: value})(image)
     assert out.shape == (3, 32, 48) and not torch.equal(out, eval_transform(TRANSFORM)(image))
 
 
@@ -82,7 +90,7 @@ def test_the_import_leaves_numpy_and_the_modules_as_they_were():
 import random, sys; sys.path.insert(0, {str(ROOT)!r})
 random.seed(0)  # the box may be black
 if sys.argv[1] == 'broken': sys.modules['cv2'] = None
-from common.data.transforms import Cutout
+from common.data.cutout import Cutout
 import numpy as np
 from PIL import Image
 assert Cutout(1, 32, 32)(Image.new('RGB', (32, 32))).any()
@@ -95,7 +103,7 @@ assert 'cv2' not in sys.modules or sys.modules['cv2'] is None or hasattr(sys.mod
 
 
 def test_transforms_travel_to_spawned_workers():
-    transform = train_transform(TRANSFORM, rotation=10, blur=1, jitter=0.5, cutout=1)
+    transform = augment(view='upright', blur=1, jitter=0.5, cutout=1)
     transform(Image.new('RGB', (48, 32)))
     with warnings.catch_warnings():
         warnings.simplefilter('error')

@@ -5,16 +5,16 @@ from helpers import TINY, build, draw_folder, measure_norms, read_json, run
 from torch import nn
 
 import train
-from common.data import loaders as data_build
+from common.data import loaders
 from common.training.setup import set_train_mode
 
-AUGMENTED = {'rotation': 180, 'blur': 1, 'jitter': 0.9, 'cutout': 1, 'shift': 0.3, 'batch_size': 4, 'use_amp': 'false'}
+AUGMENTED = {'view': 'above', 'blur': 1, 'jitter': 0.9, 'cutout': 1, 'batch_size': 4, 'use_amp': 'false'}
 
 
 @pytest.fixture(autouse=True)
 def folders(quick, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, 'choose_device', lambda use_gpu: torch.device('cpu'))
+    monkeypatch.setattr(train.devices, 'choose_device', lambda use_gpu: torch.device('cpu'))
     draw_folder(tmp_path / 'data' / 'train', {'a': 9, 'b': 8}, size=(32, 32))
     draw_folder(tmp_path / 'data' / 'val', {'a': 2, 'b': 2}, size=(32, 32), seed=1)
 
@@ -40,7 +40,7 @@ def measured(**changes):
         for parameter in state.ema.module.parameters():
             parameter.mul_(1.5)
     set_train_mode(state.net, heads_only=False)
-    measure_norms(state, data.plain, cfg.IMG_SIZE)
+    measure_norms(state, data.plain)
     return data, state
 
 
@@ -60,7 +60,7 @@ def test_they_are_those_of_pictures_without_augmentation():
 
 
 def test_all_batches_count_alike(monkeypatch):
-    monkeypatch.setattr(data_build, 'PLAIN', 12)
+    monkeypatch.setattr(loaders, 'PLAIN_IMAGES', 12)
     data, state = measured()
     batches = [images for images, _ in data.plain]
     assert len(batches) == 3
@@ -77,7 +77,7 @@ def test_what_was_there_before_does_not_count():
         norm.running_mean.fill_(float('nan'))
         norm.running_var.fill_(7)
     set_train_mode(state.net, heads_only=False)
-    measure_norms(state, data.plain, (32, 32))
+    measure_norms(state, data.plain)
     for one, other in zip(before, statistics(state.net), strict=True):
         assert torch.equal(one, other)
 
@@ -86,7 +86,7 @@ def test_they_are_of_images_as_large_as_those_of_validation():
     data, state = measured(img_size=64)
     before = statistics(state.net)
     set_train_mode(state.net, heads_only=False)
-    measure_norms(state, data.plain, (32, 32))
+    measure_norms(state, data.plain)
     assert not torch.equal(before[0], statistics(state.net)[0])
 
 
@@ -96,7 +96,7 @@ def test_a_frozen_network_keeps_its_own():
         norm.running_mean.fill_(3)
     before = statistics(state.net)
     set_train_mode(state.net, heads_only=True)
-    measure_norms(state, data.plain, (32, 32))
+    measure_norms(state, data.plain)
     assert all(torch.equal(one, other) for one, other in zip(before, statistics(state.net), strict=True))
 
 
@@ -106,10 +106,10 @@ def test_all_layers_of_a_network_of_timm_have_them():
     for net in (state.net, state.ema.module):
         for norm in norms_of(net):
             norm.running_mean.fill_(float('nan'))
-    measure_norms(state, data.plain, cfg.IMG_SIZE)  # in evaluation mode since it was built
+    measure_norms(state, data.plain)  # in evaluation mode since it was built
     assert all(buffer.isnan().any() for buffer in statistics(state.net)[::2])
     state.net.train()
-    measure_norms(state, data.plain, cfg.IMG_SIZE)
+    measure_norms(state, data.plain)
     for net in (state.net, state.ema.module):
         assert len(norms_of(net)) == 20 and all(buffer.isfinite().all() for buffer in statistics(net))
         assert not any(module.training for module in net.modules())

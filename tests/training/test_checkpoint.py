@@ -1,15 +1,9 @@
 """common/training/checkpoint.py: written whole or not at all, loaded without running anything."""
 import os
-import shutil
-from pathlib import Path
 
 import pytest
 import torch
-from helpers import run
 
-import train
-from common.data.folders import list_images
-from common.evaluation.predictor import Predictor
 from common.runtime.errors import UserError
 from common.training import checkpoint
 
@@ -47,21 +41,6 @@ def test_what_is_no_checkpoint(tmp_path):
     torch.save({'format': checkpoint.FORMAT + 1}, tmp_path / 'best.pth')
     with pytest.raises(UserError, match='another version'):
         checkpoint.load(tmp_path / 'best.pth')
-
-
-def test_before_the_largest_images_best_pth_is_a_network_for_smaller_ones(data, monkeypatch):
-    """It is validated with the images that training has, and predicts with those."""
-    real = train.write_epoch
-    monkeypatch.setattr(train, 'write_epoch', lambda *args: (shutil.copy('out/best.pth', f'{len(args[4])}.pth'),
-                                                             real(*args)))
-    run(img_size=64, start_size=0.5, epochs=4)
-    first, best = (checkpoint.load(Path(name)) for name in ('1.pth', 'out/best.pth'))
-    assert first['transform']['img_size'] == [32, 32] and first['state_dict']['pos_embed'].shape[1:3] == (2, 2)
-    assert best['transform']['img_size'] == [64, 64] and best['state_dict']['pos_embed'].shape[1:3] == (4, 4)
-    assert [(row['height'], row['width']) for row in best['history']] == [(32, 32), (32, 32), (48, 48), (64, 64)]
-    assert best['best']['epoch'] == 4
-    found = list(Predictor('1.pth')(list_images('data/val')))
-    assert len(found) == 8 and all(prediction.logits.shape == (2,) for prediction in found)
 
 
 def test_a_save_is_on_the_disk_before_it_takes_the_place_of_the_old(tmp_path, monkeypatch):

@@ -9,13 +9,11 @@ from helpers import build, measure_norms
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 import train
-from common.evaluation.metrics import BatchMeter
-from common.evaluation.validate import validate
-from common.runtime.device import parallel
-from common.training.losses import balanced, choose_loss
+from common.evaluation.validate import EvalModel, validate
+from common.training import step
+from common.training.losses import LossModel, balanced, choose_loss
 from common.training.optimizer import build_optimizer
-from common.training.setup import create_network
-from models import logits_and_features
+from common.training.setup import network_spec
 
 GPU = torch.device('cuda')
 
@@ -31,9 +29,6 @@ class Batches:
     def __init__(self, *arguments, **options):
         pass
 
-    def __iter__(self):
-        return self
-
     def __next__(self):
         return torch.empty(8, 3, 64, 64, device=GPU), torch.zeros(8, dtype=torch.long, device=GPU)
 
@@ -41,13 +36,14 @@ class Batches:
 def on_gpu(cfg, state, data):
     """The state with a network there. timm's average has a generator there too, which is real; so there is none."""
     with GPU:
-        net, kwargs = create_network(cfg, data.classes, cfg.IMG_SIZE, cfg.DROP_PATH)
-    loss = choose_loss(cfg, kwargs)
+        spec = network_spec(cfg, len(data.classes), cfg.DROP_PATH)
+        net = spec.create()
+    loss = choose_loss(cfg.TOKEN_LABEL, spec.kwargs['return_dense'])
     if cfg.BALANCE:
         loss = balanced(loss, data.train.dataset.targets)
-    model = parallel(net, GPU, torch.bfloat16, False, loss, logits_and_features)
-    return dataclasses.replace(state, net=net, model=model, loss_model=model, ema=None, ema_model=None, device=GPU,
-                               optimizer=build_optimizer(cfg, net, cfg.LR, torch.bfloat16))
+    optimizer = build_optimizer(cfg.OPTIMIZER, net, cfg.LR, cfg.WEIGHT_DECAY, cfg.LAYER_DECAY, torch.bfloat16)
+    return dataclasses.replace(state, net=net, model=LossModel(net, loss, torch.bfloat16), ema=None, device=GPU,
+                               amp_dtype=torch.bfloat16, optimizer=optimizer)
 
 
 def backward(loss):
@@ -58,12 +54,12 @@ def backward(loss):
 
 @pytest.fixture
 def state(data, monkeypatch, request):
-    def read(meter):
+    def read(meter, norm, finite):
         raise Read
 
-    cfg, loaded, state = build(img_size=64, start_size=0.5, **request.param)
-    monkeypatch.setattr(train, 'TimedBatches', Batches)
-    monkeypatch.setattr(BatchMeter, 'read', read)
+    cfg, loaded, state = build(img_size=64, **request.param)
+    monkeypatch.setattr(step, 'TimedBatches', Batches)
+    monkeypatch.setattr(step.UpdateMeter, 'read', read)
     monkeypatch.setattr(torch.Tensor, 'backward', backward)
     with FakeTensorMode():
         state = on_gpu(cfg, state, loaded)
@@ -72,7 +68,7 @@ def state(data, monkeypatch, request):
 
 
 @pytest.mark.parametrize('state', [
-    {'optimizer': 'muon', 'mixup_prob': 1}, {'optimizer': 'adamw', 'mixup_prob': 1, 'mixup_switch_prob': 1},
+    {'optimizer': 'muon', 'mixup_prob': 1}, {'optimizer': 'adamw', 'mixup_prob': 1},
     {'optimizer': 'muon', 'token_label': 'true', 'mixup_prob': 0, 'accumulate_steps': 2},
     {'optimizer': 'adamw', 'balance': 'weights', 'grad_checkpointing': 'true', 'drop_path': 0.5}], indirect=True)
 def test_an_update_is_all_on_the_gpu_and_waits_for_it_at_its_end(state):
@@ -95,7 +91,7 @@ def test_only_an_optimizer_that_cannot_skip_waits_before(state):
 def test_validation_goes_to_the_gpu_and_comes_back(state):
     cfg, data, state = state
     batches = [(torch.empty(8, 3, 64, 64), torch.zeros(8, dtype=torch.long))] * 2
-    measure_norms(state, batches, (32, 32))
-    outputs = validate(state.model, batches, (32, 32), GPU, '')
+    measure_norms(state, batches)
+    outputs = validate(EvalModel(state.net, state.amp_dtype), batches, GPU, '')
     assert outputs.logits.shape == (16, 2) and outputs.logits.device.type == outputs.features.device.type == 'cpu'
     assert {buffer.device.type for buffer in state.net.buffers()} == {'cuda'}

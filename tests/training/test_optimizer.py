@@ -4,12 +4,13 @@ import functools
 
 import pytest
 import torch
-from helpers import build, configure, tiny_volo
+from helpers import build, tiny_volo
 from timm.optim import muon as timm_muon
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from common.training.optimizer import (
+    BETAS,
     POLYNOMIALS,
     Muon,
     build_optimizer,
@@ -116,31 +117,34 @@ def test_its_operations_are_counted():
     gradients(net, 0)
     with FlopCounterMode(display=False) as counter:
         optimizer.step()
-    assert optimizer_flop(configure(optimizer='muon'), net) == counter.get_total_flops() > 0
+    assert optimizer_flop(optimizer) == counter.get_total_flops() > 0
 
 
 def test_the_run_counts_them(folder):
-    assert build(optimizer='adamw')[2].optimizer_flop == 0
-    cfg, _, state = build(optimizer='muon')
-    assert state.optimizer_flop == optimizer_flop(cfg, state.net) > 0
-    assert state.update_flop((32, 32), 8) == 8 * state.image_flop[32, 32] + state.optimizer_flop
-    assert state.update_flop((48, 48), 8) == 0, 'unknown'
+    *_, state = build(optimizer='adamw')
+    assert optimizer_flop(state.optimizer) == 0 and state.update_flop(8) == 8 * state.image_flop > 0
+    *_, state = build(optimizer='muon')
+    assert state.update_flop(8) == 8 * state.image_flop + optimizer_flop(state.optimizer) > 8 * state.image_flop
+    state.image_flop = None
+    assert state.update_flop(8) == 0, 'unknown'
 
 
 def test_what_the_settings_say_reaches_it():
-    cfg, net = configure(optimizer='muon', betas=(0.5, 0.6), weight_decay=0.3, layer_decay=0.5), tiny_volo()
-    optimizer = build_optimizer(cfg, net, 0.1, None)
-    assert optimizer.dtype is torch.float32 and build_optimizer(cfg, net, 0.1, torch.bfloat16).dtype is torch.bfloat16
-    assert build_optimizer(cfg, net, 0.1, torch.float16).dtype is torch.float32
-    assert {group['betas'] for group in optimizer.param_groups} == {(0.5, 0.6)}
-    assert {group['weight_decay'] for group in optimizer.param_groups} == {0., 0.3}
-    assert min(group['lr_scale'] for group in optimizer.param_groups) < 0.5
-    cfg = configure(optimizer='muon', layer_decay=1.)
-    assert len(build_optimizer(cfg, net, 0.1, None).param_groups) == 2
+    net = tiny_volo()
+    dtypes = {amp: build_optimizer('muon', net, 0.1, 0.3, 0.5, amp).dtype
+              for amp in (None, torch.bfloat16, torch.float16)}
+    assert dtypes == {None: torch.float32, torch.bfloat16: torch.bfloat16, torch.float16: torch.float32}
+    for name in ('muon', 'adamw'):
+        optimizer = build_optimizer(name, net, 0.1, 0.3, 0.5, None)
+        assert {group['betas'] for group in optimizer.param_groups} == {BETAS}
+        assert {group['weight_decay'] for group in optimizer.param_groups} == {0., 0.3}
+        assert min(group['lr_scale'] for group in optimizer.param_groups) < 0.5
+        assert len(build_optimizer(name, net, 0.1, 0.3, 1., None).param_groups) == 2
 
 
-@pytest.mark.parametrize('optimizer, device, expected', [
+@pytest.mark.parametrize('name, device, expected', [
     ('muon', 'cuda', True), ('adamw', 'cpu', True), ('adamw', 'mps', False), ('muon', 'mps', False),
     ('lion', 'cuda', False)])
-def test_who_leaves_out_an_update_by_itself(optimizer, device, expected):
-    assert can_skip(configure(optimizer=optimizer), torch.device(device)) is expected
+def test_who_leaves_out_an_update_by_itself(name, device, expected):
+    optimizer = build_optimizer(name, nn.Linear(2, 2), 0.1, 0., 1., None)
+    assert can_skip(optimizer, torch.device(device)) is expected

@@ -12,11 +12,11 @@ from filelock import FileLock
 from helpers import CLOCKS, ROOT, configure, draw_folder, run
 
 import train
-from common.evaluation.metrics import BatchMeter
 from common.runtime import files
 from common.runtime.errors import Stopped, UserError
 from common.runtime.processes import StopRequest
-from common.training import checkpoint
+from common.training import checkpoint, monitor
+from common.training.step import UpdateMeter
 
 CHANGES = {'epochs': 2, 'mixup_prob': 0.5, 'cutout': 1, 'drop_path': 0.1, 'accumulate_steps': 2, 'batch_size': 4}
 BATCHES, UPDATES = 5, 3  # in an epoch of 20 pictures
@@ -39,7 +39,7 @@ def assert_same_run(one, other):
 
 def stop_at(monkeypatch, name, count, signum=signal.SIGTERM):
     """Send a signal in the middle of the `count`th batch, validation or end of an epoch, then run until it stops."""
-    owner = {'add': BatchMeter, 'validate': train, 'write_epoch': train}[name]
+    owner = {'add': UpdateMeter, 'validate': train, 'write_epoch': monitor}[name]
     real, calls = getattr(owner, name), []
 
     def function(*arguments, **named):
@@ -71,7 +71,7 @@ def test_stopped_anywhere_and_resumed_is_the_same_run(data, monkeypatch, stops):
 
 
 @pytest.mark.parametrize('changes', [
-    {'num_workers': 1, 'img_size': 64, 'start_size': 0.5}, {'accumulate_steps': 1, 'layer_decay': 0.7},
+    {'num_workers': 1}, {'accumulate_steps': 1, 'layer_decay': 0.7},
     {'validate_every': 2}, {'optimizer': 'sgd'}, {'optimizer': 'muon'},
     {'token_label': 'true', 'mixup_prob': 0, 'grad_checkpointing': 'true'},
     {'freeze_epochs': 1, 'pretrained': 'first/best.pth'}])
@@ -91,7 +91,7 @@ def test_with_other_settings_too(data, monkeypatch, changes):
 
 def test_workers_and_float16_scaling_resume_too(data, monkeypatch):
     monkeypatch.setitem(CHANGES, 'num_workers', 1)
-    monkeypatch.setattr(train, 'choose_amp_dtype', lambda device: torch.float16)
+    monkeypatch.setattr(train.devices, 'choose_amp_dtype', lambda device: torch.float16)
     run(**CHANGES)
     whole = finished()
     shutil.rmtree('out')
@@ -161,18 +161,17 @@ def test_resume_refuses_another_run_and_lists_changes(data, capsys):
     run(epochs=1)
     with pytest.raises(UserError, match='IMG_SIZE = .32, 32'):
         run(resume='true', img_size=48)
-    with pytest.raises(UserError, match='AUX_HEAD = True: set it back'):
-        run(resume='true', aux_head='false')
+    with pytest.raises(UserError, match='LAYER_DECAY = 1.0: set it back'):
+        run(resume='true', layer_decay=0.5)
     with pytest.raises(UserError, match='raise EPOCHS'):
         run(resume='true', epochs=1)
     with pytest.raises(UserError, match='MEAN'):
-        run(resume='true', epochs=2, mean='0.5,0.5,0.5', std='0.1,0.1,0.1')
-    run(resume='true', epochs=2, weight_decay=0.01, betas='0.5,0.99')
+        run(resume='true', epochs=2, normalisation='((0.5, 0.5, 0.5), (0.1, 0.1, 0.1))')
+    run(resume='true', epochs=2, weight_decay=0.01)
     out = capsys.readouterr().out
     assert 'resume: WEIGHT_DECAY was 0.05, now 0.01\n' in out and 'resume: out/last.pth, after epoch 1\n' in out
     groups = torch.load('out/last.pth', weights_only=True)['optimizer']['param_groups']
     assert {group['weight_decay'] for group in groups} == {0, 0.01}
-    assert all(tuple(group['betas']) == (0.5, 0.99) for group in groups)
     draw_folder(data / 'train', {'c': 3})
     draw_folder(data / 'val', {'c': 3})
     with pytest.raises(UserError, match='other classes'):
@@ -186,7 +185,7 @@ def test_what_makes_it_another_run_is_refused(data, monkeypatch):
                                             'SEED = 42: until that epoch is over'):
             run(**{**CHANGES, **changes}, resume='true')
     draw_folder(data / 'train', {'a/more': 1}, seed=8)
-    with pytest.raises(UserError, match='other pictures than DATA_DIR has now'):
+    with pytest.raises(UserError, match='other images than DATA_DIR has now'):
         run(**CHANGES, resume='true')
 
 

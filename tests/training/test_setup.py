@@ -48,11 +48,11 @@ def test_lower_layers_learn_more_slowly(data):
     assert rates['patch_embed.proj.weight'] == pytest.approx(1e-2 * 0.5 ** 8)
     decayed = {group['weight_decay'] for group in built.optimizer.param_groups}
     assert decayed == {0, 0.05}
-    run(layer_decay=0.5, epochs=1, min_lr=1e-3)
-    assert result()['last']['lr'] == pytest.approx(1e-3)  # the log has the head's
+    run(layer_decay=0.5, epochs=1)
+    assert result()['last']['lr'] == pytest.approx(1e-6)  # the log has the head's
     with pytest.raises(UserError, match='LAYER_DECAY = 0.5'):
-        run(layer_decay=0.7, epochs=2, min_lr=1e-3, resume='true')
-    run(layer_decay=0.5, epochs=2, min_lr=1e-3, resume='true')
+        run(layer_decay=0.7, epochs=2, resume='true')
+    run(layer_decay=0.5, epochs=2, resume='true')
 
 
 def test_no_decay_on_norms_biases_and_embeddings(data):
@@ -83,13 +83,21 @@ def test_a_rate_of_zero_is_passed_on():
 def test_the_cost_is_said_at_the_start(folder, capsys):
     run(epochs=1)
     out = capsys.readouterr().out
-    assert 'M parameters, 0.00 G multiply-adds a picture; a batch of 8 pictures needs at least 0.0 GiB' in out
+    assert 'M parameters, 0.00 G multiply-adds an image; a batch of 8 images needs at least 0.0 GiB' in out
+
+
+def spec_of(**changes):
+    return setup.network_spec(prepare(**changes), 2)
+
+
+def load_of(batch_size, device='cpu', amp_dtype=None, use_dp=True, use_ema=True):
+    return setup.Load(batch_size, torch.device(device), amp_dtype, use_dp, use_ema)
 
 
 @pytest.mark.parametrize('device, use_dp, batch, where', [
-    ('cuda', 'true', 3, ' on each GPU'), ('cuda', 'false', 5, ''), ('cpu', 'true', 5, '')])
+    ('cuda', True, 3, ' on each GPU'), ('cuda', False, 5, ''), ('cpu', True, 5, '')])
 def test_the_cost_is_of_what_one_device_holds(monkeypatch, capsys, device, use_dp, batch, where):
-    """Five pictures on two GPUs are three on the first; the copies of the weights are Adam's two and the EMA."""
+    """Five images on two GPUs are three on the first; the copies of the weights are Adam's two and the EMA."""
     asked = []
 
     def memory(net, *arguments, copies):
@@ -97,37 +105,33 @@ def test_the_cost_is_of_what_one_device_holds(monkeypatch, capsys, device, use_d
         return 3 * 2 ** 29
 
     monkeypatch.setattr(setup, 'training_memory', memory)
-    monkeypatch.setattr(setup, 'multiply_adds', lambda net, size: 1.5e9 * size[0] / 32)
+    monkeypatch.setattr(setup, 'multiply_adds', lambda net, size: 1.5e9)
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
     net = torch.nn.Linear(1000, 1999)
-    for use_ema in ('true', 'false'):
-        cfg = prepare(batch_size=5, mixup_prob=0, use_dp=use_dp, use_ema=use_ema, start_size=0.5)
-        costs = setup.print_cost(cfg, net, torch.device(device), torch.bfloat16)
-        assert costs == {(16, 16): 3 * 1.5e9, (32, 32): 6 * 1.5e9}
+    for use_ema in (True, False):
+        load = load_of(5, device, torch.bfloat16, use_dp, use_ema)
+        assert setup.print_cost(spec_of(), net, load) == 6 * 1.5e9
     assert asked == [((32, 32), batch, torch.bfloat16, 3), ((32, 32), batch, torch.bfloat16, 2)]
-    expected = (f'volo_d1: 2.0 M parameters, 1.50 G multiply-adds a picture; a batch of {batch} pictures needs '
+    expected = (f'volo_d1: 2.0 M parameters, 1.50 G multiply-adds an image; a batch of {batch} images needs '
                 f'at least 1.5 GiB of memory{where}\n')
     assert capsys.readouterr().out == 2 * expected and net.training
 
 
 def memory_of(batch, **changes):
-    net = setup.create_network(prepare(**changes), ['a', 'b'], (32, 32), 0.)[0]
-    return training_memory(net.train(), (32, 32), batch, copies=3)
+    return training_memory(spec_of(**changes).create().train(), (32, 32), batch, copies=3)
 
 
 @pytest.mark.parametrize('changes', [{}, {'grad_checkpointing': 'true'}])
 def test_a_batch_is_halved_until_memory_is_enough(monkeypatch, changes):
     """It stays even; the random numbers of the run are those that they would have been."""
-    monkeypatch.setattr(setup, 'choose_device', lambda use_gpu: torch.device('cpu'))
-    monkeypatch.setattr(setup, 'choose_amp_dtype', lambda device: None)
-    cfg = prepare(batch_size=60, **changes)
+    spec = spec_of(**changes)
     for batch, more in ((60, 1.01), (30, 1.01), (14, 1.01), (14, 1.05), (6, 1.01), (2, 1.01), (2, 0)):
-        free, before = more * memory_of(batch, **changes) / setup.ROOM, torch.get_rng_state()
+        free, before = more * memory_of(batch, **changes) / setup.MEMORY_SHARE, torch.get_rng_state()
         monkeypatch.setattr(setup, 'free_device_memory', lambda device, free=free: free)
-        assert setup.largest_batch(cfg, ['a', 'b']) == batch
+        assert setup.largest_batch(spec, load_of(60)) == batch
         assert torch.equal(torch.get_rng_state(), before)
     monkeypatch.setattr(setup, 'WORLD_SIZE', 3)  # a pair for each process
-    assert setup.largest_batch(cfg, ['a', 'b']) == 6
+    assert setup.largest_batch(spec, load_of(60)) == 6
 
 
 def test_checkpointing_leaves_room_for_larger_batches():
@@ -135,12 +139,11 @@ def test_checkpointing_leaves_room_for_larger_batches():
 
 
 def test_a_batch_stays_where_memory_is_unknown(monkeypatch):
-    cfg = prepare(batch_size=60)
     monkeypatch.setattr(setup, 'free_device_memory', lambda device: None)
-    assert setup.largest_batch(cfg, ['a', 'b']) == 60
+    assert setup.largest_batch(spec_of(), load_of(60)) == 60
     monkeypatch.setattr(setup, 'free_device_memory', lambda device: 0)
     monkeypatch.setattr(setup, 'training_memory', lambda *args, **kwargs: 1 / 0)
-    assert setup.largest_batch(cfg, ['a', 'b']) == 60
+    assert setup.largest_batch(spec_of(), load_of(60)) == 60
 
 
 @pytest.mark.parametrize('device, free', [('cuda', 123), ('cpu', 456), ('mps', None)])
@@ -155,6 +158,6 @@ def test_a_cost_that_cannot_be_worked_out_costs_no_run(monkeypatch, capsys):
         raise ZeroDivisionError
 
     monkeypatch.setattr(setup, 'training_memory', fail)
-    assert setup.print_cost(prepare(), torch.nn.Linear(1000, 1999), torch.device('cpu'), None) == {}
+    assert setup.print_cost(spec_of(), torch.nn.Linear(1000, 1999), load_of(8)) is None
     assert capsys.readouterr().out == (
         'volo_d1: 2.0 M parameters; its multiply-adds and memory could not be worked out (ZeroDivisionError)\n')
