@@ -82,7 +82,7 @@ def build_network(cfg: Settings, classes: list[str], provenance: Provenance,
     net, kwargs = create_network(cfg, classes, cfg.IMG_SIZE, cfg.AUGMENTATION * cfg.DROP_PATH)
     if content is not None:
         try:
-            provenance = dataclasses.replace(provenance, **load_weights(net, content))
+            provenance = dataclasses.replace(provenance, **vars(load_weights(net, content)))
         except WeightsError as error:
             raise UserError(f'PRETRAINED = {cfg.PRETRAINED!r}: {error}') from error
     print_provenance(provenance)

@@ -14,7 +14,7 @@ import train
 from common.training import losses
 from common.training.plan import Plan, make_plan
 from common.training.step import seed_batch
-from models.drop_path import DropPath
+from models.layers import DropPath
 
 PLAIN = {'rotation': 0, 'flip': 0, 'blur': 0, 'jitter': 0, 'cutout': 0}  # no augmentation
 CHANGES = {**PLAIN, 'epochs': 2, 'batch_size': 4, 'warmup': 0.5, 'lr': 2e-2, 'min_lr': 1e-3, 'use_amp': 'false',
