@@ -170,10 +170,10 @@ def state_dict_of(content: Any) -> dict[str, torch.Tensor]:
 def is_state_dict(value: Any) -> bool:
     """Return whether something is a dict, not an empty one, of dense tensors on the CPU by name."""
     return (isinstance(value, dict) and len(value) > 0
-            and all(isinstance(name, str) and is_dense(tensor) for name, tensor in value.items()))
+            and all(isinstance(name, str) and is_ordinary(tensor) for name, tensor in value.items()))
 
 
-def is_dense(value: Any) -> bool:
+def is_ordinary(value: Any) -> bool:
     """Return whether something is a dense tensor on the CPU, not quantised."""
     return (isinstance(value, torch.Tensor) and value.layout is torch.strided and value.device.type == 'cpu'
             and not value.is_quantized)
