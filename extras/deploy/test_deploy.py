@@ -181,7 +181,7 @@ def test_both_kinds_of_files_get_the_same_images(tmp_path):
         assert pictures.keys() == images.keys() and len(images) >= 4
         assert {image.shape for image in images.values()} == {(1, 3, 48, 64)}
         shapes = {picture.shape for picture in pictures.values()}
-        assert shapes == {(1, 48, 64, 3)} if crop else len(shapes) == len(pictures)
+        assert shapes == {(1, 48, 64, 3)} if crop else len(shapes) > 1
 
 
 def test_images_are_taken_evenly(tmp_path):

@@ -50,7 +50,7 @@ def check_onnx(path, net, img_size):
 
 @pytest.mark.parametrize('name, img_size, kwargs', [
     ('volo_d1', (48, 80), {**TINY, 'return_dense': True}),
-    ('volo_d1', (64, 64), {**TINY, 'return_mean': True}),
+    pytest.param('volo_d1', (64, 64), {**TINY, 'return_mean': True}, marks=pytest.mark.slow),
     ('test_resnet', (64, 96), {})])
 def test_onnx(tmp_path, name, img_size, kwargs):
     onnx = pytest.importorskip('onnx')

@@ -17,6 +17,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 import models
 from common.runtime.errors import UserError
+from common.training import checkpoint
 from common.training.setup import build_network, find_weights
 from models import LoadReport, WeightsError, load_weights, normalisation_of
 from models.volo import resize_pos_embed
@@ -140,20 +141,30 @@ def test_another_network_of_timm_keeps_or_drops_its_head(tmp_path):
         assert torch.equal(after.fc.weight, before.fc.weight) if classes == 12 else len(after.fc.weight) == 5
 
 
-def test_a_namespace_in_the_file_is_refused_with_the_line_that_takes_it_out(tmp_path, model):
+def test_a_namespace_in_the_file_is_refused_with_the_line_that_takes_it_out(tmp_path, monkeypatch, model):
     path = tmp_path / "an old one's.pth.tar"
     torch.save({'args': argparse.Namespace(lr=1), 'epoch': 3, 'state_dict': model.state_dict()}, path)
     with pytest.raises(WeightsError, match='argparse.Namespace.*this command') as caught:
         load_weights(model, path)
-    line = shlex.split(str(caught.value).partition('safely: ')[2])
-    assert line[0] == 'python'
-    subprocess.run([sys.executable, *line[1:]], check=True)
-    assert load_weights(tiny_volo(), line[-1]).loaded == len(model.state_dict())
+    python, option, code, *files = shlex.split(str(caught.value).partition('safely: ')[2])
+    assert (python, option) == ('python', '-c')
+    subprocess.run([sys.executable, option, code, *files], check=True)
+    assert load_weights(tiny_volo(), files[1]).loaded == len(model.state_dict())
+
+    def run_here():
+        """Run the same code without the seconds that a process takes to import torch."""
+        monkeypatch.setattr(sys, 'argv', ['-c', *files])
+        try:
+            exec(code, {})
+        finally:
+            torch.serialization.clear_safe_globals()
+
     torch.save({'args': argparse.Namespace(lr=1), 'model': model.state_dict()}, path)
-    subprocess.run([sys.executable, *line[1:]], check=True)
-    assert load_weights(tiny_volo(), line[-1]).loaded == len(model.state_dict())
+    run_here()
+    assert load_weights(tiny_volo(), files[1]).loaded == len(model.state_dict())
     torch.save({'args': argparse.Namespace(lr=Trap(tmp_path / 'ran')), 'state_dict': model.state_dict()}, path)
-    assert subprocess.run([sys.executable, *line[1:]], capture_output=True).returncode != 0
+    with pytest.raises(pickle.UnpicklingError):
+        run_here()
     assert not (tmp_path / 'ran').exists()
 
 
@@ -337,3 +348,51 @@ def test_a_normalisation_that_is_none_is_not_taken():
     for transform in ({'mean': 'abc', 'std': [1] * 3}, {'mean': [0] * 3, 'std': [0] * 3}, {'mean': [float('nan')] * 3,
                       'std': [1] * 3}, {'mean': [0.5] * 2, 'std': [1] * 3}, 'text', None):
         assert normalisation_of({'transform': transform}) is None
+
+
+def save_best(folder, **kwargs):
+    """A best.pth of volo_d1 at 64 pixels with 12 classes. Returns (its path, the network)."""
+    torch.manual_seed(0)
+    net = models.create_model('volo_d1', img_size=64, num_classes=12, **kwargs).eval()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter += 0.02 * torch.randn_like(parameter)
+    checkpoint.save(folder / 'best.pth', {'model': 'volo_d1', 'model_kwargs': kwargs, 'classes': list('abcdefghijkl'),
+                                          'transform': TRANSFORM, 'state_dict': net.state_dict()})
+    return folder / 'best.pth', net
+
+
+def test_best_pth_loads_in_plain_timm(tmp_path):
+    """With img_size, num_classes and use_aux_head as in training, in a process that does not know models/."""
+    images = torch.randn(2, 3, 64, 64)
+    torch.save(images, tmp_path / 'images.pt')
+    nets = {}
+    for dense in (False, True):
+        folder = tmp_path / str(dense)
+        folder.mkdir()
+        _, nets[dense] = save_best(folder, **({'return_dense': True} if dense else {}))
+    code = """
+import timm, torch
+images = torch.load('images.pt')
+for dense in (False, True):
+    net = timm.create_model('volo_d1_224', num_classes=12, img_size=64, use_aux_head=dense,
+                            checkpoint_path=f'{dense}/best.pth').eval()
+    torch.save(net(images).detach(), f'{dense}/logits.pt')
+"""
+    subprocess.run([sys.executable, '-c', code], check=True, cwd=tmp_path)
+    for dense, net in nets.items():
+        with torch.inference_mode():
+            assert (torch.load(tmp_path / f'{dense}/logits.pt') - net(images)).abs().max() < 1e-4
+
+
+def test_best_pth_has_the_official_loaders_format(tmp_path):
+    """What the official load_pretrained_weights does for num_classes=1000: it takes `state_dict` out of the file, cuts
+    `module.` off, and loads strictly. The published names and shapes are those of timm's port."""
+    path, net = save_best(tmp_path, return_dense=True)
+    content = torch.load(path, map_location='cpu')
+    state = {name.removeprefix('module.'): tensor for name, tensor in content['state_dict'].items()}
+    official = timm.create_model('volo_d1_224', num_classes=12, img_size=64, use_aux_head=True).eval()
+    official.load_state_dict(state, strict=True)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        assert (official(images) - net(images)).abs().max() < 1e-4
