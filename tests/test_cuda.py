@@ -5,7 +5,7 @@ from helpers import build, read_json, run, run_script
 
 import models
 import train
-from models.mlp import GeluLinear
+from models.layers import GeluLinear
 from models.outlook import MixWindows, mix_windows, mix_windows_plain
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='there is no GPU')
