@@ -10,7 +10,6 @@ from models.factory import (
     has_fixed_size,
     logits_and_features,
     restore_model,
-    state_dict_at,
     volo_d1,
     volo_d2,
     volo_d3,
@@ -24,5 +23,5 @@ from models.weights import PUBLISHED, LoadReport, check_saved, heads_of, load_we
 
 __all__ = ['PUBLISHED', 'VARIANTS', 'VOLO', 'LoadReport', 'WeightsError', 'check_saved', 'combine_logits',
            'create_model', 'default_cfg', 'fetch_weights', 'has_fixed_size', 'heads_of', 'load_weights',
-           'logits_and_features', 'normalisation_of', 'read_file', 'restore_model', 'set_rows', 'state_dict_at',
+           'logits_and_features', 'normalisation_of', 'read_file', 'restore_model', 'set_rows',
            'token_label_loss', 'volo_d1', 'volo_d2', 'volo_d3', 'volo_d4', 'volo_d5']

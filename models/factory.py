@@ -4,7 +4,7 @@ Importing this file registers volo_d1 … volo_d5 with timm.
 """
 import contextlib
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import timm
@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from models.errors import WeightsError, first_line
-from models.volo import STRIDE, VARIANTS, VOLO, resize_pos_embed
+from models.volo import VARIANTS, VOLO
 from models.weights import (
     check_same_shapes,
     check_saved,
@@ -139,15 +139,6 @@ def logits_and_features(net: nn.Module, images: torch.Tensor) -> tuple[torch.Ten
         return net(images), None
     features = net.forward_features(images)
     return net.forward_head(features), net.forward_head(features, pre_logits=True)
-
-
-def state_dict_at(net: nn.Module, img_size: Sequence[int]) -> dict[str, torch.Tensor]:
-    """Return a network's state dict for images of (height, width) pixels: the positions of a VOLO are resized."""
-    state = net.state_dict()
-    grid = tuple(side // STRIDE for side in img_size)
-    if isinstance(net, VOLO) and state['pos_embed'].shape[1:3] != grid:
-        state['pos_embed'] = resize_pos_embed(state['pos_embed'], grid)
-    return state
 
 
 # From a checkpoint
