@@ -174,7 +174,7 @@ def test_a_damaged_picture_in_a_shard_is_named(sharded):
     (lambda folder: next(folder.glob('*.bin')).unlink(), ''),
     (lambda folder: (folder / 'index.json').unlink(), 'make the shards again'),
     (lambda folder: (folder / 'index.json').write_text('[]'), 'make the shards again'),
-    (lambda folder: (folder / 'index.json').write_text('{"chunks": []}'), '0 pictures in index.json'),
+    (lambda folder: (folder / 'index.json').write_text('{"chunks": []}'), '0 images in index.json'),
     (lambda folder: (folder / 'classes.json').write_text('["a"]'), 'make the shards again'),
     (lambda folder: (folder / 'classes.json').write_text('7'), 'make the shards again'),
     (lambda folder: (folder / 'pictures.csv').write_text('file,class\n'), 'make the shards again'),

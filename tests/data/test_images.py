@@ -25,7 +25,7 @@ PACKED = np.packbits((RAMP.reshape(-1, 1) >> np.arange(11, -1, -1)) & 1).tobytes
 
 @pytest.fixture(autouse=True)
 def nothing_warned_yet():
-    images._warned[0] = 0
+    images._has_warned.value = False
 
 
 def test_exif_orientation_is_applied(tmp_path):
@@ -82,7 +82,7 @@ def test_a_depth_that_no_file_states_is_asked_for_once(tmp_path, monkeypatch, ca
     assert 'x.png is almost black' in line and 'BIT_DEPTH: int | None = 12' in line and 'images.py' in line
     open_bytes(tmp_path, content)
     assert not capsys.readouterr().out
-    images._warned[0] = 0
+    images._has_warned.value = False
     monkeypatch.setattr(images, 'BIT_DEPTH', 12)
     found = open_bytes(tmp_path, content)
     assert np.array_equal(found[..., 0], RAMP * 255 // 4095) and not capsys.readouterr().out
@@ -171,7 +171,7 @@ def test_bad_files_are_named(tmp_path, content):
 
 
 @pytest.mark.parametrize('content, reason', [
-    (b'hello', 'the content is no picture, or of a kind that Pillow cannot read'), (b'', 'an empty file'),
+    (b'hello', 'the content is no image, or of a kind that Pillow cannot read'), (b'', 'an empty file'),
     (tiff(b'', (20_000, 20_000), 8), 'more pixels than the MAX_PIXELS of common/data/images.py'),
     (b'P5 8 8\x99 255\n', "damaged, ValueError: invalid literal for int() with base 10: b'8\\x99'")],
     ids=['text', 'empty', 'huge', 'number'])
@@ -290,7 +290,7 @@ def test_image_folder_matches_classes_by_name(tmp_path):
     with pytest.raises(UserError, match='a is missing'):
         ImageFolder(tmp_path / 'val', classes=['a', 'b'])
     (tmp_path / 'val' / 'a').mkdir()
-    with pytest.raises(UserError, match='no pictures in a: add some'):
+    with pytest.raises(UserError, match='no images in a: add some'):
         ImageFolder(tmp_path / 'val', classes=['a', 'b'])
     val = ImageFolder(tmp_path / 'val', classes=['a', 'b'], allow_empty=True)
     assert val.targets == [1]

@@ -94,7 +94,7 @@ def test_a_depth_that_no_file_states_is_asked_for(tmp_path, workers):
 
 
 @pytest.mark.parametrize('folders, words', [
-    ([], 'no sub-folders'), (['a'], 'no pictures in a'), (None, 'no such folder')])
+    ([], 'no sub-folders'), (['a'], 'no images in a'), (None, 'no such folder')])
 def test_folders_without_pictures(tmp_path, folders, words):
     for name in folders or []:
         (tmp_path / 'pictures' / name).mkdir(parents=True)
