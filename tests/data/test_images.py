@@ -1,6 +1,5 @@
-"""common/data/images.py and datasets.py: one opener for every picture, class folders, and the order of an epoch."""
+"""common/data/images.py and datasets.py: one opener for every image, image folders, and the order of an epoch."""
 import multiprocessing
-import os
 import random
 import subprocess
 import sys
@@ -14,7 +13,6 @@ from PIL import Image
 
 from common.data import images
 from common.data.datasets import ImageFolder, SeededImageFolder, open_split
-from common.data.folders import class_folders, is_image, list_images
 from common.data.images import BadImage, bad_image, open_image
 from common.data.loaders import EpochSampler
 from common.runtime.errors import UserError
@@ -162,14 +160,6 @@ def test_every_mode_becomes_rgb(tmp_path, mode):
     assert mode == 'LAB' or image.getpixel((3, 3)) == ((0, 135, 0) if mode == 'YCbCr' else (255, 255, 255))
 
 
-@pytest.mark.parametrize('content', [b'', b'hello', b'\x89PNG\r\n\x1a\n' + b'x' * 50])
-def test_bad_files_are_named(tmp_path, content):
-    path = tmp_path / 'bad.jpg'
-    path.write_bytes(content)
-    with pytest.raises(BadImage, match=r'bad\.jpg'):
-        open_image(path)
-
-
 @pytest.mark.parametrize('content, reason', [
     (b'hello', 'the content is no image, or of a kind that Pillow cannot read'), (b'', 'an empty file'),
     (tiff(b'', (20_000, 20_000), 8), 'more pixels than the MAX_PIXELS of common/data/images.py'),
@@ -237,33 +227,6 @@ def test_the_scripts_that_need_no_pytorch_do_not_import_it():
     code = f'import sys; sys.path.insert(0, {str(ROOT)!r}); import mean_std, makedata; print(*sys.modules)'
     result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert result.returncode == 0 and not {'torch', 'sklearn', 'matplotlib'} & set(result.stdout.split())
-
-
-def test_which_files_count():
-    assert all(map(is_image, ('a.jpg', 'A.JPG', 'b.Jpeg', 'x.png', 'x.webp', 'x.tiff', 'x.bmp', 'x.gif')))
-    assert not any(map(is_image, ('.a.jpg', 'a.txt', 'a', 'a.eps', 'a.pdf', 'Thumbs.db', '.DS_Store')))
-
-
-def test_a_name_that_is_too_long_is_that_of_no_folder():
-    with pytest.raises(UserError, match='no such folder'):
-        class_folders(300 * 'n')
-
-
-def test_listing_is_sorted_and_recursive(tmp_path):
-    draw_folder(tmp_path, {'b': 2, 'a/deep': 1})
-    assert [os.path.relpath(path, tmp_path) for path in list_images(tmp_path)] == [
-        'a/deep/000.png', 'b/000.png', 'b/001.png']
-
-
-def test_hidden_folders_and_loops_are_not_entered(tmp_path):
-    draw_folder(tmp_path, {'a': 1, 'a/.thumbnails': 1, 'a/__MACOSX': 1, 'elsewhere': 2})
-    (tmp_path / 'a' / 'more').symlink_to(tmp_path / 'elsewhere')
-    (tmp_path / 'a' / 'again').symlink_to(tmp_path / 'elsewhere')
-    (tmp_path / 'a' / 'round').symlink_to(tmp_path / 'a')
-    expected = ['000.png', 'again/000.png', 'again/001.png']
-    assert [os.path.relpath(path, tmp_path / 'a') for path in list_images(tmp_path / 'a')] == expected
-    found = ImageFolder(tmp_path / 'a' / '..', classes=['a', 'elsewhere'])
-    assert found.targets.tolist() == [0, 0, 0, 1, 1]
 
 
 def test_one_class_is_nothing_to_learn(tmp_path):
