@@ -27,8 +27,6 @@ from common.data.split import read_sides
 from common.data.transforms import Transform, eval_transform, fit
 from common.runtime.errors import UserError
 from common.training import checkpoint
-from extras.labels import read_labels
-from extras.shards import Shards
 from models import WeightsError, check_saved, restore_model
 
 MANY = settings(max_examples=int(os.environ.get('FUZZ', 200)), deadline=None, derandomize=True, database=None,
@@ -167,24 +165,14 @@ def test_small_files(file, text):
     """The manifest of a split, tables, the list of readable files, the measured mean: what they may hold instead."""
     folder = file.parent
     (folder / 'data').mkdir(exist_ok=True)
-    for path in (*(folder / 'data' / name for name in ('split.json', 'split.csv', 'pictures.csv', 'index.json',
-                                                 'classes.json')),
-                 folder / 'x.checked', folder / 'mean_std.json', folder / 'labels.csv'):
+    for path in (folder / 'data' / 'split.json', folder / 'data' / 'split.csv', folder / 'x.checked',
+                 folder / 'mean_std.json'):
         path.write_text(text, encoding='utf-8', errors='backslashreplace')
-    cfg = SimpleNamespace(VAL_RATIO=0.3, TEST_RATIO=0., SEED=1, GROUP=None, LABELS=None)
-    for manifest in (text, json.dumps({'made_by': 'makedata.py', 'settings': vars(cfg), 'shards': []})):
+    deciding = {'VAL_RATIO': 0.3, 'SEED': 1}
+    for manifest in (text, json.dumps({'made_by': 'makedata.py', 'settings': deciding, 'shards': []})):
         (folder / 'data' / 'split.json').write_text(manifest, encoding='utf-8', errors='backslashreplace')
         with contextlib.suppress(UserError):
-            read_sides(folder / 'data', cfg)
-    for beginning in ('', 'file,class,group\n', 'file,class,bytes\n'):
-        for path in (folder / 'labels.csv', folder / 'data' / 'pictures.csv'):
-            path.write_text(beginning + text, encoding='utf-8', errors='backslashreplace')
-        with contextlib.suppress(UserError):
-            read_labels(str(folder / 'labels.csv'), str(folder))
-        for classes in (text, '["a", "b"]'):
-            (folder / 'data' / 'classes.json').write_text(classes, encoding='utf-8', errors='backslashreplace')
-            with contextlib.suppress(UserError):
-                Shards(folder / 'data')
+            read_sides(folder / 'data', deciding)
     cfg = SimpleNamespace(MEAN=None, STD=None, NORMALISATION='data')
     with contextlib.suppress(UserError), mock.patch.object(normalisation, 'FILE', str(folder / 'mean_std.json')):
         normalisation.find_normalisation(cfg, None, ['a', 'b'])

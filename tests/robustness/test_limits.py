@@ -118,7 +118,7 @@ def test_mean_std_whose_process_is_killed(tmp_path, monkeypatch):
         os.kill(os.getpid(), signal.SIGKILL)
 
     monkeypatch.setattr(mean_std, 'open_image', open_image)
-    with pytest.raises(UserError, match='a process that reads pictures died: .* lower NUM_WORKERS'):
+    with pytest.raises(UserError, match='a process that reads images died: .* lower NUM_WORKERS'):
         mean_std.main(settings.read(mean_std, ['--num-workers', '2']))
     assert not Path('mean_std.json').exists()
 

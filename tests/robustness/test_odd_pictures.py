@@ -110,7 +110,7 @@ def test_programs_that_pillow_would_run_stay_out(tmp_path):
     iptc = b''.join(b'\x1c' + bytes(tag) + len(data).to_bytes(2, 'big') + data for tag, data in fields)
     for content in (eps.getvalue(), iptc):
         (tmp_path / 'x.jpg').write_bytes(content)
-        with pytest.raises(BadImage, match='no picture, or of a kind that Pillow cannot read'):
+        with pytest.raises(BadImage, match='no image, or of a kind that Pillow cannot read'):
             open_image(tmp_path / 'x.jpg')
 
 
