@@ -243,9 +243,9 @@ def test_pictures_and_tables_that_fail_do_not_end_a_run(monkeypatch, capsys, nam
 def test_a_folder_that_becomes_read_only(monkeypatch):
     real = Saver.save_best
 
-    def save_best(saver):
+    def save_best(saver, *arguments):
         os.chmod('out', 0o500)
-        return real(saver)
+        return real(saver, *arguments)
 
     monkeypatch.setattr(Saver, 'save_best', save_best)
     with pytest.raises(UserError, match='cannot be written'):

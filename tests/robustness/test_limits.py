@@ -1,6 +1,6 @@
 """Real limits, not simulated errors: a full disk, a folder that becomes read-only, memory that ends, a killed process.
 
-Mounting a file system takes root; where the tests may not do that, those that need it are skipped.
+Those that mount a file system need root: `make test-root` runs them.
 """
 import os
 import signal
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.skipif(sys.platform != 'linux', reason='mount, /proc an
 
 def mount(*arguments):
     if os.geteuid() or subprocess.run(['mount', *map(str, arguments)], capture_output=True).returncode:
-        pytest.skip('only root may mount a file system, and not everywhere')
+        pytest.skip('only root may mount a file system, and in few containers')
 
 
 @pytest.fixture
@@ -47,12 +47,13 @@ def fill(folder):
             pass
 
 
+@pytest.mark.root
 def test_training_on_a_disk_that_fills_up(data, disk, monkeypatch):
     real = Saver.save_best
 
-    def save_best(saver, results):
+    def save_best(saver, *arguments):
         fill(disk)
-        return real(saver, results)
+        return real(saver, *arguments)
 
     with monkeypatch.context() as patch, pytest.raises(UserError) as error:
         patch.setattr(Saver, 'save_best', save_best)
@@ -65,13 +66,14 @@ def test_training_on_a_disk_that_fills_up(data, disk, monkeypatch):
     assert len(checkpoint.load_last(disk / 'out')['history']) == 2
 
 
+@pytest.mark.root
 def test_training_in_a_folder_that_becomes_read_only(data, monkeypatch):
     real = Saver.save_best
 
-    def save_best(saver, results):
+    def save_best(saver, *arguments):
         mount('--bind', 'out', 'out')
         mount('-o', 'remount,ro,bind', 'out')
-        return real(saver, results)
+        return real(saver, *arguments)
 
     try:
         with monkeypatch.context() as patch, pytest.raises(UserError, match='cannot be written .*Read-only file'):
@@ -84,6 +86,7 @@ def test_training_in_a_folder_that_becomes_read_only(data, monkeypatch):
     assert len(checkpoint.load_last(Path('out'))['history']) == 2
 
 
+@pytest.mark.root
 def test_makedata_on_a_disk_that_is_too_small(disk, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     source = draw_folder(tmp_path / 'data1', {'a': 8, 'b': 8}, size=(200, 200))
