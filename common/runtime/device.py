@@ -1,4 +1,4 @@
-"""Which processor computes, in which precision, and with how many threads."""
+"""The processor that computes, the precision, the number of threads, and networks wrapped for all of these."""
 import platform
 import time
 from collections.abc import Callable
@@ -9,61 +9,73 @@ from torch import nn
 from common.runtime.machine import free_memory
 from common.runtime.processes import LAUNCHED
 
-PROBE = 0.1   # seconds for which a number of threads is tried
-SLOWED = 1.5  # so many times as fast must fewer threads be: where all cores are free they are slower
+THREAD_TRIAL_SECONDS = 0.1  # for which each number of threads is tried
+LEAST_SPEEDUP = 1.5  # at which fewer threads are chosen; where all cores are free, fewer threads are slower
 
 
 def choose_device(use_gpu: bool | str = 'auto') -> torch.device:
-    """The GPU of this machine, where USE_GPU = `use_gpu` takes it, else the CPU.
+    """Return this machine's GPU if USE_GPU = `use_gpu` takes it, else the CPU.
 
-    'auto' takes those that PyTorch calls cuda, of NVIDIA and AMD; True also Apple's (mps), Intel's (xpu) and others.
+    'auto' takes the GPUs that PyTorch calls cuda, from NVIDIA and AMD. True also takes those of Apple (mps), Intel
+    (xpu) and others.
     """
     found = gpu()
-    return found if found and (use_gpu is True or use_gpu == 'auto' and found.type == 'cuda') else torch.device('cpu')
+    if found and use_gpu is True:
+        return found
+    if found and use_gpu == 'auto' and found.type == 'cuda':
+        return found
+    return torch.device('cpu')
 
 
 def gpu() -> torch.device | None:
-    """The accelerator of this machine, if it has one."""
+    """Return the accelerator of this machine, or None."""
     return torch.accelerator.current_accelerator(check_available=True)
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The tensor on the device. The copy to a CUDA GPU goes on meanwhile; one to Apple's would then be of whatever the
-    tensor's memory was given to (pytorch/pytorch#189690).
+    """Return the tensor on the device. A CUDA GPU copies it while the program goes on.
+
+    An Apple GPU must not: the tensor's memory may be given to another tensor before it is copied
+    (pytorch/pytorch#189690).
     """
     return tensor.to(device, non_blocking=device.type == 'cuda')
 
 
 def free_device_memory(device: torch.device) -> int | None:
-    """Bytes that may still be taken on `device`; None where the system does not say."""
+    """Return the bytes of memory that are free on `device`, or None where the system does not say."""
     if device.type == 'cuda':
         return torch.cuda.mem_get_info(device)[0]
-    return free_memory() if device.type == 'cpu' else None
+    if device.type == 'cpu':
+        return free_memory()
+    return None
 
 
 def choose_amp_dtype(device: torch.device) -> torch.dtype | None:
-    """The dtype in which autocast is worth it, or None where only fp32 makes sense.
+    """Return the dtype for autocast, or None where only single precision makes sense.
 
-    bfloat16 on GPUs and CPUs that multiply in it; float16, which needs a GradScaler, on older GPUs.
+    It is bfloat16 on GPUs and CPUs that multiply in it, and float16, which needs a GradScaler, on older GPUs.
     """
     if device.type == 'cuda':
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return torch.bfloat16 if device.type == 'cpu' and _cpu_multiplies_bf16() else None
+    if device.type == 'cpu' and _cpu_multiplies_bf16():
+        return torch.bfloat16
+    return None
 
 
 def _cpu_multiplies_bf16() -> bool:
     if hasattr(torch.cpu, 'get_capabilities'):
         found = torch.cpu.get_capabilities()
         return bool(found.get('amx_bf16') or found.get('avx512_bf16'))
-    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()  # torch before get_capabilities
+    # Earlier versions of PyTorch have no public function that says so.
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
 def use_free_cores(device: torch.device) -> None:
-    """Let PyTorch compute with fewer threads where other programs keep cores busy, or a container may use but a part.
+    """Let PyTorch use fewer threads where other programs keep cores busy or a container may use only some of them.
 
-    All threads of an operation wait for the slowest, and keep their cores busy meanwhile: one that shares its core with
-    another program makes training many times slower. So numbers of threads are tried. Where the cores are free, and
-    where `device` is no CPU, nothing changes.
+    All threads of an operation wait for the slowest and keep their cores busy meanwhile. One thread that shares its
+    core with another program makes training many times slower. So several numbers of threads are tried. Nothing changes
+    where the cores are free, or where `device` is not a CPU.
     """
     usual = torch.get_num_threads()
     if device.type != 'cpu' or usual == 1:
@@ -71,7 +83,7 @@ def use_free_cores(device: torch.device) -> None:
     tried = [usual >> halvings for halvings in range(usual.bit_length())]
     speeds = {threads: multiplications_per_second(threads) for threads in tried}
     fastest = max(speeds, key=speeds.get)
-    if speeds[fastest] < SLOWED * speeds[usual]:
+    if speeds[fastest] < LEAST_SPEEDUP * speeds[usual]:
         fastest = usual
     torch.set_num_threads(fastest)
     if fastest < usual:
@@ -80,46 +92,58 @@ def use_free_cores(device: torch.device) -> None:
 
 
 def multiplications_per_second(threads: int) -> float:
-    """Of two matrices, with so many threads."""
+    """Return 512 × 512 matrix products per second with `threads` threads, and leave that number of threads set."""
     torch.set_num_threads(threads)
-    matrix, count, start = torch.ones(512, 512), 0, time.perf_counter()
-    while (seconds := time.perf_counter() - start) < PROBE:
+    matrix = torch.ones(512, 512)
+    count = 0
+    seconds = 0.
+    start = time.perf_counter()
+    while seconds < THREAD_TRIAL_SECONDS:
         matrix @ matrix
         count += 1
+        seconds = time.perf_counter() - start
     return count / seconds
 
 
 def describe_device(device: torch.device, amp_dtype: torch.dtype | None) -> str:
-    """A line for the log: the device, the number of GPUs, the precision."""
-    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else platform.processor() or platform.machine()
-    count = f'{torch.cuda.device_count()} x ' if device.type == 'cuda' else ''
+    """Return a line for the log: the device, the number of GPUs, the precision."""
+    if device.type == 'cuda':
+        name = f'{torch.cuda.device_count()} x {torch.cuda.get_device_name(device)}'
+    else:
+        name = platform.processor() or platform.machine()
     precision = f'mixed precision in {dtype_name(amp_dtype)}' if amp_dtype else 'single precision (fp32)'
-    unused = f'; without the GPU, {gpu().type} (USE_GPU)' if gpu() and device.type == 'cpu' else ''
-    return f'device: {device.type} ({count}{name}), {precision}{unused}'
+    line = f'device: {device.type} ({name}), {precision}'
+    unused = gpu()
+    if device.type == 'cpu' and unused:
+        line += f'; without the GPU, {unused.type} (USE_GPU)'
+    return line
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """'bfloat16' for torch.bfloat16."""
+    """Return 'bfloat16' for torch.bfloat16."""
     return str(dtype).removeprefix('torch.')
 
 
-# Networks in autocast, shared among several GPUs or processes, and compiled
+# ---- networks in autocast, shared among several GPUs -----------------------------------------------------------------
 
 Loss = Callable  # (outputs of a network, targets (B, classes)) -> (logits (B, classes), losses (B,)), both in fp32
 
 
 class Autocast(nn.Module):
-    """Enters autocast around a network: DataParallel's threads forget the dtype that the caller's autocast has.
+    """A network inside autocast. Each of DataParallel's threads needs it, because they forget the caller's autocast.
 
-    Called with images alone it returns what `look` makes of the network and them; with targets too, what `loss` makes
-    of the network's outputs and them, with one row for each image: within each replica, so that DataParallel gathers
-    nothing else.
+    Called with images alone, it returns look(net, images). Called with targets too, it returns what `loss` makes of the
+    network's outputs and the targets, one row for each image. Each replica computes its own losses, so that
+    DataParallel gathers nothing else.
     """
 
     def __init__(self, net: nn.Module, amp_dtype: torch.dtype | None, loss: Loss | None = None,
                  look: Callable = nn.Module.__call__):
         super().__init__()
-        self.net, self.amp_dtype, self.loss, self.look = net, amp_dtype, loss, look
+        self.net = net
+        self.amp_dtype = amp_dtype
+        self.loss = loss
+        self.look = look
 
     def forward(self, images: torch.Tensor, targets: torch.Tensor | None = None):
         with torch.autocast(images.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
@@ -131,8 +155,9 @@ class Autocast(nn.Module):
 
 def parallel(net: nn.Module, device: torch.device, amp_dtype: torch.dtype | None, use_dp: bool,
              loss: Loss | None = None, look: Callable = nn.Module.__call__) -> nn.Module:
-    """The network in Autocast and, with several GPUs and `use_dp`, in DataParallel: each batch is shared among them.
-    Under torchrun the processes share it.
+    """Return the network in Autocast and, if `use_dp` and there are several GPUs, in DataParallel.
+
+    DataParallel shares each batch among the GPUs. Under torchrun the processes share it instead.
     """
     model = Autocast(net, amp_dtype, loss, look)
     if use_dp and device.type == 'cuda' and torch.cuda.device_count() > 1 and not LAUNCHED:
