@@ -52,7 +52,7 @@ chaos: $(VENV)/.ready-dev
 	$(BIN)/python tests/robustness/chaos.py
 
 fuzz: $(VENV)/.ready-dev
-	FUZZ=20000 $(BIN)/python -m pytest -q tests/robustness/test_fuzz.py
+	FUZZ=20000 $(BIN)/python -m pytest -q -k fuzz
 
 setup: $(VENV)/.ready
 
