@@ -1,4 +1,4 @@
-"""The processor that computes, the precision, the number of threads, and networks wrapped for all of these."""
+"""The processor that computes, the precision, and the number of threads."""
 import platform
 import time
 from collections.abc import Callable
@@ -124,26 +124,23 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix('torch.')
 
 
-# ---- networks in autocast, shared among several GPUs -----------------------------------------------------------------
+# Networks in autocast, shared among several GPUs or processes, and compiled
 
 Loss = Callable  # (outputs of a network, targets (B, classes)) -> (logits (B, classes), losses (B,)), both in fp32
 
 
 class Autocast(nn.Module):
-    """A network inside autocast. Each of DataParallel's threads needs it, because they forget the caller's autocast.
+    """Enters autocast around a network: DataParallel's threads forget the dtype that the caller's autocast has.
 
-    Called with images alone, it returns look(net, images). Called with targets too, it returns what `loss` makes of the
-    network's outputs and the targets, one row for each image. Each replica computes its own losses, so that
-    DataParallel gathers nothing else.
+    Called with images alone it returns what `look` makes of the network and them; with targets too, what `loss` makes
+    of the network's outputs and them, with one row for each image: within each replica, so that DataParallel gathers
+    nothing else.
     """
 
     def __init__(self, net: nn.Module, amp_dtype: torch.dtype | None, loss: Loss | None = None,
                  look: Callable = nn.Module.__call__):
         super().__init__()
-        self.net = net
-        self.amp_dtype = amp_dtype
-        self.loss = loss
-        self.look = look
+        self.net, self.amp_dtype, self.loss, self.look = net, amp_dtype, loss, look
 
     def forward(self, images: torch.Tensor, targets: torch.Tensor | None = None):
         with torch.autocast(images.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
@@ -155,9 +152,8 @@ class Autocast(nn.Module):
 
 def parallel(net: nn.Module, device: torch.device, amp_dtype: torch.dtype | None, use_dp: bool,
              loss: Loss | None = None, look: Callable = nn.Module.__call__) -> nn.Module:
-    """Return the network in Autocast and, if `use_dp` and there are several GPUs, in DataParallel.
-
-    DataParallel shares each batch among the GPUs. Under torchrun the processes share it instead.
+    """The network in Autocast and, with several GPUs and `use_dp`, in DataParallel: each batch is shared among them.
+    Under torchrun the processes share it.
     """
     model = Autocast(net, amp_dtype, loss, look)
     if use_dp and device.type == 'cuda' and torch.cuda.device_count() > 1 and not LAUNCHED:
