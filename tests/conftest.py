@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+import sklearn
 import torch
 from helpers import ROOT, SEEDLINGS, draw_folder
 
@@ -67,9 +68,11 @@ def seedlings():
 def quick(monkeypatch):
     """Runs in the tests' own process draw nothing and do not work out what an update costs: most of their time."""
     monkeypatch.setattr('train.print_cost', lambda *arguments: {})
-    for name in ('plot_training', 'plot_confusion'):
+    for name in ('plot_training', 'plot_confusion', 'plot_reliability'):
         monkeypatch.setattr(f'common.training.log.{name}', lambda *arguments: None)
     monkeypatch.setattr('common.training.page.RunPage.write', lambda *arguments: None)
+    with sklearn.config_context(skip_parameter_validation=True):
+        yield
 
 
 @pytest.fixture
