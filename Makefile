@@ -12,7 +12,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
-# One thread to a process, and as many processes as there are cores; whoever is idle takes tests over from others.
+# As many processes as there are cores, one thread each. The tests of a file stay together: they share set-ups.
 PYTEST  = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
 
 # Settings of the demo: eight minutes from scratch; what is in data1/ was drawn at any angle.

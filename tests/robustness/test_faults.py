@@ -97,17 +97,24 @@ def test_nor_does_one_that_the_optimizer_cannot_leave_out_by_itself(monkeypatch)
     assert not updates_of(cfg, data, state, 1)[0].finite and unmoved(before, state)
 
 
-@pytest.mark.parametrize('optimizer', ['adamw', 'muon', 'lion'])
-def test_an_update_that_float16_skips_moves_nothing_and_is_counted(monkeypatch, optimizer):
-    """The scale begins far too large here: gradients overflow, the scale halves, weights and averages stay."""
+@pytest.fixture
+def overflow(monkeypatch):
+    """The scale of float16's gradients begins far too large: they overflow, and the scale halves."""
     monkeypatch.setattr(train, 'choose_amp_dtype', lambda device: torch.float16)
     monkeypatch.setattr(torch.amp, 'GradScaler', lambda device, enabled: torch.cpu.amp.GradScaler(2. ** 40))
+
+
+@pytest.mark.parametrize('optimizer', ['adamw', 'muon', 'lion'])
+def test_an_update_that_float16_skips_moves_nothing(overflow, optimizer):
     cfg, data, state = build(**CHANGES, optimizer=optimizer)
     state.ema.module.pos_embed.data.fill_(1.)
     before = copies(state)
     [update] = updates_of(cfg, data, state, 1)
     assert not update.finite and update.loss < 10 and unmoved(before, state)
     assert state.scaler.get_scale() == 2. ** 39
+
+
+def test_updates_that_float16_skips_are_counted(overflow):
     run(**CHANGES)
     skipped = [row['skipped_updates'] for row in torch.load('out/last.pth', weights_only=True)['history']]
     assert skipped[0] == UPDATES and read_json('out/result.json')['finished']
@@ -150,7 +157,7 @@ def test_gradients_that_stay_non_finite_are_noticed_too(monkeypatch, accumulate,
     monkeypatch.setattr(torch.amp.GradScaler, 'unscale_', unscale)
     monkeypatch.setattr(train, 'choose_amp_dtype', lambda device: dtype)
     with pytest.raises(UserError, match='the norm of the gradient became (nan|inf) in epoch .* in a row'):
-        run(**{**CHANGES, 'epochs': 20}, max_skipped_updates=2, accumulate_steps=accumulate)
+        run(**{**CHANGES, 'epochs': 20}, max_skipped_updates=2, accumulate_steps=accumulate, validate_every=20)
 
 
 @pytest.mark.parametrize('most, more', [(4, ''), (3, ' and 1 more')])
@@ -235,7 +242,7 @@ def test_pictures_and_tables_that_fail_do_not_end_a_run(monkeypatch, capsys, nam
         raise UserError(f'{name} failed')
 
     monkeypatch.setattr(f'common.training.log.{name}', fail)
-    run(**CHANGES)
+    run(**{**CHANGES, 'epochs': 1})
     assert f'warning: {name} failed' in capsys.readouterr().out and read_json('out/result.json')['finished']
 
 
