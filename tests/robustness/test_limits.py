@@ -21,6 +21,7 @@ from common.training import checkpoint
 from common.training.monitor import Saver
 
 CHANGES = {'epochs': 2, 'batch_size': 4, 'accumulate_steps': 2}
+HANGS = 600  # seconds after which a process will not end by itself, however busy the machine
 
 pytestmark = pytest.mark.skipif(sys.platform != 'linux', reason='mount, /proc and address space limits are Linux')
 
@@ -130,7 +131,8 @@ def test_makedata_on_a_source_that_changes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     source = draw_folder(tmp_path / 'data1', {'a': 6, 'b': 6})
     split()
-    before, real = files_below(tmp_path / 'data'), makedata.report_duplicates
+    before = files_below(tmp_path / 'data')
+    real = makedata.report_duplicates
     changes = [lambda: (source / 'a' / '001.png').write_bytes(b''), lambda: (source / 'a' / '002.png').unlink(),
                lambda: draw_folder(source, {'c': 1}, seed=3)]
     for change in changes:
@@ -153,7 +155,7 @@ def test_an_error_of_ours_ends_the_process_though_workers_are_waiting(tmp_path):
     draw_folder(tmp_path / 'data' / 'val', {'a': 2, 'b': 2}, seed=1)
     done = subprocess.run([sys.executable, '-c', code, '--img-size=32', '--batch-size=4', '--pretrained=false',
                            f'--model-kwargs={TINY}', '--num-workers=1'], cwd=tmp_path, capture_output=True, text=True,
-                          env={**os.environ, 'PYTHONPATH': str(ROOT)}, timeout=120)
+                          env={**os.environ, 'PYTHONPATH': str(ROOT)}, timeout=HANGS)
     assert done.returncode == 1 and 'a mistake of ours' in done.stderr.splitlines()[-1]
 
 
@@ -161,7 +163,7 @@ def test_a_program_ends_that_still_has_a_loader(tmp_path):
     draw_folder(tmp_path / 'pictures', {'a': 2})
     code = ('from common.data.datasets import ImageFolder; from common.data.loaders import start_loader\n'
             'loader = start_loader(ImageFolder("pictures"), 1)')
-    subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(ROOT)}, timeout=60,
+    subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(ROOT)}, timeout=HANGS,
                    check=True)
 
 
