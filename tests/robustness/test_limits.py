@@ -163,8 +163,8 @@ def test_a_program_ends_that_still_has_a_loader(tmp_path):
     draw_folder(tmp_path / 'pictures', {'a': 2})
     code = ('from common.data.datasets import ImageFolder; from common.data.loaders import start_loader\n'
             'loader = start_loader(ImageFolder("pictures"), 1)')
-    subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(ROOT)}, timeout=HANGS,
-                   check=True)
+    subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(ROOT)},
+                   timeout=HANGS, check=True)
 
 
 def test_results_do_not_depend_on_who_reads_what_is_printed(tmp_path):
