@@ -62,8 +62,8 @@ def main(cfg: settings.Settings) -> None:
     print(f'mean of the per-image means and stds: {(mean, std)}')
     print(f'over all pixels together:             {(pixel_mean, pixel_std)}')
     print(f'\n{cfg.OUTPUT_FILE} is written; train.py uses it. To fix the values there instead, paste')
-    for name, values in (('MEAN', mean), ('STD', std)):
-        print(f'{name}: tuple | None = {tuple(round(value, 6) for value in values)}')
+    rounded = tuple(tuple(round(value, 6) for value in values) for values in (mean, std))
+    print(f'NORMALISATION: str | tuple = {rounded}')
 
 
 def get_mean_and_std(paths: Sequence[str | Path], num_workers: int = 0) -> tuple[list[float], list[float]]:
