@@ -35,72 +35,71 @@ from common.training.optimizer import build_optimizer
 from models import VARIANTS
 
 # ---- Data
-DATA_DIR = 'data'                 # folder that makedata.py made: train/ and val/, one sub-folder for each class
-IMG_SIZE: int | tuple | str = 'auto'  # pixels, a multiple of 16, or (height, width); 112 takes a quarter of the time
-                                  # that 224 does; 'auto': 224, or less where TIME_BUDGET is short and no weights are
-                                  # loaded
-CROP: float | str | None = None   # None squeezes the whole image into IMG_SIZE, whatever its shape; 0.96 takes the
-                                  # middle 96 % undistorted; 'published' crops and interpolates as MODEL was published
-NORMALISATION: str | tuple = 'auto'  # 'data': mean and standard deviation of mean_std.json; 'weights': those of the
-                                  # loaded weights; 'auto': 'weights' where some are loaded, else 'data'; or the values
-                                  # themselves: ((0.33, 0.29, 0.21), (0.09, 0.10, 0.11)) for red, green and blue
-NUM_WORKERS: int | str = 'auto'   # worker processes that read images; 'auto': one for each core, at most 8
-CACHE: str | None = 'auto'        # images at IMG_SIZE, decoded once: 'ram'; 'disk' keeps them in .cache/ for later runs
-                                  # too; None: decoded in every epoch; 'auto': 'ram' where a quarter of the free memory
-                                  # is enough
+DATA_DIR = 'data'                 # Folder that makedata.py made: train/ and val/, one sub-folder for each class.
+IMG_SIZE: int | tuple | str = 'auto'  # Pixels, a multiple of 16, or (height, width). 112 takes a quarter of the time of
+                                  # 224. 'auto' is 224, or less where TIME_BUDGET is short and training from scratch.
+CROP: float | str | None = None   # None squeezes the whole image into IMG_SIZE, whatever its shape. 0.96 takes the
+                                  # middle 96 % undistorted. 'published' crops and interpolates as MODEL was published.
+NORMALISATION: str | tuple = 'auto'  # Mean and standard deviation of red, green and blue. 'data': those of
+                                  # mean_std.json; 'weights': those of the loaded weights; 'auto': 'weights' where some
+                                  # are loaded, else 'data'; or a pair ((0.33, 0.29, 0.21), (0.09, 0.10, 0.11)).
+NUM_WORKERS: int | str = 'auto'   # Worker processes that read images. 'auto' takes one for each core, at most 8.
+CACHE: str | None = 'auto'        # Where decoded images are kept at IMG_SIZE: 'ram', or 'disk' (.cache/, for later runs
+                                  # too). None decodes them in every epoch. 'auto' takes 'ram' where a quarter of
+                                  # the free memory is enough.
 # ---- Model
-MODEL = 'volo_d1'                 # volo_d1 (27 M parameters) to volo_d5 (296 M), or one of timm's, such as 'resnet50'
-MODEL_KWARGS = {}                 # more keyword arguments of the network, for example {'drop_rate': 0.1}
+MODEL = 'volo_d1'                 # volo_d1 (27 M parameters) to volo_d5 (296 M), or one of timm's, such as 'resnet50'.
+MODEL_KWARGS = {}                 # More keyword arguments of the network, for example {'drop_rate': 0.1}.
 PRETRAINED: bool | str = 'auto'   # ImageNet weights: 'auto' if they can be fetched, True required, False none; or the
-                                  # path of a file of weights
-FREEZE_EPOCHS = 0                 # number of first epochs in which only the head of a pretrained network learns
-DROP_PATH = 0.1                   # maximum stochastic-depth rate, reached in the last block
-TOKEN_LABEL = False               # VOLO only: the paper's training with MixToken and a loss on every token; needs
-                                  # MIXUP_PROB = 0
-GRAD_CHECKPOINTING = False        # compute each block twice instead of storing it: slower, for less memory
+                                  # path of a file of weights.
+FREEZE_EPOCHS = 0                 # Number of first epochs in which only the head of a pretrained network learns.
+DROP_PATH = 0.1                   # Maximum stochastic-depth rate, reached in the last block.
+TOKEN_LABEL = False               # VOLO only: the paper's training, with MixToken and a loss on every token. It needs
+                                  # MIXUP_PROB = 0.
+GRAD_CHECKPOINTING = False        # True computes each block twice instead of storing it: slower, for less memory.
 # ---- Optimisation
-TIME_BUDGET: float | None = None  # minutes for the whole of train.py, in place of EPOCHS: the number of updates follows
-                                  # from the speed of the machine
-EPOCHS = 100                      # passes over the training set; the tutorial's 300 can pay from scratch
-BATCH_SIZE: int | str = 'auto'    # images at a time over all GPUs, even, since Mixup pairs them; 'auto': 16, from
-                                  # 10,000 images on 64; with Muon 32, from 1,000 images on 128; fewer where memory is
-                                  # short
-ACCUMULATE_STEPS = 1              # batches to each update of the weights: 4 with BATCH_SIZE = 8 learn like 32
-OPTIMIZER = 'auto'                # 'muon' for a VOLO from scratch on 1,000 images or more, else 'adamw'; or another of
-                                  # timm's, such as 'lion', with an LR of its own
-LR: float | str = 'auto'          # peak learning rate; 'auto': 1e-4, with Muon 6e-4, times √(images in an update / 16)
-WARMUP = 0.1                      # fraction of the run in which the learning rate rises; the tutorial has no warm-up
-LAYER_DECAY = 1.0                 # learning rate of a layer relative to the next one; 0.75 keeps more of loaded weights
-WEIGHT_DECAY = 0.05               # decoupled weight decay; norms, biases, pos_embed and cls_token have none
-CLIP_GRAD = 5.0                   # largest norm of the gradient; 0 does not clip
-USE_GPU: bool | str = 'auto'      # 'auto': NVIDIA's or AMD's GPU where there is one; True: also Apple's and others,
-                                  # which nobody has tried; False: none
-USE_AMP = True                    # mixed precision, where the processor gains from it
-COMPILE = False                   # torch.compile, for GPUs: minutes at the start, then about half the time an update
-USE_EMA = True                    # also keep an average of the weights (ModelEmaV3), and validate it
-USE_DP = True                     # DataParallel over several GPUs, which share each batch
-BALANCE: str | None = None        # for classes with far fewer images: 'weights' in the loss, or a 'sampler' that shows
-                                  # all classes equally often
+TIME_BUDGET: float | None = None  # Minutes for the whole of train.py, in place of EPOCHS. The number of updates follows
+                                  # from the speed of the machine.
+EPOCHS = 100                      # Passes over the training set. The tutorial's 300 can pay from scratch.
+BATCH_SIZE: int | str = 'auto'    # Images at a time over all GPUs, even, since Mixup pairs them. 'auto' is 16, from
+                                  # 10,000 images on 64; with Muon 32, from 1,000 images on 128; less where memory is
+                                  # short.
+ACCUMULATE_STEPS = 1              # Batches to each update of the weights: 4 with BATCH_SIZE = 8 learn like 32.
+OPTIMIZER = 'auto'                # 'muon', 'adamw', or another of timm's, such as 'lion', with an LR of its own. 'auto'
+                                  # is 'muon' for a VOLO from scratch on 1,000 images or more, else 'adamw'.
+LR: float | str = 'auto'          # Peak learning rate. 'auto' is 1e-4 (Muon 6e-4) times √(images in an update / 16).
+WARMUP = 0.1                      # Fraction of the run in which the learning rate rises. The tutorial has no warm-up.
+LAYER_DECAY = 1.0                 # Learning rate of a layer relative to the next; 0.75 keeps more of loaded weights.
+WEIGHT_DECAY = 0.05               # Decoupled weight decay. Norms, biases, pos_embed and cls_token have none.
+CLIP_GRAD = 5.0                   # Largest norm of the gradient; 0 does not clip.
+USE_GPU: bool | str = 'auto'      # 'auto' takes NVIDIA's or AMD's GPU where there is one, True also Apple's and others,
+                                  # which nobody has tried, False none.
+USE_AMP = True                    # Mixed precision, where the processor gains from it.
+COMPILE = False                   # torch.compile, for GPUs: minutes at the start, then about half the time an update.
+USE_EMA = True                    # Also keep an average of the weights (ModelEmaV3), and validate it.
+USE_DP = True                     # DataParallel over several GPUs, which share each batch.
+BALANCE: str | None = None        # For classes with far fewer images: 'weights' in the loss, or a 'sampler' that shows
+                                  # all classes equally often.
 # ---- Augmentation
-VIEW: str | None = 'upright'      # how an image may be turned: 'upright' by 10 degrees, mirrored; 'above' by any angle
-                                  # and mirrored both ways, for plants or cells seen from above and satellite images;
-                                  # 'text' by 10 degrees only, where left and right differ; None not at all
-AUGMENTATION: float | str = 'auto'  # fraction of BLUR, JITTER, CUTOUT, MIXUP_PROB and DROP_PATH that is applied, 0 to
-                                  # 1; 'auto': all from 100 passes over the training set on, less in shorter runs
-BLUR = 0.1                        # probability of a Gaussian blur
-JITTER = 0.4                      # brightness, contrast and saturation are multiplied by 1 - JITTER to 1 + JITTER
-CUTOUT = 0.5                      # probability of a grey box (torchtoolbox's Cutout)
-MIXUP_PROB = 0.1                  # probability that a batch is mixed, by Mixup or by CutMix (timm)
-SMOOTHING = 0.1                   # label smoothing
+VIEW: str | None = 'upright'      # How images may be turned. 'upright': by 10 degrees, and mirrored. 'above': by any
+                                  # angle, mirrored both ways (plants or cells from above, satellites). 'text': by 10
+                                  # degrees only, since left and right differ. None: not at all.
+AUGMENTATION: float | str = 'auto'  # Fraction of BLUR, JITTER, CUTOUT, MIXUP_PROB and DROP_PATH that is applied, 0 to
+                                  # 1. 'auto' is all from 100 passes over the training set on, less in shorter runs.
+BLUR = 0.1                        # Probability of a Gaussian blur.
+JITTER = 0.4                      # Brightness, contrast and saturation are multiplied by 1 - JITTER to 1 + JITTER.
+CUTOUT = 0.5                      # Probability of a grey box (torchtoolbox's Cutout).
+MIXUP_PROB = 0.1                  # Probability that a batch is mixed, by Mixup or by CutMix (timm).
+SMOOTHING = 0.1                   # Label smoothing.
 # ---- Run
-OUTPUT_DIR = 'checkpoints/volo_d1'  # folder for checkpoints and reports
-RESUME: bool | str = False        # True goes on from OUTPUT_DIR/last.pth, 'auto' does so if it is there
-BEST_BY = 'acc1'                  # which validation score chooses best.pth: 'acc1' or 'balanced_accuracy'
-PATIENCE: int | None = None       # validations without better weights after which the run ends early; None: never
-VALIDATE_EVERY: int | str = 'auto'  # epochs between validations; 'auto': so that they take at most a fifth of the time
-SAVE_EVERY_MINUTES = 10.0         # time between saves of last.pth, which is also saved on Ctrl-C and at the end
-TRACKER: str | None = None        # curves in 'tensorboard', 'wandb' or 'trackio', by the package of that name
-SEED = 42                         # of the initial weights, the order of the images and all augmentation
+OUTPUT_DIR = 'checkpoints/volo_d1'  # Folder for checkpoints and reports.
+RESUME: bool | str = False        # True goes on from OUTPUT_DIR/last.pth, 'auto' does so if it is there.
+BEST_BY = 'acc1'                  # Validation score that chooses best.pth: 'acc1' or 'balanced_accuracy'.
+PATIENCE: int | None = None       # Validations without better weights after which the run ends early. None: never.
+VALIDATE_EVERY: int | str = 'auto'  # Epochs between validations. 'auto' lets them take at most a fifth of the time.
+SAVE_EVERY_MINUTES = 10.0         # Time between saves of last.pth, which is also saved on Ctrl-C and at the end.
+TRACKER: str | None = None        # Curves in 'tensorboard', 'wandb' or 'trackio', by the package of that name.
+SEED = 42                         # Seed of the initial weights, the order of the images and the augmentation.
 
 
 def train_one_epoch(cfg: Settings, state: step.TrainState, data: Data, epoch: int, after_update: Callable) -> None:

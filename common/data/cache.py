@@ -1,6 +1,6 @@
 """Images at the network's size, decoded once for all epochs: in memory, or in a file for later runs too.
 
-What is cached is the image before any random transform, so that a cache makes training faster and changes nothing else.
+The cache holds an image before any random transform, so that it makes training faster and changes nothing else.
 """
 import ctypes
 import hashlib
@@ -26,35 +26,12 @@ from common.runtime.errors import UserError
 from common.runtime.files import locked, writable_folder, writing
 from common.runtime.machine import free_memory, map_in_threads, memory_file
 
-# Files of JSON lines that grow while work is done, so that a run that was killed has not worked in vain
-
-def append_lines(file: Path, values: Iterable[list]) -> None:
-    """Add a line for each value. Raises OSError."""
-    lines = ''.join(f'{json.dumps(value)}\n' for value in values)
-    if lines:
-        with open(file, 'ab') as out:
-            out.write(f'\n{lines}'.encode())  # after a line that was cut off
-
-
-def read_lines(file: Path, length: int) -> Iterator[list]:
-    """Yields the values, lists of `length` that begin with a text; damaged lines are left out, no file has none."""
-    try:
-        with open(file, 'rb') as lines:
-            for line in lines:
-                try:
-                    value = json.loads(line)
-                except (ValueError, RecursionError):
-                    continue
-                if isinstance(value, list) and len(value) == length and isinstance(value[0], str):
-                    yield value
-    except OSError:
-        return
-FOLDER = Path('.cache')
+CACHE_FOLDER = Path('.cache')
 NOTED = 1000  # files that are read between two notes of what has been done, which a killed run leaves
 
 
 class ImageCache:
-    """A function from a path to its image at the network's size: RGB, as `fit` made it of the decoded file.
+    """A function: the path of a file -> its image at the network's size, RGB, as `fit` made it of the decoded file.
 
     `size` is (height, width) in pixels, `store` where the files lie. A JPEG may be decoded at a fraction of its size,
     but to no side smaller than `least`. Before load() is called, and for paths that it was not given, every call
@@ -65,7 +42,10 @@ class ImageCache:
 
     def __init__(self, fit: Callable[[Image.Image], Image.Image], size: Iterable[int], least: int,
                  store: Store = Files):
-        self.fit, self.size, self.least, self.store = fit, tuple(size), least, store
+        self.fit = fit
+        self.size = tuple(size)
+        self.least = least
+        self.store = store
         self._clear()
 
     def _clear(self) -> None:
@@ -78,17 +58,18 @@ class ImageCache:
         return self._decode(path) if row is None else Image.fromarray(self.array[row])
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a spawned worker process gets: where the pixels are, in place of the pixels."""
+        """Return what a spawned worker process gets: where the pixels are, in place of the pixels."""
         return {**vars(self), 'array': None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self.array = self.source and open_array(*self.source)
+        if self.source:
+            self.array = open_array(*self.source)
 
     def load(self, paths: list[str], where: str | None, kind: str = '') -> dict[str, str]:
         """Read every file once and return {path: problem} of those that are not readable images.
 
-        `where` is 'ram', 'disk' or None: the images are not cached. What FOLDER has of an earlier run, even one that
+        `where` is 'ram', 'disk' or None: the images are not cached. What .cache/ has of an earlier run, even one that
         was killed, the image or only that the file is readable, is valid for as long as the file has the same size and
         modification time; unreadable files are tried again. `kind`, a text, tells apart caches that must not be mixed
         up.
@@ -96,7 +77,7 @@ class ImageCache:
         self._clear()
         folder = os.path.commonpath([min(paths), max(paths)])  # that of all of them
         key = json.dumps([kind, self.size, os.path.abspath(folder)])
-        file = FOLDER / hashlib.sha256(key.encode()).hexdigest()[:16]
+        file = CACHE_FOLDER / hashlib.sha256(key.encode()).hexdigest()[:16]
         if where == 'disk':
             return self._load_from_disk(paths, file.with_suffix('.pictures'))
         if where is None:
@@ -108,7 +89,7 @@ class ImageCache:
 
     def _read(self, paths: list[str], array: np.ndarray | None = None,
               note: Callable[[list[tuple[int, str, str | None]]], None] = lambda done: None) -> dict[str, str]:
-        """Decode files, into the rows of an array if there is one; {path: problem} of the unreadable ones.
+        """Decode files, into the rows of an array if there is one. Returns {path: problem} of the unreadable ones.
 
         `note` gets what is done, [(row, path, problem or None)], some at a time.
         """
@@ -121,7 +102,8 @@ class ImageCache:
                 array[row] = image
             return None
 
-        bad, done = {}, []
+        bad = {}
+        done = []
         for row, problem in enumerate(map_in_threads(read, range(len(paths)), paths, desc='reading images')):
             done.append((row, paths[row], problem))
             if problem:
@@ -132,18 +114,22 @@ class ImageCache:
         return bad
 
     def _check(self, paths: list[str], file: Path) -> dict[str, str]:
-        """load() for None. The file has [path, bytes, modification time] of the readable ones."""
+        """Do what load() does for None. The file has [path, bytes, modification time] of the readable ones."""
         def note(done):
             with suppress(UserError, OSError):  # the next run reads the files again, then
-                writable_folder(FOLDER, 'CACHE')
+                writable_folder(CACHE_FOLDER, 'CACHE')
                 append_lines(file, ([path, *stamps[path]] for _, path, problem in done if not problem))
 
         known = {path: entry for path, *entry in read_lines(file, 3)}
-        stamps = {path: now for path in paths if known.get(path) != (now := self.store.stamp(path))}
+        stamps = {}
+        for path in paths:
+            stamp = self.store.stamp(path)
+            if known.get(path) != stamp:
+                stamps[path] = stamp
         return self._read([*stamps], note=note)
 
     def _load_into_memory(self, paths: list[str]) -> dict[str, str]:
-        """load() for 'ram'."""
+        """Do what load() does for 'ram'."""
         try:
             self.array, self.source = shared_array((len(paths), *self.size, 3))
         except OSError as error:
@@ -155,15 +141,17 @@ class ImageCache:
         return bad
 
     def _load_from_disk(self, paths: list[str], file: Path) -> dict[str, str]:
-        """load() for 'disk'. The file has the images, and beside it lies a ledger of what they are (read_index)."""
-        writable_folder(FOLDER, 'CACHE')
+        """Do what load() does for 'disk'. The file has the images, and beside it lies a list of them (read_index)."""
+        writable_folder(CACHE_FOLDER, 'CACHE')
         with locked(f'{file}.lock'):  # two runs may want the same
             stamps = {path: self.store.stamp(path) for path in paths}
             index, length = read_index(file, self.size)
             known = {path: index[path] for path in paths if path in index and index[path][1:3] == stamps[path]}
             if len(known) < len(paths):
-                if length > 2 * len(known) or not known:  # most of it is of files that are not there any more
-                    known, length = ({}, 0) if remove(file) else (known, length)
+                mostly_gone = length > 2 * len(known) or not known  # most of it is of files that are not there any more
+                if mostly_gone and remove(file):
+                    known = {}
+                    length = 0
                 self._append(file, [path for path in paths if path not in known], stamps, length)
                 index, length = read_index(file, self.size)
                 known = {path: index[path] for path in paths}
@@ -181,22 +169,24 @@ class ImageCache:
                 [path, length + row, *stamps[path], problem] for row, path, problem in done))
 
         row_bytes = math.prod((*self.size, 3))
-        check_room('disk', len(paths), self.size, shutil.disk_usage(FOLDER).free)
+        check_room('disk', len(paths), self.size, shutil.disk_usage(CACHE_FOLDER).free)
         with writing(file):
             reserve(file, (length + len(paths)) * row_bytes)
             array = np.memmap(file, np.uint8, 'r+', length * row_bytes, (len(paths), *self.size, 3))
             self._read(paths, array, note)
 
 
+# ---- arrays that processes share ------------------------------------------------------------------------------------
+
 def open_array(source: Path | ctypes.Array, shape: tuple[int, ...], mode: str = 'r') -> np.ndarray:
-    """The uint8 array at the start of a file, or in memory that processes share."""
+    """Return the uint8 array at the start of a file, or in memory that processes share."""
     if isinstance(source, Path):
         return np.memmap(source, np.uint8, mode, shape=shape).view(np.ndarray)  # a memmap takes longer to index
     return np.frombuffer(source, np.uint8).reshape(shape)
 
 
 def shared_array(shape: tuple[int, ...]) -> tuple[np.ndarray, tuple]:
-    """A new uint8 array in memory, and the arguments of open_array that give it in a worker process.
+    """Return a new uint8 array in memory, and the arguments of open_array that give it in a worker process.
 
     The system frees the memory when no process has it any more, however they end. Raises OSError and UserError.
     """
@@ -231,17 +221,45 @@ def remove(file: Path) -> bool:
     return True
 
 
+# ---- what lies beside them: JSON lines that grow while work is done, so that a killed run has not worked in vain -----
+
+def append_lines(file: Path, values: Iterable[list]) -> None:
+    """Add a line for each value. Raises OSError."""
+    lines = ''.join(f'{json.dumps(value)}\n' for value in values)
+    if lines:
+        with open(file, 'ab') as out:
+            out.write(f'\n{lines}'.encode())  # after a line that was cut off
+
+
+def read_lines(file: Path, length: int) -> Iterator[list]:
+    """Yield the values, lists of `length` that begin with a text; damaged lines are left out, no file has none."""
+    try:
+        with open(file, 'rb') as lines:
+            for line in lines:
+                try:
+                    value = json.loads(line)
+                except (ValueError, RecursionError):
+                    continue
+                if isinstance(value, list) and len(value) == length and isinstance(value[0], str):
+                    yield value
+    except OSError:
+        return
+
+
 def read_index(file: Path, size: tuple[int, int]) -> tuple[dict[str, list], int]:
-    """({path: [row, bytes, modification time, problem or None]}, number of rows in use) of a file of images."""
-    rows, rest = divmod(file.stat().st_size if file.exists() else 0, math.prod((*size, 3)))
-    index = {} if rest else {
-        path: entry for path, *entry in read_lines(file.with_suffix('.index'), 5)
-        if isinstance(entry[0], int) and 0 <= entry[0] < rows}
+    """Return ({path: [row, bytes, modification time, problem or None]}, number of rows in use) of a file of images."""
+    length = file.stat().st_size if file.exists() else 0
+    rows, rest = divmod(length, math.prod((*size, 3)))
+    index = {}
+    if not rest:  # a file of another size is damaged
+        for path, *entry in read_lines(file.with_suffix('.index'), 5):
+            if isinstance(entry[0], int) and 0 <= entry[0] < rows:
+                index[path] = entry
     return index, max((entry[0] + 1 for entry in index.values()), default=0)
 
 
 def choose_cache(wanted: str | None, count: int, size: tuple[int, int]) -> str | None:
-    """Where CACHE = `wanted` puts `count` images of `size`: 'ram', 'disk' or None.
+    """Return where CACHE = `wanted` puts `count` images of `size`: 'ram', 'disk' or None.
 
     'auto' is 'ram' where they take no more than a quarter of the free memory, else None, and the reason is printed.
     Raises UserError where there is no room.
@@ -262,6 +280,6 @@ def check_room(where: str, count: int, size: tuple[int, int], free: int | None) 
     """Raise UserError unless `count` images of `size` go into `free` bytes (None: unknown)."""
     needed = count * size[0] * size[1] * 3
     if free is not None and needed > 0.9 * free:
-        raise UserError(f"CACHE = {where!r} needs {needed / 2 ** 30:.1f} GiB for {count} images, but "
-                        f"{free / 2 ** 30:.1f} GiB are free: choose {'None' if where == 'disk' else repr('disk')} or a "
-                        'smaller IMG_SIZE')
+        other = None if where == 'disk' else 'disk'
+        raise UserError(f'CACHE = {where!r} needs {needed / 2 ** 30:.1f} GiB for {count} images, but '
+                        f'{free / 2 ** 30:.1f} GiB are free: choose {other!r} or a smaller IMG_SIZE')

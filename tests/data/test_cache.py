@@ -127,7 +127,7 @@ def test_no_file_is_mapped_while_it_is_deleted(folder, monkeypatch):
             Image.new('RGB', (20, 24), (grey,) * 3).save(path)
         images.load(paths_of(folder), 'disk')
         assert all((image == grey).all() for image in pixels(images, paths_of(folder)))
-    [file] = cache.FOLDER.glob('*.pictures')
+    [file] = cache.CACHE_FOLDER.glob('*.pictures')
     assert file.stat().st_size == 7 * 8 * 12 * 3
 
 
@@ -194,7 +194,7 @@ def test_new_pictures_are_added_and_old_ones_taken_out_when_they_are_most(folder
         images.load(paths_of(folder), 'disk')
         np.testing.assert_array_equal(pixels(images, paths_of(folder)),
                                       pixels(ImageCache(shrink, SIZE, 24), paths_of(folder)))
-        [file] = cache.FOLDER.glob('*.pictures')
+        [file] = cache.CACHE_FOLDER.glob('*.pictures')
         return file.stat().st_size / (8 * 12 * 3), file.read_bytes()
 
     rows, first = load()
@@ -222,7 +222,7 @@ def test_without_a_cache_only_what_changed_is_checked_again(folder, monkeypatch)
     assert many == 7 and none == 1 and first == second and len(first) == 1  # the bad one is tried again
     (folder / 'a' / '001.png').write_bytes(b'cut')
     assert check()[1] == 2 and len(check()[0]) == 2
-    [file] = cache.FOLDER.glob('*.checked')
+    [file] = cache.CACHE_FOLDER.glob('*.checked')
     for content in ('', '[]', '{"x": 1}', file.read_text()[:50]):
         file.write_text(content)
         assert len(check()[0]) == 2 and check()[1] == 2
@@ -233,7 +233,7 @@ def test_without_a_cache_only_what_changed_is_checked_again(folder, monkeypatch)
 
 def test_a_damaged_cache_is_made_anew(folder, monkeypatch):
     read_again(folder, monkeypatch)
-    [file] = cache.FOLDER.glob('*.pictures')
+    [file] = cache.CACHE_FOLDER.glob('*.pictures')
     whole = file.read_bytes()
     for content in (b'', b'hello', whole[:-1], whole[100:], whole + b'x'):
         file.write_bytes(content)
@@ -248,7 +248,7 @@ def test_a_damaged_cache_is_made_anew(folder, monkeypatch):
 def test_another_size_or_kind_is_another_cache(folder):
     for size, kind in (((8, 12), ''), ((12, 8), ''), ((8, 12), 'bicubic')):
         ImageCache(lambda image, size=size: image.resize(size[::-1]), size, 24).load(paths_of(folder), 'disk', kind)
-    assert len(list(cache.FOLDER.glob('*.pictures'))) == 3
+    assert len(list(cache.CACHE_FOLDER.glob('*.pictures'))) == 3
 
 
 @pytest.mark.parametrize('method', ['fork', 'spawn', 'forkserver'])

@@ -3,10 +3,10 @@ import torch
 from helpers import run
 
 import test as predict
-import train
 from common import settings
 from common.evaluation import predictor
-from common.training import schedule, setup
+from common.runtime import device
+from common.training import choices, schedule, setup
 
 
 def test_every_part_is_told(data, monkeypatch):
@@ -22,9 +22,9 @@ def test_every_part_is_told(data, monkeypatch):
 
         monkeypatch.setattr(module, 'choose_device', choose_device)
 
-    for module in (train, setup, schedule, predictor, predict):
+    for module in (device, setup, choices, predictor, predict):  # train.py asks the first
         listen(module)
-    monkeypatch.setattr(schedule, 'SECONDS', 0)
+    monkeypatch.setattr(schedule, 'REHEARSAL_SECONDS', 0)
     run(use_gpu=True, batch_size='auto', augmentation='auto', time_budget=0.02)
     predict.main(settings.read(predict, ['--checkpoint', 'out/best.pth', '--test-dir', 'data/val', '--use-gpu', 'true',
                                          '--num-workers', '0']))
