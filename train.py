@@ -161,7 +161,7 @@ def train_epochs(cfg: Settings, state: step.TrainState, data: Data, facts: dict,
 
 # ---- what an epoch needs ---------------------------------------------------------------------------------------------
 
-VIEWS = {  # degrees either way, probability of a mirror image, of an upside-down one
+_VIEWS = {  # degrees either way, probability of a mirror image, of an upside-down one
     'upright': (10, 0.5, 0.),
     'above': (180, 0.5, 0.5),
     'text': (10, 0., 0.),
@@ -170,7 +170,7 @@ VIEWS = {  # degrees either way, probability of a mirror image, of an upside-dow
 
 def train_transform(cfg: Settings, transform: Transform) -> v2.Compose:
     """Return the augmentation of a training image that was fitted to IMG_SIZE: image -> float tensor (3, H, W)."""
-    degrees, mirrored, upside_down = VIEWS[cfg.VIEW]
+    degrees, mirrored, upside_down = _VIEWS[cfg.VIEW]
     mean_colour = [round(255 * value) for value in transform.mean]
     share = cfg.AUGMENTATION
     jitter = share * cfg.JITTER
