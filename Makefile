@@ -10,7 +10,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 
 # Settings of the demo: eight minutes from scratch; what is in data1/ was drawn at any angle.
-DEMO = --pretrained false --time-budget 8 --rotation 180 --flip-vertical 0.5
+DEMO = --pretrained false --time-budget 8 --view above
 
 .PHONY: demo test test-all lint bench chaos fuzz mutants setup clean
 
