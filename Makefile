@@ -1,18 +1,24 @@
-# make demo: set up and run the four steps on the sample in data1/
-# make test: set up and run the tests
-# make test-all: the slow tests too (all five variants at all published sizes)
-# make chaos: kill training and makedata.py at 140 random moments
-# make fuzz: 100,000 damaged pictures, checkpoints and other files
-# make mutants: change the training code in 3,300 places, one at a time, and see which changes no test notices; hours
-# make bench: time the network beside timm's, whole epochs beside bare steps; memory of steps, losses beside timm's
+# make demo       set up, then run the four steps on the sample in data1/
+# make test       set up, then run the tests
+# make test-slow  run the tests that take long: all variants at all published sizes, the house without its extras
+# make test-all   run both
+# make test-root  run the tests that mount file systems or make networks (Linux, as root)
+# make lint       check the code's style
+# make bench      time the network beside timm's, epochs beside bare steps, losses beside timm's; measure memory
+# make chaos      kill training and makedata.py at 140 random moments; 15 minutes
+# make fuzz       read 100,000 damaged images, checkpoints and other files
+# make setup      install what the four steps need, into .venv/
+# make clean      remove .venv/ and caches
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
+# As many processes as there are cores, one thread each. The tests of a file stay together: they share set-ups.
+PYTEST  = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
 
 # Settings of the demo: eight minutes from scratch; what is in data1/ was drawn at any angle.
 DEMO = --pretrained false --time-budget 8 --view above
 
-.PHONY: demo test test-all lint bench chaos fuzz mutants setup clean
+.PHONY: demo test test-slow test-all test-root lint bench chaos fuzz setup clean
 
 demo: $(VENV)/.ready
 	$(BIN)/python mean_std.py
@@ -21,10 +27,16 @@ demo: $(VENV)/.ready
 	$(BIN)/python test.py
 
 test: $(VENV)/.ready-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
+	$(PYTEST)
+
+test-slow: $(VENV)/.ready-dev
+	$(PYTEST) -m 'slow and not root'
 
 test-all: $(VENV)/.ready-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile -m 'slow or not slow'
+	$(PYTEST) -m 'not root'
+
+test-root: $(VENV)/.ready-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m root
 
 lint: $(VENV)/.ready-dev
 	$(BIN)/ruff check .
@@ -40,13 +52,7 @@ chaos: $(VENV)/.ready-dev
 	$(BIN)/python tests/robustness/chaos.py
 
 fuzz: $(VENV)/.ready-dev
-	FUZZ=20000 $(BIN)/python -m pytest -q tests/robustness/test_fuzz.py
-
-# MUTANTS='common.training.clock*' takes those of one file; what has been tried is not tried again until it changes
-mutants: $(VENV)/.ready-dev
-	$(BIN)/python -m pip install -q mutmut
-	OMP_NUM_THREADS=1 $(BIN)/mutmut run $(MUTANTS)
-	$(BIN)/mutmut results
+	FUZZ=20000 $(BIN)/python -m pytest -q -k fuzz
 
 setup: $(VENV)/.ready
 
@@ -61,4 +67,4 @@ $(VENV)/.ready-dev: $(VENV)/.ready
 	touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache mutants
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

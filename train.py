@@ -172,11 +172,11 @@ VIEWS = {  # degrees either way, probability of a mirror image, of an upside-dow
 def train_transform(cfg: Settings, transform: Transform) -> v2.Compose:
     """Return the augmentation of a training image that was fitted to IMG_SIZE: image -> float tensor (3, H, W)."""
     degrees, mirrored, upside_down = VIEWS[cfg.VIEW]
-    grey = [round(255 * value) for value in transform.mean]
+    mean_colour = [round(255 * value) for value in transform.mean]
     share = cfg.AUGMENTATION
     jitter = share * cfg.JITTER
     return v2.Compose([
-        v2.RandomRotation(degrees, v2.InterpolationMode.BILINEAR, fill=grey),
+        v2.RandomRotation(degrees, v2.InterpolationMode.BILINEAR, fill=mean_colour),
         v2.RandomHorizontalFlip(mirrored),
         v2.RandomVerticalFlip(upside_down),
         v2.RandomApply([v2.GaussianBlur(kernel_size=5, sigma=(0.1, 3.0))], share * cfg.BLUR),

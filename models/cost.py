@@ -1,6 +1,6 @@
-"""What a network costs: multiply-adds for an image, memory of a training step. Nothing is computed for it.
+"""What a network costs: the multiply-adds of an image and the memory of a training step, without computing anything.
 
-The step runs on fake tensors, which have shapes but no contents; the bytes of all storages that exist at the same time
+The step runs on fake tensors, which have shapes but no contents. The bytes of all storages that exist at the same time
 are added up.
 """
 import weakref
@@ -16,12 +16,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 class LiveMemory(TorchDispatchMode):
-    """Adds up the bytes of all live storages that operations have allocated; `peak` is the largest sum so far."""
+    """The sum of the bytes of all live storages that operations have allocated; `peak` is the largest sum so far."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.bytes = self.peak = 0
-        self.alive = set()
+        self.bytes = 0
+        self.peak = 0
+        self.alive: set[int] = set()  # their addresses
 
     def __torch_dispatch__(self, func: Callable, types: tuple, args: tuple = (), kwargs: dict | None = None):
         out = func(*args, **(kwargs or {}))
@@ -46,17 +47,20 @@ class ForwardBackward(nn.Module):
 
     def __init__(self, net: nn.Module, dtype: torch.dtype | None) -> None:
         super().__init__()
-        self.net, self.dtype = net, dtype
+        self.net = net
+        self.dtype = dtype
 
     def forward(self, images: torch.Tensor, backward: bool) -> None:
         with torch.autocast(images.device.type, self.dtype, enabled=self.dtype is not None):
             outputs = self.net(images)
-        if backward:
-            sum(part.float().sum() for part in (outputs[:2] if isinstance(outputs, tuple) else (outputs,))).backward()
+        if not backward:
+            return
+        parts = outputs[:2] if isinstance(outputs, tuple) else (outputs,)  # (class logits, token logits, box) or logits
+        sum(part.float().sum() for part in parts).backward()
 
 
 def multiply_adds(net: nn.Module, img_size: tuple[int, int]) -> float:
-    """Of a forward pass, for an image of (height, width) pixels. The network is not changed."""
+    """Return the multiply-adds of a forward pass for an image of (height, width) pixels. The network is not changed."""
     counter = FlopCounterMode(display=False)
     run_on_fakes(net, (2, 3, *img_size), None, False, counter)
     return counter.get_total_flops() / 2 / 2  # two images; a multiply-add counts as two operations
@@ -64,11 +68,11 @@ def multiply_adds(net: nn.Module, img_size: tuple[int, int]) -> float:
 
 def training_memory(net: nn.Module, img_size: tuple[int, int], batch_size: int, dtype: torch.dtype | None = None,
                     copies: int = 3) -> int:
-    """Bytes of a training step with `batch_size` images of (height, width) pixels.
+    """Return the bytes that a training step takes with `batch_size` images of (height, width) pixels.
 
-    `dtype` is that of autocast, None without autocast. `copies` is how many more copies of the parameters are kept: two
-    by Adam, one by EMA. The memory that the optimizer's update, the libraries and the allocator need besides is not
-    included. The network is not changed.
+    `dtype` is that of autocast, None without autocast. `copies` is the number of further copies of the parameters: two
+    for Adam, one for EMA. What the optimizer's update, the libraries and the allocator need is not included. The
+    network is not changed.
     """
     memory = LiveMemory()
     state_bytes = run_on_fakes(net, (batch_size, 3, *img_size), dtype, True, memory)
@@ -77,8 +81,10 @@ def training_memory(net: nn.Module, img_size: tuple[int, int], batch_size: int, 
 
 def run_on_fakes(net: nn.Module, shape: tuple[int, ...], dtype: torch.dtype | None, backward: bool,
                  observer: TorchDispatchMode) -> int:
-    """Run the network, with fake tensors for its own, on a batch of that shape. Returns the bytes of its state."""
-    module, device = ForwardBackward(net, dtype), next(net.parameters()).device
+    """Run the network, with fake tensors in place of its own, on a batch of that shape; return the bytes of its state.
+    """
+    module = ForwardBackward(net, dtype)
+    device = next(net.parameters()).device
     fake = FakeTensorMode()
     tensors = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
     state = {name: fake.from_tensor(tensor) for name, tensor in tensors}

@@ -1,31 +1,35 @@
-"""Outlook attention: every window of a map mixes its values by a softmax; overlapping windows add up.
+"""Outlook attention: each window of a map mixes its values by a softmax; overlapping windows add up.
 
-Its core has four equivalent formulations: mix_windows_plain with Unfold and Fold, as in algorithm 1 of the paper
-(arXiv:2106.13112); MixWindows, which is faster and needs less memory; on a GPU, models/outlook_triton.py; and for ONNX
-files mix_windows_sliced, since not every runtime has Fold's Col2Im.
+Its core has four equivalent formulations:
+- mix_windows_plain, with Unfold and Fold as in algorithm 1 of the paper (arXiv:2106.13112);
+- MixWindows, which is faster and needs less memory;
+- models/outlook_triton.py, on a GPU;
+- mix_windows_sliced, for ONNX files, because not every runtime has Fold's Col2Im.
+
 `window` is (kernel_size, padding, stride), as in torch.nn.Unfold. Shapes: H x W tokens in the map, h x w windows,
 k2 = kernel_size² tokens in a window.
 """
 import contextlib
 import warnings
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import nn
 
-from models.weights import first_line
+from models.errors import first_line
 
-mix = None
+triton_mix = None
 if torch.cuda.is_available():
     with contextlib.suppress(ImportError):  # PyTorch for Windows comes without Triton
-        from models.outlook_triton import mix
+        from models.outlook_triton import mix as triton_mix
 
 Window = tuple[int, int, int]
 
 
 class OutlookAttention(nn.Module):
-    """The tokens of every window of kernel_size² tokens are mixed by an attention that its centre predicts.
+    """Attention within each window of kernel_size² tokens, predicted from the window's centre.
 
     (B, H, W, dim) -> (B, H, W, dim). The centres lie `stride` tokens apart; where windows overlap, their results add
     up. There are no queries and keys: one linear layer predicts the attention (paper, section 3.1).
@@ -34,30 +38,67 @@ class OutlookAttention(nn.Module):
     def __init__(self, dim: int, num_heads: int, kernel_size: int = 3, padding: int = 1, stride: int = 2,
                  qkv_bias: bool = False, attn_drop: float = 0.) -> None:
         super().__init__()
-        self.num_heads, self.window, self.attn_drop = num_heads, (kernel_size, padding, stride), attn_drop
+        self.num_heads = num_heads
+        self.window = (kernel_size, padding, stride)
+        self.attn_drop = attn_drop
         self.scale = (dim // num_heads) ** -0.5
         self.v = nn.Linear(dim, dim, bias=qkv_bias)
         self.attn = nn.Linear(dim, kernel_size ** 4 * num_heads)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        stride, k2 = self.window[2], self.window[0] ** 2
+        kernel_size, _, stride = self.window
+        k2 = kernel_size ** 2
         values = self.v(x).unflatten(-1, (self.num_heads, -1))                    # (B, H, W, heads, d)
         centre = F.avg_pool2d(x.permute(0, 3, 1, 2), stride, stride, ceil_mode=True).permute(0, 2, 3, 1)  # (B, h, w, C)
-        order = {'pattern': '(h i j) ... -> (j h i) ...', 'h': self.num_heads, 'i': k2}  # to keys, heads, queries
-        weight, bias = (rearrange(p * self.scale, **order) for p in (self.attn.weight, self.attn.bias))
+        weight, bias = (rearrange(parameter * self.scale, '(heads queries keys) ... -> (keys heads queries) ...',
+                                  heads=self.num_heads, queries=k2)
+                        for parameter in (self.attn.weight, self.attn.bias))
         logits = F.linear(centre, weight, bias)                                   # (B, h, w, keys*heads*queries)
         logits = logits.unflatten(-1, (k2, self.num_heads, k2))                   # (B, h, w, keys, heads, queries)
         x = mix_windows(values, logits, self.window, self.attn_drop if self.training else 0.)
-        # Without contiguous() the CPU's matrix product would copy the weight matrix in every call in evaluation.
+        # Without contiguous() the CPU's matrix product would copy the weight matrix in each call in evaluation.
         return self.proj(x.flatten(3).contiguous())                               # (B, H, W, dim)
 
 
+class TritonMix:
+    """The mixing of models/outlook_triton.py. After its first failure it is not tried again in this process."""
+
+    def __init__(self, mix: Callable | None) -> None:
+        self.mix = mix  # None: there is no GPU, or no Triton
+        self.failed = False
+
+    def takes(self, values: torch.Tensor) -> bool:
+        """Return whether to mix these values (B, H, W, heads, d) in Triton; it takes a power of two for d."""
+        return self.mix is not None and not self.failed and values.is_cuda and values.shape[-1].bit_count() == 1
+
+    def try_to_mix(self, attn: torch.Tensor, values: torch.Tensor, window: Window) -> torch.Tensor | None:
+        """Return what mix_windows returns, from the softmax of the logits; None, with a warning, if Triton fails."""
+        if torch.compiler.is_compiling():  # what fails there is for whoever compiles
+            return self.mix(attn, values, *window)
+        try:
+            return self.mix(attn, values, *window)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # no C compiler, no headers of Python, or a GPU that is too old for Triton
+            self.failed = True
+            warnings.warn('outlook attention is slower on this GPU than it could be: Triton needs a C compiler and '
+                          "Python's headers (Debian, Ubuntu: apt install gcc python3-dev) and does not work here "
+                          f'({type(error).__name__}: {first_line(error)})', stacklevel=2)
+            return None
+
+
+TRITON = TritonMix(triton_mix)
+
+
 def mix_windows(values: torch.Tensor, logits: torch.Tensor, window: Window, dropout: float = 0.) -> torch.Tensor:
-    """values (B, H, W, heads, d), logits (B, h, w, k2 keys, heads, k2 queries) -> (B, H, W, heads, d)."""
-    if mix and values.is_cuda and values.shape[-1].bit_count() == 1:
-        attn = logits.softmax(3, dtype=logits.dtype)  # autocast would make it fp32, were there no dtype
-        mixed = mix_in_triton(F.dropout(attn, dropout), values, window)
+    """Mix by the formulation that is the fastest here.
+
+    values (B, H, W, heads, d), logits (B, h, w, k2 keys, heads, k2 queries) -> (B, H, W, heads, d).
+    """
+    if TRITON.takes(values):
+        attn = logits.softmax(3, dtype=logits.dtype)  # without a dtype autocast would make it fp32
+        mixed = TRITON.try_to_mix(F.dropout(attn, dropout), values, window)
         if mixed is not None:
             return mixed
     if torch.onnx.is_in_onnx_export():
@@ -67,28 +108,12 @@ def mix_windows(values: torch.Tensor, logits: torch.Tensor, window: Window, drop
     return MixWindows.apply(values, logits, window)
 
 
-def mix_in_triton(attn: torch.Tensor, values: torch.Tensor, window: Window) -> torch.Tensor | None:
-    """What mix_windows returns, from the softmax of the logits. None where Triton does not work, nor is tried again."""
-    global mix
-    if torch.compiler.is_compiling():  # what fails there is for whoever compiles
-        return mix(attn, values, *window)
-    try:
-        return mix(attn, values, *window)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # there may be no C compiler, no header of Python's, or the GPU is too old for it
-        warnings.warn('outlook attention takes longer on this GPU than it could: Triton, which needs a C compiler and '
-                      "Python's headers (Debian, Ubuntu: apt install gcc python3-dev), does not work here "
-                      f'({type(error).__name__}: {first_line(error)})', stacklevel=2)
-        mix = None
-        return None
-
-
 def gather_windows(x: torch.Tensor, kernel_size: int, padding: int, stride: int) -> torch.Tensor:
-    """The windows of a zero-padded map, in a single copy: (B, H, W, heads, d) -> (B, h, w, heads, k2, d)."""
+    """Return the windows of a zero-padded map, in a single copy: (B, H, W, heads, d) -> (B, h, w, heads, k2, d)."""
     x = F.pad(x, (0, 0, 0, 0, padding, padding, padding, padding))
     B, H, W, heads, d = x.shape
-    h, w = (H - kernel_size) // stride + 1, (W - kernel_size) // stride + 1
+    h = (H - kernel_size) // stride + 1
+    w = (W - kernel_size) // stride + 1
     b, y, c, head, one = x.stride()
     windows = x.as_strided((B, h, w, heads, kernel_size, kernel_size, d), (b, stride * y, stride * c, head, y, c, one))
     return windows.flatten(4, 5)  # (B, h, w, heads, k2, d)
@@ -96,9 +121,10 @@ def gather_windows(x: torch.Tensor, kernel_size: int, padding: int, stride: int)
 
 def scatter_windows(windows: torch.Tensor, size: tuple[int, int], kernel_size: int, padding: int,
                     stride: int) -> torch.Tensor:
-    """The adjoint of gather_windows: windows (B, h, w, heads, k2, d) add up to a map (B, *size, heads, d)."""
+    """Add windows (B, h, w, heads, k2, d) up to a map (B, *size, heads, d): the adjoint of gather_windows."""
     B, h, w, heads, _, d = windows.shape
-    H, W = size[0] + 2 * padding, size[1] + 2 * padding
+    H = size[0] + 2 * padding
+    W = size[1] + 2 * padding
     x = windows.new_zeros(B, H, W, heads, d)
     for i in range(kernel_size):
         for j in range(kernel_size):
@@ -107,12 +133,12 @@ def scatter_windows(windows: torch.Tensor, size: tuple[int, int], kernel_size: i
 
 
 class MixWindows(torch.autograd.Function):
-    """Softmax of the logits over the keys, each window's values mixed by it, the overlapping windows added up.
+    """The softmax of the logits over the keys, the values of each window mixed by it, overlapping windows added up.
 
     values (B, H, W, heads, d), logits (B, h, w, k2 keys, heads, k2 queries) -> (B, H, W, heads, d). The results are
-    those of mix_windows_plain. For the backward pass this one keeps the map, not its overlapping windows. The logits
-    have the keys before the heads because a softmax over nine innermost elements is several times slower than one over
-    a strided dimension.
+    those of mix_windows_plain, but what is kept for the backward pass is the map, not its overlapping windows. The
+    logits have the keys before the heads because a softmax over nine innermost elements is several times slower than
+    one over a strided dimension.
     """
 
     @staticmethod
@@ -140,7 +166,10 @@ class MixWindows(torch.autograd.Function):
 
 
 def mix_windows_plain(values: torch.Tensor, logits: torch.Tensor, window: Window, dropout: float = 0.) -> torch.Tensor:
-    """What MixWindows computes, with Unfold and Fold as in algorithm 1 of the paper; `dropout` is on the attention."""
+    """Compute what MixWindows does with Unfold and Fold, as in algorithm 1 of the paper.
+
+    `dropout` is the rate on the attention.
+    """
     kernel_size, padding, stride = window
     B, H, W, heads, d = values.shape
     options = {'kernel_size': kernel_size, 'padding': padding, 'stride': stride}
@@ -152,25 +181,31 @@ def mix_windows_plain(values: torch.Tensor, logits: torch.Tensor, window: Window
 
 
 def mix_windows_sliced(values: torch.Tensor, logits: torch.Tensor, window: Window) -> torch.Tensor:
-    """What MixWindows computes, of slices, products, pads and sums alone.
+    """Compute what MixWindows does by slices, products, pads and sums alone.
 
-    Token i of a window whose centre is number y lands in row i + stride * y: rows with the same remainder by the stride
-    make a map of their own, in which each token's contributions lie i // stride rows further down.
+    Row i of the tokens of window y lands in row i + stride * y of the map. The rows with the same remainder by the
+    stride make a map of their own, in which row i of window y lands in row i // stride + y. The same holds for columns.
     """
     kernel_size, padding, stride = window
-    H, W, h, w = *values.shape[1:3], *logits.shape[1:3]
-    rows, columns = (count + (kernel_size - 1) // stride for count in (h, w))      # of a map with the same remainders
+    H, W = values.shape[1:3]
+    h, w = logits.shape[1:3]
+    rows = h + (kernel_size - 1) // stride     # of a map with the same remainders
+    columns = w + (kernel_size - 1) // stride
     padded = F.pad(values, (0, 0, 0, 0, padding, stride * columns - W - padding, padding, stride * rows - H - padding))
-    slices = [padded[:, i:i + stride * h:stride, j:j + stride * w:stride] for i in range(kernel_size)
-              for j in range(kernel_size)]                                         # k2 x (B, h, w, heads, d)
+    slices = [padded[:, i:i + stride * h:stride, j:j + stride * w:stride]
+              for i in range(kernel_size) for j in range(kernel_size)]             # k2 x (B, h, w, heads, d)
     attn = logits.softmax(3).permute(0, 1, 2, 4, 5, 3)                             # (B, h, w, heads, queries, keys)
     mixed = (attn @ torch.stack(slices, 4)).unbind(4)                              # k2 x (B, h, w, heads, d)
-
-    def contributions(top: int, left: int) -> torch.Tensor:
-        return sum(F.pad(mixed[kernel_size * i + j], (0, 0, 0, 0, j // stride, columns - w - j // stride,
-                                                      i // stride, rows - h - i // stride))
-                   for i in range(top, kernel_size, stride) for j in range(left, kernel_size, stride))
-
-    maps = torch.stack([torch.stack([contributions(top, left) for left in range(stride)], 3)
-                        for top in range(stride)], 2)                     # (B, rows, stride, columns, stride, heads, d)
-    return maps.flatten(3, 4).flatten(1, 2)[:, padding:padding + H, padding:padding + W]  # (B, H, W, heads, d)
+    maps = []                                                                      # stride² x (B, rows, columns, …)
+    for top in range(stride):
+        for left in range(stride):
+            shifted = []
+            for i in range(top, kernel_size, stride):
+                for j in range(left, kernel_size, stride):
+                    down = i // stride
+                    right = j // stride
+                    margins = (0, 0, 0, 0, right, columns - w - right, down, rows - h - down)
+                    shifted.append(F.pad(mixed[kernel_size * i + j], margins))
+            maps.append(sum(shifted))
+    whole = rearrange(maps, '(top left) b y x h d -> b (y top) (x left) h d', top=stride)
+    return whole[:, padding:padding + H, padding:padding + W]                      # (B, H, W, heads, d)

@@ -1,30 +1,31 @@
-"""The core of outlook attention on a GPU, in Triton: every value is read where it lies, no window is ever copied.
+"""The core of outlook attention on a GPU, in Triton: each value is read where it lies, and no window is copied.
 
-Each token of the result gathers its share from all windows that it lies in, so that nothing is added up in memory and
-results are the same in every run. Shapes are those of models/outlook.py.
+Each token of the result gathers its share from all windows that contain it. Nothing is added up in memory, and so
+results are the same in each run. Shapes are those of models/outlook.py.
 """
 import torch
 import triton
 import triton.language as tl
 from torch.library import triton_op, wrap_triton
 
-ROWS = 32     # tokens, or windows, of one head that a program works on
-WARPS = 4     # of 32 threads; each thread has eight channels
+ROWS = 32     # tokens, or windows, of one head that a Triton program works on
+WARPS = 4     # warps of a Triton program, of 32 threads each; each thread has eight channels
 
 
 @triton_op('volo::mix', mutates_args=())
 def mix(attn: torch.Tensor, values: torch.Tensor, kernel_size: int, padding: int, stride: int) -> torch.Tensor:
-    """Every window's values mixed by its attention, the overlapping windows added up.
+    """Mix the values of each window by its attention and add overlapping windows up.
 
-    attn (B, h, w, k2 keys, heads, k2 queries), values (B, H, W, heads, d) -> (B, H, W, heads, d), all of one dtype. d
+    attn (B, h, w, k2 keys, heads, k2 queries), values (B, H, W, heads, d) -> (B, H, W, heads, d), all of one dtype; d
     is a power of two.
     """
     return spread(attn, values, (kernel_size, padding, stride), transposed=False)
 
 
 def spread(attn: torch.Tensor, values: torch.Tensor, window: tuple[int, int, int], transposed: bool) -> torch.Tensor:
-    """`mix`, or with `transposed` its adjoint, where keys and queries have changed places."""
-    attn, values = attn.contiguous(), values.contiguous()
+    """Compute `mix`, or with `transposed` its adjoint, in which keys and queries have changed places."""
+    attn = attn.contiguous()
+    values = values.contiguous()
     B, H, W, heads, d = values.shape
     out = torch.empty_like(values)
     k2 = window[0] ** 2
@@ -36,16 +37,18 @@ def spread(attn: torch.Tensor, values: torch.Tensor, window: tuple[int, int, int
 
 
 def exact(x: torch.Tensor) -> tl.dtype:
-    """The dtype of sums."""
+    """Return the dtype that sums are computed in."""
     return tl.float64 if x.dtype == torch.float64 else tl.float32
 
 
 def keep(ctx, inputs: tuple, output: torch.Tensor) -> None:
+    """Keep what the backward pass of `mix` needs."""
     attn, values, *ctx.window = inputs
     ctx.save_for_backward(attn, values)
 
 
 def mix_backward(ctx, grad: torch.Tensor) -> tuple:
+    """Return the gradients with respect to the five arguments of `mix`."""
     attn, values = ctx.saved_tensors
     grad_attn, grad_values = torch.ops.volo.mix_gradients(grad, attn, values, *ctx.window)
     return grad_attn, grad_values, None, None, None
@@ -54,9 +57,10 @@ def mix_backward(ctx, grad: torch.Tensor) -> tuple:
 @triton_op('volo::mix_gradients', mutates_args=())
 def mix_gradients(grad: torch.Tensor, attn: torch.Tensor, values: torch.Tensor, kernel_size: int, padding: int,
                   stride: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(gradient with respect to attn, with respect to values) of `mix`, whose result has the gradient `grad`."""
-    window = kernel_size, padding, stride
-    grad, values = grad.contiguous(), values.contiguous()
+    """Return the gradients of `mix` with respect to attn and to values; `grad` is the gradient of its result."""
+    window = (kernel_size, padding, stride)
+    grad = grad.contiguous()
+    values = values.contiguous()
     B, H, W, heads, d = values.shape
     grad_attn = torch.empty_like(attn, memory_format=torch.contiguous_format)
     h, w = attn.shape[1:3]
@@ -73,18 +77,23 @@ mix.register_autograd(mix_backward, setup_context=keep)
 def spread_kernel(attn, values, out, rows, H, W, h, w, heads, key_stride, query_stride, D: tl.constexpr,
                   KERNEL: tl.constexpr, PADDING: tl.constexpr, STRIDE: tl.constexpr, ROWS: tl.constexpr,
                   EXACT: tl.constexpr):
-    """Each row is a token of one head: the sum over its windows, and over the keys of each."""
+    """Compute, in each row, a token of one head: the sum over its windows, and over the keys of each."""
     K2: tl.constexpr = KERNEL * KERNEL
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    head, token = row % heads, row // heads
-    x, y, image = token % W, token // W % H, (token // W // H).to(tl.int64)
+    head = row % heads
+    token = row // heads
+    x = token % W
+    y = token // W % H
+    image = (token // W // H).to(tl.int64)
     attn += image * h * w * K2 * heads * K2 + head * K2                                   # (ROWS,) from here on
     values += (image * H * W * heads + head) * D
     total = tl.zeros((ROWS, D), EXACT)
     for down in tl.static_range((KERNEL + STRIDE - 1) // STRIDE):
         for right in tl.static_range((KERNEL + STRIDE - 1) // STRIDE):
-            top, left = (y + PADDING) // STRIDE - down, (x + PADDING) // STRIDE - right   # the window
-            i, j = y + PADDING - STRIDE * top, x + PADDING - STRIDE * left                # the token's place in it
+            top = (y + PADDING) // STRIDE - down                                          # the window
+            left = (x + PADDING) // STRIDE - right
+            i = y + PADDING - STRIDE * top                                                # the token's place in it
+            j = x + PADDING - STRIDE * left
             inside = (row < rows) & (i < KERNEL) & (j < KERNEL) & (top >= 0) & (left >= 0) & (top < h) & (left < w)
             weights = attn + (top * w + left) * K2 * heads * K2 + (i * KERNEL + j) * query_stride
             for key in tl.static_range(K2):
@@ -100,14 +109,16 @@ def spread_kernel(attn, values, out, rows, H, W, h, w, heads, key_stride, query_
 def products_kernel(values, grad, products, rows, H, W, h, w, heads, D: tl.constexpr, KERNEL: tl.constexpr,
                     PADDING: tl.constexpr, STRIDE: tl.constexpr, QUERIES: tl.constexpr, ROWS: tl.constexpr,
                     EXACT: tl.constexpr):
-    """Each row is a window of one head: the scalar products of the values of its keys and the gradients of its queries.
-    QUERIES is a power of two, as large as their number or larger.
+    """Compute, in each row, the scalar products of the values of the keys and the gradients of the queries of a window
+    of one head. QUERIES is a power of two, not below the number of queries.
     """
     K2: tl.constexpr = KERNEL * KERNEL
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
-    head, window = row % heads, row // heads
-    top, left = window // w % h * STRIDE - PADDING, window % w * STRIDE - PADDING
+    head = row % heads
+    window = row // heads
+    top = window // w % h * STRIDE - PADDING
+    left = window % w * STRIDE - PADDING
     image = (window // w // h).to(tl.int64)
     values += (image * H * W * heads + head) * D                                          # (ROWS,) from here on
     grad += (image * H * W * heads + head) * D
@@ -125,7 +136,7 @@ def products_kernel(values, grad, products, rows, H, W, h, w, heads, D: tl.const
 
 @triton.jit
 def load_tokens(images, y, x, inside, H, W, heads, D: tl.constexpr, EXACT: tl.constexpr):
-    """The token (y, x) of an image and head in each row, zero in the padding: (ROWS, D)."""
+    """Load, in each row, the token (y, x) of an image and head, zero in the padding: (ROWS, D)."""
     there = inside & (y >= 0) & (y < H) & (x >= 0) & (x < W)
     tokens = images + (y * W + x) * heads * D
     return tl.load(tokens[:, None] + tl.arange(0, D), there[:, None], 0.).to(EXACT)

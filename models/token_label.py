@@ -1,7 +1,7 @@
 """Token labelling (Jiang et al., arXiv:2104.10858), in the form that VOLO's official recipe uses without label maps.
 
 MixToken swaps a box of tokens between each image and its partner in the reversed batch. The class token then learns the
-mixture of both labels, every other token the label of the image that it came from.
+mixture of both labels, and each other token the label of the image that it came from.
 """
 import torch
 import torch.nn.functional as F
@@ -10,10 +10,10 @@ Box = torch.Tensor | tuple[int, int, int, int]  # (top, left, bottom, right) on 
 
 
 def random_box(height: int, width: int, device: torch.device) -> torch.Tensor:
-    """MixToken's box on a grid of height x width cells: (top, left, bottom, right), four whole numbers on the device.
+    """Return MixToken's box on a grid of height x width cells: (top, left, bottom, right), a tensor on the device.
 
-    Its share of the area is 1 - λ with λ ~ Beta(1, 1), which is the uniform distribution, minus what the border cuts
-    off. Drawn with torch's generator of the device, and never read: a GPU need not be waited for.
+    Its share of the area is 1 - λ, minus what the border cuts off, with λ ~ Beta(1, 1), the uniform distribution. It is
+    drawn with torch's generator of the device and not read here, so that nothing waits for a GPU.
     """
     share = (1 - torch.rand((), device=device)).sqrt()  # of each side
     half_h, half_w = ((side * share).long() // 2 for side in (height, width))
@@ -23,7 +23,7 @@ def random_box(height: int, width: int, device: torch.device) -> torch.Tensor:
 
 
 def swap_box(maps: torch.Tensor, box: Box) -> torch.Tensor:
-    """Inside the box every map gets the content of its partner in the reversed batch. (B, H, W, C) -> (B, H, W, C)."""
+    """Give each map, inside the box, the content of its partner in the reversed batch. (B, H, W, C) -> (B, H, W, C)."""
     top, left, bottom, right = box
     y, x = (torch.arange(side, device=maps.device) for side in maps.shape[1:3])
     inside = ((y >= top) & (y < bottom))[:, None] & ((x >= left) & (x < right))  # (H, W)
@@ -31,13 +31,14 @@ def swap_box(maps: torch.Tensor, box: Box) -> torch.Tensor:
 
 
 def combine_logits(logits: torch.Tensor, token_logits: torch.Tensor) -> torch.Tensor:
-    """Class logits (B, classes) plus half the maximum of the token logits (B, N, classes), as published networks do."""
+    """Return class logits (B, classes) + ½ · maximum over the token logits (B, N, classes), as published networks do.
+    """
     return logits + 0.5 * token_logits.amax(1)
 
 
 def token_label_loss(outputs: tuple[torch.Tensor, torch.Tensor, Box], targets: torch.Tensor,
                      dense_weight: float = 0.5) -> torch.Tensor:
-    """The loss of each image, (B,), from what a VOLO with return_dense=True returns in training mode.
+    """Return the loss of each image, (B,), from what a VOLO with return_dense=True returns in training mode.
 
     `outputs` are class logits (B, classes), token logits (B, N, classes) and the box; `targets` (B, classes) are
     probabilities. The loss is the cross-entropy of the class logits with the targets, mixed as the box mixed the

@@ -13,19 +13,14 @@ Activations are channels-last, (B, H, W, C), from the first Outlooker to the las
 from typing import Any
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+import torch.nn.functional as F
 from timm.layers import to_2tuple
-from timm.models import register_model
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from models import weights
-from models.attention import Attention, ClassAttention
-from models.drop_path import DropPath
 from models.init import init_weights
-from models.mlp import Mlp
+from models.layers import PATCH_SIZE, Attention, ClassAttention, DropPath, Mlp, PatchEmbed
 from models.outlook import OutlookAttention
-from models.stem import PATCH_SIZE, PatchEmbed
 from models.token_label import Box, combine_logits, random_box, swap_box
 
 VARIANTS = {  # paper, table 2: stage 1 consists of Outlookers, stages 2 to 4 of Transformers
@@ -37,11 +32,11 @@ VARIANTS = {  # paper, table 2: stage 1 consists of Outlookers, stages 2 to 4 of
                     stem_hidden_dim=128),
 }
 POOLING_SCALE = 2   # side of a later token in stage-1 tokens, and the grid step of MixToken's box
-STRIDE = PATCH_SIZE * POOLING_SCALE  # the sides of an image are multiples of it
+STRIDE = PATCH_SIZE * POOLING_SCALE  # side of a later token in pixels; the sides of an image are multiples of it
 
 
 class Outlooker(nn.Module):
-    """Outlook attention, then a two-layer perceptron, each on a residual branch. (B, H, W, dim) -> (B, H, W, dim)."""
+    """Outlook attention, then a perceptron, each on a residual branch. (B, H, W, dim) -> (B, H, W, dim)."""
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float, qkv_bias: bool = False,
                  attn_drop: float = 0.) -> None:
@@ -57,7 +52,10 @@ class Outlooker(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Self-attention, then a two-layer perceptron, both with stochastic depth. (B, H, W, dim) -> (B, H, W, dim)."""
+    """Self-attention, then a perceptron, each on a residual branch with stochastic depth.
+
+    (B, H, W, dim) -> (B, H, W, dim).
+    """
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float, qkv_bias: bool = False, attn_drop: float = 0.,
                  drop_path: float = 0.) -> None:
@@ -74,7 +72,10 @@ class Transformer(nn.Module):
 
 
 class ClassBlock(nn.Module):
-    """Updates the class token from all tokens, which do not change. (B, 1, dim), (B, N, dim) -> (B, 1, dim)."""
+    """Class attention, then a perceptron: the class token learns from the others, which do not change.
+
+    (B, 1, dim), (B, N, dim) -> (B, 1, dim).
+    """
 
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float, qkv_bias: bool = False,
                  attn_drop: float = 0.) -> None:
@@ -90,7 +91,7 @@ class ClassBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Every 2x2 tokens become one. (B, H, W, in_dim) -> (B, H/2, W/2, out_dim)."""
+    """The convolution that makes each 2x2 tokens one. (B, H, W, in_dim) -> (B, H/2, W/2, out_dim)."""
 
     def __init__(self, in_dim: int, out_dim: int) -> None:
         super().__init__()
@@ -101,7 +102,7 @@ class Downsample(nn.Module):
 
 
 class VOLO(nn.Module):
-    """The network. It takes a float batch of images (B, in_chans, H, W); `return_dense` decides what it returns:
+    """The network. It takes a float batch of images (B, in_chans, H, W). `return_dense` decides what it returns:
 
     - False: class logits (B, num_classes), both in training and in evaluation.
     - True, in evaluation: class logits plus half the maximum of the token logits over all tokens (combine_logits).
@@ -111,10 +112,11 @@ class VOLO(nn.Module):
       is (top, left, bottom, right) on the grid of the N later tokens.
 
     `layers` is the number of blocks of each stage; `embed_dims` and `num_heads` are pairs, for stage 1 and for the
-    later stages. `img_size` is in pixels, a number or (height, width), each a multiple of 16; for a batch of
-    another size pos_embed is resized. `return_mean=True` classifies the mean of all tokens instead of the class token.
-    `num_classes=0` returns features. `drop_path_rate` is that of the last Transformer: the rate rises linearly over all
-    layers, but only Transformers apply it, as published.
+    later stages. `img_size` is in pixels, a number or (height, width), each a multiple of 16; for a batch of another
+    size pos_embed is resized. `return_mean=True` classifies the mean of all tokens instead of the class token.
+    `num_classes=0` returns features. `drop_path_rate` is that of the last Transformer: the rate rises linearly over
+    all layers, but only Transformers apply it, as published.
+
     Raises ValueError for settings that contradict each other and for images whose sides are no multiples of 16.
     """
 
@@ -130,10 +132,13 @@ class VOLO(nn.Module):
             raise ValueError('return_mean has no class token to go with the token logits of return_dense: choose one')
         if mix_token and not return_dense:
             raise ValueError('mix_token needs the token logits: set return_dense=True too')
-        self.num_classes, self.num_features = num_classes, embed_dims[1]
-        self.return_mean, self.return_dense, self.mix_token = return_mean, return_dense, mix_token
-        self.grad_checkpointing = False
         dim = embed_dims[1]
+        self.num_classes = num_classes
+        self.num_features = dim
+        self.return_mean = return_mean
+        self.return_dense = return_dense
+        self.mix_token = mix_token
+        self.grad_checkpointing = False
         shared = dict(mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, attn_drop=attn_drop_rate)
 
         self.patch_embed = PatchEmbed(in_chans, stem_hidden_dim, embed_dims[0])
@@ -149,11 +154,11 @@ class VOLO(nn.Module):
         init_weights(self)
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters without weight decay, besides those of norms and biases."""
+        """Return the names of the parameters without weight decay, besides those of norms and biases."""
         return {'pos_embed', 'cls_token'}
 
     def group_matcher(self, coarse: bool) -> dict[str, Any]:
-        """Patterns of parameter names in the order of depth, for timm.optim's layer-wise decay of the learning rate.
+        """Return patterns of parameter names in the order of depth, for timm.optim's layer-wise learning-rate decay.
 
         The layers are the stem, each block, the downsampling with pos_embed, and each class block; the heads come last.
         `coarse` is part of timm's interface and has no effect.
@@ -163,11 +168,11 @@ class VOLO(nn.Module):
                 'class': [('^cls_token', (0,)), (r'^post_network\.(\d+)', None), ('^norm', (1,))]}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only the inputs of the blocks for the backward pass, which computes their activations again."""
+        """Keep only the inputs of the blocks for the backward pass, which then computes their activations again."""
         self.grad_checkpointing = enable
 
     def get_classifier(self) -> nn.Module:
-        """The class head, as timm's interface names it."""
+        """Return the class head; the method is part of timm's interface."""
         return self.head
 
     def run_blocks(self, blocks: nn.Module, x: torch.Tensor, *more: torch.Tensor) -> torch.Tensor:
@@ -183,7 +188,7 @@ class VOLO(nn.Module):
         return self.forward_head(*self.forward_features(x))
 
     def forward_features(self, x: torch.Tensor) -> tuple[torch.Tensor, Box]:
-        """(B, in_chans, H, W) -> (tokens (B, H/16, W/16, dim) ahead of the class blocks, the box)."""
+        """Return the tokens (B, H/16, W/16, dim) ahead of the class blocks, and the box, for x (B, in_chans, H, W)."""
         if any(side % STRIDE for side in x.shape[-2:]):
             raise ValueError(f'the images are {tuple(x.shape[-2:])}: each side must be a multiple of {STRIDE} pixels')
         x = self.patch_embed(x).permute(0, 2, 3, 1)  # (B, H/8, W/8, C)
@@ -195,22 +200,24 @@ class VOLO(nn.Module):
         x = downsample(self.run_blocks(outlookers, x))  # (B, H/16, W/16, dim)
         pos_embed = self.pos_embed
         if pos_embed.shape[1:3] != x.shape[1:3]:
-            pos_embed = weights.resize_pos_embed(pos_embed, x.shape[1:3])
+            pos_embed = resize_pos_embed(pos_embed, x.shape[1:3])
         x = self.pos_drop(x + pos_embed)
         for stage in transformers:
             x = self.run_blocks(stage, x)
         return x, box
 
     def forward_head(self, x: torch.Tensor, box: Box) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, Box]:
-        """From what forward_features returns to what forward returns."""
-        grid, x = x.shape[1:3], x.flatten(1, 2)  # (B, H/16 · W/16, dim)
+        """Return what forward returns, from what forward_features returns."""
+        grid = x.shape[1:3]
+        x = x.flatten(1, 2)  # (B, N, dim), with N = H/16 · W/16
         cls = self.run_blocks(self.post_network, self.cls_token.expand(x.shape[0], -1, -1), x)
         if not self.return_dense and not self.return_mean:
             return self.head(self.norm(cls)[:, 0])
         x = self.norm(torch.cat([cls, x], dim=1))
         if self.return_mean:
             return self.head(x.mean(1))
-        logits, token_logits = self.head(x[:, 0]), self.aux_head(x[:, 1:])
+        logits = self.head(x[:, 0])
+        token_logits = self.aux_head(x[:, 1:])
         if not self.training:
             return combine_logits(logits, token_logits)
         if self.mix_token:
@@ -218,27 +225,33 @@ class VOLO(nn.Module):
         return logits, token_logits, box
 
 
+def resize_pos_embed(pos_embed: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Resize (1, H, W, C) to (1, *size, C) as the official code does: bicubic, without antialiasing."""
+    resized = F.interpolate(pos_embed.float().permute(0, 3, 1, 2), size=size, mode='bicubic', align_corners=False)
+    return resized.permute(0, 2, 3, 1).to(pos_embed.dtype)  # (1, C, *size) -> (1, *size, C)
+
+
 def check_sizes(layers: tuple[int, ...], embed_dims: tuple[int, int], num_heads: tuple[int, int],
                 img_size: tuple[int, int]) -> None:
-    """Raise ValueError, one line, for sizes of which no VOLO can be built."""
+    """Raise ValueError, one line, for sizes that no VOLO can have."""
     if len(img_size) != 2 or any(side < STRIDE or side % STRIDE for side in img_size):
         raise ValueError(f'img_size {img_size}: each side must be a multiple of {STRIDE} pixels')
     if not are_counts(layers, 0) or not layers:
         raise ValueError(f'layers {layers}: give a list with the number of blocks of each stage')
-    if not are_counts(embed_dims, 1) or not are_counts(num_heads, 1) or not len(embed_dims) == len(num_heads) == 2 or (
-            embed_dims[0] % num_heads[0] or embed_dims[1] % num_heads[1]):
+    pairs = are_counts(embed_dims, 1) and are_counts(num_heads, 1) and len(embed_dims) == len(num_heads) == 2
+    if not pairs or embed_dims[0] % num_heads[0] or embed_dims[1] % num_heads[1]:
         raise ValueError(f'embed_dims {embed_dims} and num_heads {num_heads}: give two of each, for stage 1 and for '
                          'the later stages, with embed_dims divisible by num_heads')
 
 
 def are_counts(values: Any, least: int) -> bool:
-    """Whether something is a list or tuple of whole numbers, none below `least`."""
+    """Return whether something is a list or tuple of whole numbers, none below `least`."""
     return isinstance(values, (list, tuple)) and all(isinstance(value, int) and value >= least for value in values)
 
 
 def build_stages(layers: tuple[int, ...], embed_dims: tuple[int, int], num_heads: tuple[int, int],
                  drop_path_rate: float, shared: dict[str, Any]) -> nn.ModuleList:
-    """The Outlookers, the downsampling, and the stages of Transformers; `shared` are arguments of every block."""
+    """Return the Outlookers, the downsampling and the stages of Transformers; `shared` are arguments of each block."""
     first, dim = embed_dims
     rates = [drop_path_rate * i / max(sum(layers) - 1, 1) for i in range(sum(layers))]
     stages = [nn.Sequential(*(Outlooker(first, num_heads[0], **shared) for _ in range(layers[0]))),
@@ -248,55 +261,3 @@ def build_stages(layers: tuple[int, ...], embed_dims: tuple[int, int], num_heads
         stages.append(nn.Sequential(*(Transformer(dim, num_heads[1], drop_path=rate, **shared)
                                       for rate in rates[start:start + layers[stage]])))
     return nn.ModuleList(stages)
-
-
-def default_cfg(name: str, img_size: tuple[int, int] = (224, 224), num_classes: int = 1000) -> dict[str, Any]:
-    """What timm records for each of its networks: the published preprocessing, the names of the heads, the licence."""
-    return {'architecture': name, 'input_size': (3, *img_size), 'num_classes': num_classes,
-            'crop_pct': 1.15 if name in ('volo_d4', 'volo_d5') else 0.96, 'interpolation': 'bicubic',
-            'mean': IMAGENET_DEFAULT_MEAN, 'std': IMAGENET_DEFAULT_STD, 'first_conv': 'patch_embed.conv.0',
-            'classifier': ('head', 'aux_head'), 'license': 'apache-2.0'}
-
-
-def _build(name: str, /, pretrained: bool, pretrained_cfg: Any = None, pretrained_cfg_overlay: Any = None,
-           cache_dir: str | None = None, **kwargs: Any) -> VOLO:
-    """A variant. `kwargs` go to VOLO; an unknown one raises TypeError. With `pretrained` it gets the published
-    ImageNet-1k weights of the nearest image size, from `cache_dir` or the model hub; WeightsError if it cannot.
-
-    timm.create_model always passes `pretrained_cfg` and `pretrained_cfg_overlay`; they are not used.
-    """
-    model = VOLO(**{**VARIANTS[name], **kwargs})
-    model.pretrained_cfg = model.default_cfg = default_cfg(name, model.img_size, model.num_classes)
-    if pretrained:
-        weights.load_weights(model, weights.fetch_published(name, model.img_size, cache_dir))
-    return model
-
-
-@register_model
-def volo_d1(pretrained: bool = False, **kwargs: Any) -> VOLO:
-    """VOLO-D1: 27 M parameters, 84.2 % top-1 on ImageNet at 224 pixels."""
-    return _build('volo_d1', pretrained, **kwargs)
-
-
-@register_model
-def volo_d2(pretrained: bool = False, **kwargs: Any) -> VOLO:
-    """VOLO-D2: 59 M parameters, 85.2 % top-1 on ImageNet at 224 pixels."""
-    return _build('volo_d2', pretrained, **kwargs)
-
-
-@register_model
-def volo_d3(pretrained: bool = False, **kwargs: Any) -> VOLO:
-    """VOLO-D3: 86 M parameters, 85.4 % top-1 on ImageNet at 224 pixels."""
-    return _build('volo_d3', pretrained, **kwargs)
-
-
-@register_model
-def volo_d4(pretrained: bool = False, **kwargs: Any) -> VOLO:
-    """VOLO-D4: 193 M parameters, 85.7 % top-1 on ImageNet at 224 pixels."""
-    return _build('volo_d4', pretrained, **kwargs)
-
-
-@register_model
-def volo_d5(pretrained: bool = False, **kwargs: Any) -> VOLO:
-    """VOLO-D5: 296 M parameters, 86.1 % top-1 on ImageNet at 224 pixels."""
-    return _build('volo_d5', pretrained, **kwargs)

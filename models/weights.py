@@ -5,6 +5,7 @@ tensors and plain values are unpickled. What cannot be loaded raises WeightsErro
 """
 import contextlib
 import json
+import queue
 import re
 import shlex
 import threading
@@ -12,15 +13,18 @@ import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import safetensors
 import torch
-import torch.nn.functional as F
 from timm.models import load_state_dict_from_hf
 from torch import nn
+
+from models.errors import WeightsError, first_line
+from models.volo import resize_pos_embed
 
 PUBLISHED = {  # image sizes of the published ImageNet-1k weights, timm's tags volo_d1_224.sail_in1k and so on
     'volo_d1': (224, 384), 'volo_d2': (224, 384), 'volo_d3': (224, 448), 'volo_d4': (224, 448),
@@ -32,49 +36,57 @@ CONVERT = ("import argparse, sys, torch; torch.serialization.add_safe_globals([a
            "old = torch.load(sys.argv[1], map_location='cpu', weights_only=True); "
            "torch.save({key: old[key] for key in ('model', 'state_dict', 'state_dict_ema') if key in old}, "
            "sys.argv[2])")
+LARGEST = 2 ** 14  # limit for the sides of a checkpoint's images, in pixels, and for the numbers in its model_kwargs
+LONGEST = 255      # limit for the names in a checkpoint, in characters
 
 
-class WeightsError(ValueError):
-    """Weights cannot be read or fetched, or do not fit the network. The message is one line."""
-
+# The model hub
 
 def published_tag(name: str, img_size: tuple[int, int]) -> str:
-    """timm's tag of the weights for `name` whose image side is nearest to that of `img_size` (height, width)."""
+    """Return timm's tag of the weights for `name` whose image side is the nearest to `img_size` (height, width)."""
     side = (img_size[0] * img_size[1]) ** 0.5
-    return f'{name}_{min(PUBLISHED[name], key=lambda size: abs(size - side))}.sail_in1k'
+    nearest = min(PUBLISHED[name], key=lambda size: abs(size - side))
+    return f'{name}_{nearest}.sail_in1k'
 
 
-def _probe(url: str, answer: list) -> None:
+def ask_hub(url: str, answers: queue.SimpleQueue) -> None:
+    """Put into the queue why a file of the hub cannot be reached, or '' if it can."""
     try:
         urllib.request.urlopen(urllib.request.Request(url, method='HEAD'), timeout=HUB_PATIENCE - 2).close()
-        answer.append(None)
+        answers.put('')
+    except urllib.error.HTTPError as error:
+        answers.put(first_line(error))
+    except urllib.error.URLError as error:
+        answers.put(first_line(error.reason))
     except Exception as error:  # whatever the error is, the hub cannot be used
-        answer.append(first_line(error.reason if type(error) is urllib.error.URLError else error))
+        answers.put(first_line(error))
 
 
 def reach_hub(repo: str, cache_dir: str | None = None) -> None:
     """Raise WeightsError within HUB_PATIENCE seconds if a repository is not in the cache and the hub does not answer.
 
-    The hub's own client retries for a minute, and a name server may never answer, so a single request in its own thread
-    goes first. HF_ENDPOINT names a mirror.
+    The hub's own client retries for a minute, and a name server may never answer. Therefore a single request in a
+    thread of its own goes first. HF_ENDPOINT names a mirror.
     """
     if isinstance(huggingface_hub.try_to_load_from_cache(repo, HUB_FILE, cache_dir=cache_dir), str):
         return
-    answer, url = [], huggingface_hub.hf_hub_url(repo, HUB_FILE)
+    url = huggingface_hub.hf_hub_url(repo, HUB_FILE)
     if huggingface_hub.constants.HF_HUB_OFFLINE:
-        answer.append('HF_HUB_OFFLINE is set')
+        failure = 'HF_HUB_OFFLINE is set'
     else:
-        probe = threading.Thread(target=_probe, args=(url, answer), daemon=True)
-        probe.start()
-        probe.join(HUB_PATIENCE)
-    if answer != [None]:
-        raise WeightsError(f'{repo} is not in the cache and cannot be fetched from {url} '
-                           f'({answer[0] if answer else "no answer"}): check the network, set HF_ENDPOINT to a mirror, '
-                           'or give the path of a downloaded file')
+        answers = queue.SimpleQueue()
+        threading.Thread(target=ask_hub, args=(url, answers), daemon=True).start()
+        try:
+            failure = answers.get(timeout=HUB_PATIENCE)
+        except queue.Empty:
+            failure = 'no answer'
+    if failure:
+        raise WeightsError(f'{repo} is not in the cache and cannot be fetched from {url} ({failure}): check the '
+                           'network, set HF_ENDPOINT to a mirror, or give the path of a downloaded file')
 
 
 def fetch_published(name: str, img_size: tuple[int, int], cache_dir: str | None = None) -> dict[str, torch.Tensor]:
-    """State dict of the published weights of a VOLO whose image size is nearest, from the cache or the model hub."""
+    """Return the published state dict of a VOLO for the nearest image size, from the cache or the model hub."""
     repo = f'timm/{published_tag(name, img_size)}'
     reach_hub(repo, cache_dir)
     try:
@@ -83,26 +95,22 @@ def fetch_published(name: str, img_size: tuple[int, int], cache_dir: str | None 
         raise WeightsError(f'{repo} cannot be fetched: {first_line(error)}') from error
 
 
-def first_line(error: object) -> str:
-    """The first line of an error's message, or its type where it has none; at most 300 characters."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-
+# Files
 
 def read_file(path: str | Path) -> Any:
-    """The content of a .pth, .pth.tar or .safetensors file: tensors and plain values; no code in it is run.
+    """Return the content of a .pth, .pth.tar or .safetensors file: tensors and plain values. No code in it is run.
 
-    A safetensors file becomes {'state_dict': …, 'transform': the preprocessing that extras/deploy wrote, or {}}.
-    Raises WeightsError for a file that is missing or holds anything else.
+    A safetensors file becomes {'state_dict': …, 'transform': the preprocessing in its metadata, or {}}. Raises
+    WeightsError for a file that is missing or holds anything else.
     """
     path = Path(path)
+    if path.is_dir():
+        raise WeightsError(f'{path}: no such file, it is a folder')
     if not path.is_file():
-        raise WeightsError(f'{path}: no such file{", it is a folder" if path.is_dir() else ""}')
+        raise WeightsError(f'{path}: no such file')
     try:
         if path.suffix == '.safetensors':
-            with safetensors.safe_open(path, 'pt') as file:
-                preprocessing = (file.metadata() or {}).get('preprocessing', '{}')
-                return {'state_dict': {name: file.get_tensor(name) for name in file.keys()},  # noqa: SIM118
-                        'transform': json.loads(preprocessing)}
+            return read_safetensors(path)
         return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # for a damaged file torch.load raises errors of a dozen types
         if 'argparse.Namespace' in str(error):
@@ -114,8 +122,19 @@ def read_file(path: str | Path) -> Any:
                            'file or a state dict saved with torch.save') from error
 
 
+def read_safetensors(path: Path) -> dict[str, Any]:
+    """Return {'state_dict': …, 'transform': …} of a safetensors file.
+
+    The entry `preprocessing` of the metadata, if there is one, holds a checkpoint's `transform` as JSON.
+    """
+    with safetensors.safe_open(path, 'pt') as file:
+        metadata = file.metadata() or {}
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return {'state_dict': state, 'transform': json.loads(metadata.get('preprocessing', '{}'))}
+
+
 def what_is_wrong(path: Path, error: Exception) -> str:
-    """Why torch.load or safetensors refused a file, in a few words; PyTorch's own reasons are paragraphs."""
+    """Say in a few words why torch.load or safetensors refused a file; PyTorch's own reasons are paragraphs."""
     forbidden = re.search(r'GLOBAL ([\w.]{1,100})', str(error))
     if forbidden:
         return f'it holds a pickled {forbidden[1]}, and only tensors and plain values are read'
@@ -124,7 +143,7 @@ def what_is_wrong(path: Path, error: Exception) -> str:
     if path.stat().st_size == 0:
         return 'it is empty'
     if path.suffix == '.safetensors':
-        return 'it is damaged or no safetensors file'
+        return 'it is damaged or not a safetensors file'
     if 'TorchScript' in str(error):
         return 'it is a TorchScript program'
     with contextlib.suppress(Exception), zipfile.ZipFile(path) as file:  # damaged, it raises errors of a dozen types
@@ -133,91 +152,174 @@ def what_is_wrong(path: Path, error: Exception) -> str:
     return 'it is damaged or PyTorch did not write it'
 
 
+# What is in a file
+
 def state_dict_of(content: Any) -> dict[str, torch.Tensor]:
-    """The tensors by name in what read_file returns: averaged weights before raw ones, without a `module.` prefix."""
-    for key in STATE_DICT_KEYS:
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-            break
-    if not isinstance(content, dict) or not content or not all(
-            isinstance(name, str) and is_ordinary(tensor) for name, tensor in content.items()):
+    """Return the tensors by name in what read_file returned: averaged weights before raw ones, without `module.`."""
+    state = content
+    if isinstance(content, dict):
+        nested = [content[key] for key in STATE_DICT_KEYS if isinstance(content.get(key), dict)]
+        if nested:
+            state = nested[0]
+    if not is_state_dict(state):
         raise WeightsError('there is no state dict in it, which is a dict of dense tensors by name, alone or under '
                            f'{", ".join(STATE_DICT_KEYS[:-1])} or {STATE_DICT_KEYS[-1]}')
-    return {name.removeprefix('module.'): tensor for name, tensor in content.items()}
+    return {name.removeprefix('module.'): tensor for name, tensor in state.items()}
 
 
-def is_ordinary(tensor: Any) -> bool:
-    """Whether something is a dense tensor on the CPU, not quantised."""
-    return (isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided and tensor.device.type == 'cpu'
-            and not tensor.is_quantized)
+def is_state_dict(value: Any) -> bool:
+    """Return whether something is a dict, not an empty one, of dense tensors on the CPU by name."""
+    return (isinstance(value, dict) and len(value) > 0
+            and all(isinstance(name, str) and is_ordinary(tensor) for name, tensor in value.items()))
+
+
+def is_ordinary(value: Any) -> bool:
+    """Return whether something is a dense tensor on the CPU, not quantised."""
+    return (isinstance(value, torch.Tensor) and value.layout is torch.strided and value.device.type == 'cpu'
+            and not value.is_quantized)
 
 
 def are_numbers(values: Any, count: int, least: float, most: float) -> bool:
-    """Whether something is a list or tuple of `count` numbers from `least` to `most`."""
+    """Return whether something is a list or tuple of `count` numbers from `least` to `most`."""
     return (isinstance(values, (list, tuple)) and len(values) == count
             and all(type(value) in (int, float) and least <= value <= most for value in values))
 
 
 def normalisation_of(content: Any) -> tuple[list[float], list[float]] | None:
-    """(mean, std) beside the weights in what read_file returns, three numbers each; None where there are none."""
-    found = content.get('transform') if isinstance(content, dict) else None
-    if isinstance(found, dict) and are_numbers(found.get('mean'), 3, -1e3, 1e3) and are_numbers(
-            found.get('std'), 3, 1e-6, 1e3):
-        return list(found['mean']), list(found['std'])
-    return None
+    """Return (mean, std), three numbers each, beside the weights in what read_file returned; None without them."""
+    transform = content.get('transform') if isinstance(content, dict) else None
+    if not isinstance(transform, dict):
+        return None
+    mean = transform.get('mean')
+    std = transform.get('std')
+    if not are_numbers(mean, 3, -1e3, 1e3) or not are_numbers(std, 3, 1e-6, 1e3):
+        return None
+    return list(mean), list(std)
 
 
-def resize_pos_embed(pos_embed: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """(1, H, W, C) -> (1, *size, C), by the official code's interpolation: bicubic, without antialiasing."""
-    resized = F.interpolate(pos_embed.float().permute(0, 3, 1, 2), size=size, mode='bicubic', align_corners=False)
-    return resized.permute(0, 2, 3, 1).to(pos_embed.dtype)  # (1, C, *size) -> (1, *size, C)
+def check_saved(saved: Any) -> None:
+    """Raise WeightsError, one line, unless a checkpoint of train.py holds all that test.py needs.
 
-
-def load_weights(model: nn.Module, source: str | Path | dict) -> dict[str, Any]:
-    """Load a file (its path) or what read_file returned into the network, and return a report of the loading.
-
-    The report is {'loaded': number of tensors, 'resized': [text, …], 'dropped': [text, …]}. pos_embed is resized to the
-    network's. A head keeps its initial values only where the shapes differ or the file has none; a head that the
-    network lacks is left out. Anything else that is missing, unexpected or of another shape raises WeightsError, and
-    the network is not changed. `model` is a VOLO or another network of timm.
+    Types and ranges are checked before a network is built from it, because a checkpoint may come from anyone.
     """
-    state, own = state_dict_of(source if isinstance(source, dict) else read_file(source)), model.state_dict()
-    resized, dropped = fit_pos_embed(state, own), drop_other_heads(state, own, heads_of(model))
-    check_same_shapes(state, own)
-    model.load_state_dict({name: tensor.to(own[name].dtype) for name, tensor in state.items()}, strict=False)
-    return {'loaded': len(state), 'resized': resized, 'dropped': dropped}
+    if not isinstance(saved, dict):
+        raise WeightsError('not a checkpoint of train.py: give the path of its best.pth or last.pth')
+    missing = [key for key in ('model', 'model_kwargs', 'state_dict', 'classes', 'transform') if key not in saved]
+    transform = saved.get('transform')
+    if not isinstance(transform, dict):
+        transform = {}
+    if 'transform' in saved:
+        missing += [f'transform.{key}' for key in ('img_size', 'mean', 'std', 'crop', 'interpolation')
+                    if key not in transform]
+    if missing:
+        raise WeightsError(f'not a complete checkpoint of train.py, {", ".join(missing)} is missing: give the path of '
+                           'its best.pth or last.pth')
+    kwargs = saved['model_kwargs']
+    classes = saved['classes']
+    img_size = transform['img_size']
+    reserved = {'img_size', 'num_classes'}  # the checkpoint has them elsewhere
+    valid = {
+        'model': is_name(saved['model']),
+        'model_kwargs': isinstance(kwargs, dict) and is_plain(kwargs) and kwargs.keys().isdisjoint(reserved),
+        'state_dict': isinstance(saved['state_dict'], dict),
+        'classes': isinstance(classes, list) and all(map(is_name, classes)) and len(set(classes)) == len(classes) > 0,
+        'img_size': are_numbers(img_size, 2, 16, LARGEST) and all(isinstance(side, int) for side in img_size),
+        'mean': are_numbers(transform['mean'], 3, -1e3, 1e3),
+        'std': are_numbers(transform['std'], 3, 1e-6, 1e3),
+        'crop': transform['crop'] is None or are_numbers([transform['crop']], 1, 0.1, 2),
+        'interpolation': transform['interpolation'] in ('bilinear', 'bicubic')}
+    wrong = [name for name, fine in valid.items() if not fine]
+    if wrong:
+        raise WeightsError(f'not a complete checkpoint of train.py, something is wrong with its {", ".join(wrong)}')
 
 
-def fit_pos_embed(state: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> list[str]:
-    """Resize pos_embed of `state`, in place, to that of the network's state dict `own`. Returns lines for a report."""
-    theirs, ours = state.get('pos_embed'), own.get('pos_embed')
-    if theirs is None or ours is None or theirs.shape == ours.shape or not theirs.ndim == ours.ndim == 4 or (
-            not theirs.numel()):
-        return []
-    state['pos_embed'] = resize_pos_embed(theirs, ours.shape[1:3])
-    return ['pos_embed {}x{} to {}x{}'.format(*theirs.shape[1:3], *ours.shape[1:3])]
+def is_name(value: Any) -> bool:
+    """Return whether something is a text of at most LONGEST characters."""
+    return isinstance(value, str) and len(value) <= LONGEST
 
 
-def drop_other_heads(state: dict[str, torch.Tensor], own: dict[str, torch.Tensor], heads: Iterable[str]) -> list[str]:
-    """Take out of both state dicts, in place, the heads that only one has or that differ in shape. Returns lines for
-    the report."""
+def is_plain(value: Any, depth: int = 5) -> bool:
+    """Return whether something consists of names, of numbers up to LARGEST, and of short lists and dicts of these."""
+    if isinstance(value, dict):
+        return all(map(is_name, value)) and is_plain(list(value.values()), depth)
+    if isinstance(value, (list, tuple)):
+        return depth > 0 and len(value) <= 100 and all(is_plain(item, depth - 1) for item in value)
+    if isinstance(value, (int, float)):
+        return abs(value) <= LARGEST
+    return value is None or is_name(value)
+
+
+# Into a network
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What load_weights did."""
+    loaded: int         # number of tensors
+    resized: list[str]  # such as 'pos_embed 14x14 to 24x24'
+    dropped: list[str]  # heads that were not loaded, and why
+
+
+def load_weights(model: nn.Module, source: str | Path | dict) -> LoadReport:
+    """Load a file (its path), or what read_file returned, into a VOLO or another network of timm.
+
+    pos_embed is resized to the network's. A head keeps its initial values only if the shapes differ or the file has
+    none; a head that the network lacks is left out. Anything else that is missing, unexpected or of another shape
+    raises WeightsError, and the network is not changed.
+    """
+    state = state_dict_of(source if isinstance(source, dict) else read_file(source))
+    own = model.state_dict()
+    fitted, report = fit_weights(state, own, heads_of(model))
+    model.load_state_dict({name: tensor.to(own[name].dtype) for name, tensor in fitted.items()}, strict=False)
+    return report
+
+
+def fit_weights(state: dict[str, torch.Tensor], own: dict[str, torch.Tensor],
+                heads: Iterable[str]) -> tuple[dict[str, torch.Tensor], LoadReport]:
+    """Return the tensors of `state` to load into the network whose state dict is `own`, and the report of loading them.
+
+    `heads` are the network's. Raises WeightsError if they do not fit.
+    """
+    fitted = dict(state)
+    expected = dict(own)
+    resized = []
     dropped = []
+    if has_other_grid(state, own):
+        old = state['pos_embed'].shape[1:3]
+        new = own['pos_embed'].shape[1:3]
+        fitted['pos_embed'] = resize_pos_embed(state['pos_embed'], new)
+        resized.append(f'pos_embed {old[0]}x{old[1]} to {new[0]}x{new[1]}')
     for head in heads:
-        theirs, ours = ([name for name in names if name.startswith(f'{head}.')] for names in (state, own))
-        if ours and not theirs:
+        theirs = [name for name in state if name.startswith(f'{head}.')]
+        ours = [name for name in own if name.startswith(f'{head}.')]
+        if not theirs and not ours:
+            continue
+        if not theirs:
             dropped.append(f'{head}: none in the file')
         elif any(name not in own or own[name].shape != state[name].shape for name in theirs):
             dropped.append(f'{head} of {len(torch.atleast_1d(state[theirs[0]]))} classes')
         else:
             continue
         for name in theirs or ours:
-            state.pop(name, None)
-            own.pop(name, None)
-    return dropped
+            fitted.pop(name, None)
+            expected.pop(name, None)
+    check_same_shapes(fitted, expected)
+    return fitted, LoadReport(len(fitted), resized, dropped)
+
+
+def has_other_grid(state: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> bool:
+    """Return whether the pos_embed of two state dicts are a VOLO's, (1, H, W, C), and differ in shape."""
+    if 'pos_embed' not in state or 'pos_embed' not in own:
+        return False
+    theirs = state['pos_embed']
+    ours = own['pos_embed']
+    return theirs.ndim == 4 and ours.ndim == 4 and theirs.numel() > 0 and theirs.shape != ours.shape
 
 
 def check_same_shapes(state: dict[str, torch.Tensor], own: dict[str, torch.Tensor], heads: Iterable[str] = ()) -> None:
-    """Raise WeightsError unless both state dicts have the same names and shapes. `heads` are told from other parts."""
+    """Raise WeightsError unless both state dicts have the same names and shapes.
+
+    If only `heads` differ, the message says that the number of classes does.
+    """
     wrong = [f'{name} is missing' for name in own if name not in state]
     wrong += [f'{" ".join(name[:99].split())} is unexpected' for name in state if name not in own]
     wrong += [f'{name} is {tuple(state[name].shape)}, not {tuple(own[name].shape)}'
@@ -234,6 +336,6 @@ def check_same_shapes(state: dict[str, torch.Tensor], own: dict[str, torch.Tenso
 
 
 def heads_of(model: nn.Module) -> tuple[str, ...]:
-    """The names of the modules that make the class logits, such as ('head', 'aux_head')."""
+    """Return the names of the modules that make the class logits, such as ('head', 'aux_head')."""
     names = model.default_cfg.get('classifier') or ()
     return (names,) if isinstance(names, str) else tuple(names)

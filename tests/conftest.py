@@ -1,18 +1,20 @@
 """Fixtures that several tests use."""
 import os
 import random
+import sys
 
 import numpy as np
 import pytest
+import sklearn
 import torch
-from helpers import SEEDLINGS, draw_folder
+from helpers import ROOT, SEEDLINGS, draw_folder
 
 import makedata
 
 
 @pytest.fixture(autouse=True)
 def the_same_random_numbers():
-    """No test passes by luck, or fails by it. The threads of a busy machine (use_free_cores) change sums a little."""
+    """No test passes or fails by luck. One thread, because the threads of a busy machine change sums a little."""
     torch.set_num_threads(1)
     random.seed(0)
     np.random.seed(0)
@@ -25,6 +27,36 @@ def no_waiting_for_the_disk(monkeypatch):
     monkeypatch.setattr(os, 'fsync', lambda file: None)
 
 
+class HiddenExtras:
+    """A finder of modules that finds no extra but one; with None, no extra at all."""
+
+    def __init__(self, own: str | None):
+        self.own = own
+
+    def hides(self, module: str) -> bool:
+        package, _, rest = module.partition('.')
+        return package == 'extras' and rest.partition('.')[0] not in ('', self.own)
+
+    def find_spec(self, name, path=None, target=None):
+        if self.hides(name):
+            raise ModuleNotFoundError(f'No module named {name!r}', name=name)
+
+
+@pytest.fixture(autouse=True, scope='module')
+def no_other_extra(request):
+    """A test of an extra runs as if there were no other extra, a test of the core as if there were none."""
+    folders = request.path.relative_to(ROOT).parts
+    finder = HiddenExtras(folders[1] if folders[0] == 'extras' else None)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(sys.modules):
+            if finder.hides(name):
+                patch.delitem(sys.modules, name)
+                package = sys.modules.get(name.rpartition('.')[0])
+                patch.delattr(package, name.rpartition('.')[2], raising=False)
+        patch.setattr(sys, 'meta_path', [finder, *sys.meta_path])
+        yield
+
+
 @pytest.fixture
 def seedlings():
     if not SEEDLINGS.is_dir():
@@ -34,16 +66,18 @@ def seedlings():
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Runs in the tests' own process draw no pictures and do not work out what a step costs: most of their time."""
+    """Runs in the tests' own process draw nothing and do not work out what an update costs: most of their time."""
     monkeypatch.setattr('common.training.setup.print_cost', lambda *arguments: None)
-    for name in ('plot_training', 'plot_confusion'):
+    for name in ('plot_training', 'plot_confusion', 'plot_reliability'):
         monkeypatch.setattr(f'common.training.log.{name}', lambda *arguments: None)
     monkeypatch.setattr('common.training.page.RunPage.write', lambda *arguments: None)
+    with sklearn.config_context(skip_parameter_validation=True):
+        yield
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """data/train with 20 pictures of two classes and data/val with 8, in a folder that is the current one."""
+    """data/train with 20 images of two classes and data/val with 8, in a folder that is the current one."""
     monkeypatch.chdir(tmp_path)
     draw_folder(tmp_path / 'data' / 'train', {'a': 10, 'b': 10})
     draw_folder(tmp_path / 'data' / 'val', {'a': 4, 'b': 4}, seed=1)

@@ -5,7 +5,7 @@ from helpers import build, read_json, run, run_script
 
 import models
 import train
-from models.mlp import GeluLinear
+from models.layers import GeluLinear
 from models.outlook import MixWindows, mix_windows, mix_windows_plain
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='there is no GPU')
@@ -95,7 +95,7 @@ def test_every_way_to_train_learns(data, capsys, changes):
 
 
 def test_float16_scales_its_gradients(data, monkeypatch):
-    monkeypatch.setattr(train, 'choose_amp_dtype', lambda device: torch.float16)
+    monkeypatch.setattr(train.devices, 'choose_amp_dtype', lambda device: torch.float16)
     run(**{**CHANGES, 'epochs': 6})
     assert torch.load('out/last.pth', weights_only=True)['scaler']['scale'] > 1
     assert read_json('out/result.json')['best']['acc1'] == 100
@@ -112,12 +112,12 @@ def test_dataparallel_on_one_gpu(data, monkeypatch):
 @pytest.mark.parametrize('compile', ['true', 'false'])
 def test_nothing_is_waited_for_between_forward_and_the_log(data, compile):
     cfg, sets, state = build(**CHANGES, compile=compile, token_label='true', mixup_prob=0)
-    train.set_train_mode(state.net, heads_only=False)
+    train.setup.set_train_mode(state.net, heads_only=False)
     images, targets = torch.randn(4, 3, 32, 32, device='cuda'), torch.full((4, 2), 0.5, device='cuda')
-    state.loss_model(images, targets)
+    state.model(images, targets)
     torch.cuda.set_sync_debug_mode('error')
     try:
-        _, losses = state.loss_model(images, targets)
+        _, losses = state.model(images, targets)
         losses.mean().backward()
         norm = torch.nn.utils.clip_grad_norm_(state.net.parameters(), 1.)
         state.optimizer.found_inf = 1. - norm.isfinite().float()

@@ -1,8 +1,10 @@
-"""Folders of pictures, with one sub-folder for each class: which files count, and in which order."""
+"""Folders of images, with one sub-folder for each class: which files count, and in which order."""
 import hashlib
 import os
 import unicodedata
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -13,21 +15,22 @@ from common.data.images import FORMATS, open_image
 from common.runtime.errors import UserError, extra
 
 EXTENSIONS = {extension for extension, kind in Image.registered_extensions().items() if kind in {*FORMATS, 'MPO'}}
+LITTER = {'.DS_Store', 'Thumbs.db', 'desktop.ini'}  # what file managers leave in every folder that they show
 
 
 def is_image(path: str | Path) -> bool:
-    """Whether a file has the name of a picture that Pillow reads, in any letter case; hidden files have not."""
+    """Return whether a file has the name of an image that Pillow reads, in any letter case; hidden files have not."""
     name = os.path.basename(path)
     return os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith('.')
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a folder has the name of one that programs made for themselves, such as .thumbnails or __MACOSX."""
+    """Return whether a folder is named as one that programs make for themselves, such as .thumbnails or __MACOSX."""
     return name.startswith(('.', '__'))
 
 
 def list_files(folder: str | Path) -> Iterator[str]:
-    """Yields the paths of all files below a folder, in the order of their names, folder by folder.
+    """Yield the paths of all files below a folder, in the order of their names, folder by folder.
 
     Links are followed; no folder is entered twice, and no hidden one. Raises UserError for a folder that cannot be
     read.
@@ -45,7 +48,7 @@ def list_files(folder: str | Path) -> Iterator[str]:
 
 
 def _read_folder(folder, entered):
-    """The entries of a folder, sorted by name; none of one that has been entered."""
+    """Return an iterator over the entries of a folder, sorted by name; an empty one if it has been entered before."""
     try:
         status = os.stat(folder)
         if (status.st_dev, status.st_ino) in entered:
@@ -58,6 +61,7 @@ def _read_folder(folder, entered):
 
 
 def _is_folder(entry):
+    """Return whether an entry is a folder, or a link to one."""
     try:
         return entry.is_dir()
     except OSError:  # a link that leads in a circle
@@ -65,12 +69,12 @@ def _is_folder(entry):
 
 
 def list_images(folder: str | Path) -> Iterator[str]:
-    """The files of list_files that is_image takes for pictures."""
+    """Yield those files of list_files that have the name of an image."""
     return filter(is_image, list_files(folder))
 
 
 def stamp(path: str | Path) -> list[int]:
-    """[size in bytes, modification time in ns] of a file, zeros where it cannot be found."""
+    """Return [size in bytes, modification time in ns] of a file, zeros where it cannot be found."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):  # a name that no file can have
@@ -79,7 +83,7 @@ def stamp(path: str | Path) -> list[int]:
 
 
 def class_folders(folder: str | Path) -> list[str]:
-    """Names of the sub-folders that are classes, sorted.
+    """Return the names of the sub-folders that are classes, sorted.
 
     Raises UserError where there is no such folder, none in it, or one with control characters in its name.
     """
@@ -98,47 +102,44 @@ def class_folders(folder: str | Path) -> list[str]:
 
 def refuse_class_names(names: Iterable[str], place: str | Path) -> None:
     """Raise UserError for a class that cannot be the name of a folder."""
+    separators = {'/', os.sep}
     for name in names:
         if any(unicodedata.category(character) == 'Cc' for character in name):
             raise UserError(f'{place}: the class {name!r} has control characters in its name, rename it')
-        if '/' in name or '\\' in name * (os.sep == '\\') or is_hidden(name):
+        if separators & {*name} or is_hidden(name):
             raise UserError(f'{place}: the class {name!r} cannot be the name of a folder, rename it')
 
 
-def find_pictures(folder: str | Path) -> list[tuple[str, str]]:
-    """[(class, path)] of all pictures in a folder's class folders. Raises UserError where a class has none."""
-    found = [(name, path) for name in class_folders(folder) for path in list_images(Path(folder, name))]
-    refuse_empty(class_folders(folder), {name for name, _ in found}, folder)
-    return found
-
-
 def refuse_empty(names: Iterable[str], filled: Collection[str], place: str | Path) -> None:
-    """Raise UserError for classes that are not among `filled`, the names of those with pictures."""
+    """Raise UserError for classes that are not among `filled`, the names of those with images."""
     empty = [name for name in names if name not in filled]
     if empty:
-        raise UserError(f'{place}: no pictures in {", ".join(empty)}: add some or remove the class')
+        raise UserError(f'{place}: no images in {", ".join(empty)}: add some or remove the class')
 
 
 # Lists and maps of many paths in a few arrays
 
 class Samples(Sequence):
-    """Read-only [(path, class index), ...] of an image folder. `targets` are the class indices, int32."""
+    """A read-only list [(path, class index), ...] of images. `targets` are the class indices, int32 (N,)."""
 
     def __init__(self, samples: Iterable[tuple[str, int]]):
-        names, ends, targets = bytearray(), [], []
+        names = bytearray()
+        ends = []
+        targets = []
         for path, target in samples:
             names += os.fsencode(path)
             ends.append(len(names))
             targets.append(target)
         self.names = np.frombuffer(bytes(names), np.uint8)
-        self.ends, self.targets = np.array(ends, np.int64), np.array(targets, np.int32)
+        self.ends = np.array(ends, np.int64)
+        self.targets = np.array(targets, np.int32)
 
     def __len__(self) -> int:
         return len(self.ends)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Samples) and all(map(
-            np.array_equal, (self.names, self.ends, self.targets), (other.names, other.ends, other.targets)))
+        return (isinstance(other, Samples) and np.array_equal(self.names, other.names)
+                and np.array_equal(self.ends, other.ends) and np.array_equal(self.targets, other.targets))
 
     def __getitem__(self, index: int | slice) -> tuple[str, int] | list[tuple[str, int]]:
         if isinstance(index, slice):
@@ -149,31 +150,75 @@ class Samples(Sequence):
 
 
 class Rows:
-    """Read-only map from a text, such as a path, to a number, by default its place; in 16 bytes for each."""
+    """A read-only map from a text, such as a path, to a number, by default its place; 16 bytes for each."""
 
     def __init__(self, texts: Iterable[str], numbers: Iterable[int] | None = None):
         digests = np.fromiter(map(_digest, texts), np.uint64)
         order = digests.argsort()
         self.digests = digests[order]
-        self.numbers = order if numbers is None else np.fromiter(numbers, np.int64, len(order))[order]
+        if numbers is None:
+            self.numbers = order
+        else:
+            self.numbers = np.fromiter(numbers, np.int64, len(order))[order]
 
     def get(self, text: str, default: int | None = None) -> int | None:
-        place = self.digests.searchsorted(digest := _digest(text))
-        return int(self.numbers[place]) if place < len(self.numbers) and self.digests[place] == digest else default
+        """Return the number of a text, or `default` for one that is not in the map."""
+        digest = _digest(text)
+        place = self.digests.searchsorted(digest)
+        if place < len(self.digests) and self.digests[place] == digest:
+            return int(self.numbers[place])
+        return default
 
 
 def _digest(text):
-    """64 bits of a hash: of ten million texts, two have the same with a probability of 3e-6."""
+    """Return 64 bits of a hash. Any two of ten million texts have the same one with a probability of 3e-6."""
     return np.uint64(int.from_bytes(hashlib.blake2b(os.fsencode(text), digest_size=8).digest(), 'little'))
 
 
-# Where the pictures of a data set lie
+# All images of a folder
 
-SHARDS_TABLE = 'pictures.csv'  # a folder with this file holds shards (extras/shards), not pictures
+@dataclass
+class FoundImages:
+    """The images of a folder and their classes, as its sub-folders or a table give them."""
+    root: str                # the folder
+    classes: list[str]       # sorted
+    samples: Samples         # [(path, class index)]
+    class_depth: int = 1     # how many folders at the beginning of a path below `root` stand for the class
+    groups: list[str | None] | None = None  # what a table says to keep together, for each sample
+    other_endings: Counter = field(default_factory=Counter)  # {ending: number of files that are no images}
+
+
+def find_in_class_folders(root: str) -> FoundImages:
+    """Return the images of a folder with one sub-folder for each class. Raises UserError where a class has none."""
+    classes = class_folders(root)
+    other_endings = Counter()
+
+    def images() -> Iterator[tuple[str, int]]:
+        for index, name in enumerate(classes):
+            for path in list_files(Path(root, name)):
+                ending = os.path.splitext(path)[1].lower()
+                if is_image(path):
+                    yield path, index
+                elif ending and os.path.basename(path) not in LITTER:
+                    other_endings[ending] += 1
+
+    samples = Samples(images())
+    refuse_empty(classes, {classes[target] for target in np.unique(samples.targets)}, root)
+    return FoundImages(root, classes, samples, other_endings=other_endings)
+
+
+def read_stamps(samples: Samples) -> np.ndarray:
+    """Return the size and the modification time of each file, (N, 2)."""
+    return np.fromiter((stamp(path) for path, _ in samples), np.dtype((np.int64, 2)), len(samples))
+
+
+# Where the images of a data set lie
+
+SHARDS_TABLE = 'pictures.csv'  # a folder with this file holds shards (extras/shards), not image files
 
 
 class Store(Protocol):
-    """What opens pictures by their paths: files, or shards that are treated as if they were files."""
+    """What opens images by their paths: files, or shards that are treated as if they were files."""
 
     def open(self, path: str | Path, at_least: int | None = None) -> Image.Image: ...
 
@@ -181,7 +226,7 @@ class Store(Protocol):
 
 
 class Files:
-    """A folder of pictures, one sub-folder for each class."""
+    """A folder of images, one sub-folder for each class."""
     open = staticmethod(open_image)
     stamp = staticmethod(stamp)
 
@@ -189,23 +234,26 @@ class Files:
         self.root = str(root)
 
     def paths(self) -> Iterator[str]:
-        """Yield the path of each picture, in order; of a single file its own."""
-        return iter([self.root]) if os.path.isfile(self.root) else list_images(self.root)
+        """Yield the path of each image, in order; `root` itself if it is a file."""
+        if os.path.isfile(self.root):
+            return iter([self.root])
+        return list_images(self.root)
 
     def classes(self) -> list[str]:
+        """Return the names of the classes, sorted."""
         return class_folders(self.root)
 
     def samples(self, classes: Mapping[str, int]) -> Samples:
-        """[(path, class index)] of all pictures of `classes`, {name: index}."""
+        """Return [(path, class index)] of all images of `classes`, {name: index}."""
         return Samples((path, index) for name, index in classes.items()
                        for path in list_images(Path(self.root, name)))
 
     def blocks(self, samples: Samples) -> None:
-        """Files may be read in any order."""
+        """Return None: files may be read in any order."""
 
 
 def open_store(root: str | Path) -> Store:
-    """Return the store of a folder of pictures or of shards."""
+    """Return the store of a folder of images or of shards."""
     if Path(root, SHARDS_TABLE).is_file():
         with extra(f'{root}, a folder of shards,'):
             from extras.shards import Shards

@@ -1,14 +1,15 @@
-"""One opener for the pictures of all four scripts, so that statistics, training and test see the same pixels.
+"""One opener for the images of all four scripts, so that statistics, training and test see the same pixels.
 
 Nothing here needs PyTorch, which takes seconds to import.
 """
 import logging
-import mmap
 import os
 import re
 import stat
 import struct
 import warnings
+from ctypes import c_bool
+from multiprocessing.sharedctypes import RawValue
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,18 +25,22 @@ try:
 except ImportError:
     pass
 
-MAX_PIXELS = 120_000_000  # of a picture; a file of a few kB may claim to have billions, and fill the memory
+MAX_PIXELS = 120_000_000  # of an image; a file of a few kB may claim to have billions, and fill the memory
 MAX_BYTES = 2 ** 30       # of a file
-BIT_DEPTH: int | None = None  # bits of grey pictures deeper than 8, such as a camera's 12 in files of 16; None: as many
-                              # as each file states. After a change start again with mean_std.py
+# Bits of grey images deeper than 8, such as a camera's 12 in files of 16. None: as many as each file states. After a
+# change start again with mean_std.py.
+BIT_DEPTH: int | None = None
 
-# The pictures among Pillow's formats. Others are drawn by another program (EPS by Ghostscript), or wrap a file of any
+# Pillow's formats that are images. Others are drawn by another program (EPS by Ghostscript), or wrap a file of any
 # format (IPTC): what a file holds, whatever its name, must not lead there.
 FORMATS = sorted({'AVIF', 'BMP', 'DDS', 'DIB', 'GIF', 'HEIF', 'ICNS', 'ICO', 'IM', 'JPEG', 'JPEG2000', 'PCX', 'PNG',
                   'PPM', 'PSD', 'QOI', 'SGI', 'TGA', 'TIFF', 'WEBP', 'XBM', 'XPM'}
                  & set(Image.registered_extensions().values()) & Image.OPEN.keys())
 
-_BITS_PER_SAMPLE, _MAX_SAMPLE_VALUE, _PLANAR_CONFIGURATION, _SAMPLE_FORMAT = 258, 281, 284, 339  # tags of TIFF
+_BITS_PER_SAMPLE = 258  # these four are tags of TIFF
+_MAX_SAMPLE_VALUE = 281
+_PLANAR_CONFIGURATION = 284
+_SAMPLE_FORMAT = 339
 _DEEP_GREY = ('I', 'F')  # modes deeper than 8 bits, integers or floating point
 _UPPER_BYTES = re.compile(';16[BLN]|SGI16')  # in the names of Pillow's decoders that take 8 of a colour's 16 bits
 
@@ -44,17 +49,17 @@ warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)  # he
 warnings.filterwarnings('ignore', module='PIL')  # odd metadata, which nothing here reads
 logging.getLogger('PIL').setLevel(logging.CRITICAL)  # its errors are raised as well, and those name the file
 
-_warned = mmap.mmap(-1, 1)  # one byte, shared with forked worker processes: 1 after the first warning of a run
+_has_warned = RawValue(c_bool, False)  # shared with forked worker processes, so that a run warns once
 
 
 class BadImage(UserError):
-    """A file that is not a readable picture."""
+    """A file that is not a readable image."""
 
 
 def open_image(path: str | Path, at_least: int | None = None) -> Image.Image:
-    """An image file as an RGB picture: turned as its EXIF says, deep grey scaled to 8 bits, transparency on white.
+    """Return an image file as RGB: turned as its EXIF says, deep grey scaled to 8 bits, transparency on white.
 
-    Of an animation the first frame counts. With `at_least`, pixels, a JPEG may come at a half, a quarter or an eighth
+    An animation counts with its first frame. With `at_least`, pixels, a JPEG may come at a half, a quarter or an eighth
     of its size, which is several times faster, but with no side smaller than that. Raises BadImage, naming the file.
     """
     try:
@@ -66,59 +71,63 @@ def open_image(path: str | Path, at_least: int | None = None) -> Image.Image:
 
 
 def bad_image(path: str | Path, error: Exception) -> BadImage:
-    """The BadImage that an error while reading a file stands for; its text is one line."""
+    """Return the BadImage, a text of one line, for an error while reading a file."""
     return BadImage(printable(f'{path}: not a readable image ({_reason(error)})'))
 
 
 def _reason(error):
-    """What an error says, on one line, without the path or the Python object that it may name."""
+    """Return what an error says, on one line, without the path or the Python object that it may name."""
     if isinstance(error, UnidentifiedImageError):
-        return 'the content is no picture, or of a kind that Pillow cannot read'
+        return 'the content is no image, or of a kind that Pillow cannot read'
     if isinstance(error, Image.DecompressionBombError):
         return 'more pixels than the MAX_PIXELS of common/data/images.py'
     text = ' '.join((getattr(error, 'strerror', None) or str(error)).split())
     if text and isinstance(error, (OSError, SyntaxError)):  # SyntaxError is Pillow's for a broken file
         return text
-    return f'damaged, {type(error).__name__}' + f': {text}' * bool(text)
+    kind = f'damaged, {type(error).__name__}'
+    return f'{kind}: {text}' if text else kind
 
 
 def regular(path: str | Path) -> str | Path:
-    """The path, if it is that of a file and not of a pipe, say, which could be waited for without end.
+    """Return the path of a regular file. Reading from a pipe, for instance, could wait without end.
 
-    Raises OSError for anything else, an empty file, and one above MAX_BYTES.
+    Raises OSError for anything but a file, for an empty file, and for one above MAX_BYTES.
     """
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
         raise OSError('a folder, pipe or device, not a file')
-    if not 0 < status.st_size <= MAX_BYTES:
-        raise OSError('an empty file' if not status.st_size else 'larger than the MAX_BYTES of common/data/images.py')
+    if status.st_size == 0:
+        raise OSError('an empty file')
+    if status.st_size > MAX_BYTES:
+        raise OSError('larger than the MAX_BYTES of common/data/images.py')
     return path
 
 
 def header(file: str | Path | BinaryIO) -> Image.Image:
-    """A picture whose pixels have not been read yet.
+    """Return an image whose pixels have not been read yet.
 
     Raises Pillow's errors, and OSError above MAX_PIXELS and for a TIFF that Pillow would scramble.
     """
     image = Image.open(file, formats=FORMATS)
+    problem = None
     if image.width * image.height > MAX_PIXELS:
         problem = f'{image.width}x{image.height}: more than the MAX_PIXELS of common/data/images.py'
     elif _is_scrambled(image):
         problem = '16-bit colours in separate planes, which Pillow misreads: save it with interleaved channels'
-    else:
-        return image
-    image.close()
-    raise OSError(problem)
+    if problem:
+        image.close()
+        raise OSError(problem)
+    return image
 
 
 def _is_scrambled(image):
-    """Whether it is an uncompressed TIFF with a plane of 16-bit values for each colour: Pillow takes them for 8-bit."""
+    """Return whether it is an uncompressed TIFF with planes of 16-bit colours, which Pillow takes for 8-bit ones."""
     return (image.format == 'TIFF' and image.tile[:1] and image.tile[0][0] == 'raw'
             and image.tag_v2.get(_PLANAR_CONFIGURATION) == 2 and image.tag_v2.get(_BITS_PER_SAMPLE, (1,))[0] == 16)
 
 
 def decode(file: str | Path | BinaryIO, path: str | Path, at_least: int | None = None) -> Image.Image:
-    """open_image of a path or an open file, with Pillow's own errors; `path` names it in a warning."""
+    """Do as open_image, for a path or an open file, with Pillow's own errors; `path` names it in a warning."""
     with header(file) as image:
         if at_least:
             image.draft(None, (at_least, at_least))
@@ -127,55 +136,75 @@ def decode(file: str | Path | BinaryIO, path: str | Path, at_least: int | None =
         if deep and image.format == 'PNG':
             image.info['sBIT'] = _read_sbit(image.fp)
         image.load()
-        if halved and max(image.getchannel(band).getextrema()[1] for band in image.getbands() if band != 'A') < 16:
+        if halved and _brightest_colour(image) < 16:
             _warn(f'{path} is almost black: of 16-bit colours Pillow reads the upper 8 bits, and it hardly uses those. '
-                  'Scale such pictures to the full 16 bits, or to 8, with another program')
+                  'Scale such images to the full 16 bits, or to 8, with another program')
         return as_rgb(image, path)
 
 
-def as_rgb(image: Image.Image, name: str | Path = 'a picture') -> Image.Image:
-    """What open_image makes of an opened picture of any mode; `name` is for a warning."""
-    picture = ImageOps.exif_transpose(image)
+def _brightest_colour(image):
+    """Return the largest value of any channel but transparency."""
+    return max(image.getchannel(band).getextrema()[1] for band in image.getbands() if band != 'A')
+
+
+def as_rgb(image: Image.Image, name: str | Path = 'an image') -> Image.Image:
+    """Return what open_image makes of an opened image of any mode; `name` is for a warning."""
+    upright = ImageOps.exif_transpose(image)
     if image.mode.startswith(_DEEP_GREY):
-        picture = Image.fromarray(_scale_grey(np.asarray(picture), image, name))
-    if picture.has_transparency_data:
-        picture = Image.alpha_composite(Image.new('RGBA', picture.size, 'white'), picture.convert('RGBA'))
-    return picture.convert('RGB')
+        upright = Image.fromarray(_scale_grey(np.asarray(upright), image, name))
+    if upright.has_transparency_data:
+        white = Image.new('RGBA', upright.size, 'white')
+        upright = Image.alpha_composite(white, upright.convert('RGBA'))
+    return upright.convert('RGB')
 
 
 def _scale_grey(values, image, path):
-    """The grey values (H, W) of the opened file `image` as uint8 of the same shape.
+    """Return the grey values (H, W) of the opened file `image` as uint8 of the same shape.
 
     White is at 16 bits, or as many as BIT_DEPTH or else the file states; for floating point without a BIT_DEPTH at 1,
-    or at 255 where any value is above 1. A picture's own largest value decides no more than that, since pictures of
+    or at 255 where any value is above 1. An image's own largest value decides no more than that, since images of
     different exposures would come out alike.
     """
     if BIT_DEPTH is not None and BIT_DEPTH not in range(8, 33):
         raise UserError(f'BIT_DEPTH = {BIT_DEPTH!r} in common/data/images.py must be from 8 to 32, or None')
     if values.dtype.kind == 'f':
-        values = np.nan_to_num(values)
-        white = 2 ** BIT_DEPTH - 1 if BIT_DEPTH else 1 if values.max() <= 1 else 255
-        _warn_of_range(values.max(), 0, white, path)
-        return (values.clip(0, white) * (255 / white)).round().astype(np.uint8)
+        return _scale_floating(np.nan_to_num(values), path)
     if image.format == 'TIFF' and values.dtype == np.int32 and image.tag_v2.get(_SAMPLE_FORMAT, (1,))[0] == 1:
         values = values.view(np.uint32)  # Pillow has no mode for them
-    bits = BIT_DEPTH or _stated_bits(values, image)
-    _warn_of_range(values.max(), 0 if bits else 2 ** 16 // 16, 2 ** (bits or 16) - 1, path)
-    levels = 2 ** min(bits or 16, 16)
+    stated = BIT_DEPTH or _stated_bits(values, image)
+    bits = stated or 16
+    least = 0 if stated else 2 ** 12  # values that are all below may be those of a 12-bit camera
+    _warn_of_range(values.max(), least, 2 ** bits - 1, path)
+    levels = 2 ** min(bits, 16)
     table = (np.arange(levels) * 255 // (levels - 1)).astype(np.uint8)
-    return table.take(values >> max((bits or 16) - 16, 0), mode='clip')  # below 0 is black, above white is white
+    return table.take(values >> max(bits - 16, 0), mode='clip')  # below 0 is black, above white is white
+
+
+def _scale_floating(values, path):
+    """Return finite grey values (H, W) in floating point as uint8 of the same shape."""
+    if BIT_DEPTH:
+        white = 2 ** BIT_DEPTH - 1
+    elif values.max() <= 1:
+        white = 1
+    else:
+        white = 255
+    _warn_of_range(values.max(), 0, white, path)
+    return (values.clip(0, white) * (255 / white)).round().astype(np.uint8)
 
 
 def _stated_bits(values, image):
-    """How many bits of the integers (H, W) a file says it uses, if fewer than 16; else None.
+    """Return how many bits of the integers (H, W) a file says it uses, if fewer than 16; else None.
 
     What other formats than these two state, Pillow has scaled to 16 bits already.
     """
     if image.format == 'TIFF':
-        # MaxSampleValue may also be the largest value of this one picture; only 2^n - 1 is taken for a depth.
+        bits = image.tag_v2[_BITS_PER_SAMPLE][0]
+        # MaxSampleValue may also be the largest value of this one image; only 2^n - 1 is taken for a depth.
         largest = image.tag_v2.get(_MAX_SAMPLE_VALUE)
-        bits = [bits for bits in range(8, 16) if largest == (2 ** bits - 1,)] or image.tag_v2[_BITS_PER_SAMPLE]
-        return bits[0] if bits[0] < 16 else None
+        for depth in range(8, 16):
+            if largest == (2 ** depth - 1,):
+                bits = depth
+        return bits if bits < 16 else None
     bits = image.info.get('sBIT') if image.format == 'PNG' else None
     # Writers are to scale what they state here to 16 bits, which leaves the lowest bits of dark values 0, or 1 if they
     # round. Some do not scale.
@@ -184,11 +213,12 @@ def _stated_bits(values, image):
 
 
 def _read_sbit(file):
-    """The significant bits that a grey PNG states, or None. The file, read as far as its pixels, stays there.
+    """Return the significant bits that a grey PNG states, or None. The file, read as far as its pixels, stays there.
 
     Pillow skips this chunk.
     """
-    pixels, bits = file.tell(), None
+    pixels = file.tell()
+    bits = None
     file.seek(8)  # behind the signature
     while file.tell() < pixels:
         length, name = struct.unpack('>I4s', file.read(8))
@@ -200,16 +230,17 @@ def _read_sbit(file):
 
 
 def _warn_of_range(largest, least, white, path):
-    """Warn of a picture whose largest grey value is below `least`, and not 0, or above `white`."""
+    """Warn of an image whose largest grey value is below `least`, and not 0, or above `white`."""
     if 0 < largest < least or largest > white:
         bits = min(max(12, int(largest).bit_length()), 32)
-        _warn(f'{path} is {"almost black" if largest < white else "partly cut to white"}: its grey values reach '
-              f'{largest:.10g}, and white is {white}. Set BIT_DEPTH in common/data/images.py to the bits that the '
-              f'pictures of this folder have, such as BIT_DEPTH: int | None = {bits}')
+        problem = 'almost black' if largest < white else 'partly cut to white'
+        _warn(f'{path} is {problem}: its grey values reach {largest:.10g}, and white is {white}. Set BIT_DEPTH in '
+              'common/data/images.py to the bits that the images of this folder have, such as '
+              f'BIT_DEPTH: int | None = {bits}')
 
 
 def _warn(text):
     """Print the first warning of a run; where worker processes are not forked, the first one of each process."""
-    if not _warned[0]:
-        _warned[0] = 1
+    if not _has_warned.value:
+        _has_warned.value = True
         Bar.write(printable(f'warning: {text}'))

@@ -1,142 +1,127 @@
-"""What makedata.py writes about a split: split.json, its settings, and split.csv, a row for each picture."""
+"""A split into train, val and test: who goes where, the files that list it, and what makedata.py prints of it."""
 import csv
+import itertools
 import json
 import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
-from common.data.folders import Rows
+from common.data.folders import LITTER, Rows
+from common.data.taking import TakenImages
+from common.runtime.console import printable
 from common.runtime.errors import UserError
-from common.runtime.files import write_json
-from common.settings import Settings
+from common.runtime.files import harmless, write_json
 
-SETTINGS, PICTURES = 'split.json', 'split.csv'
 SIDES = ('train', 'val', 'test')
-COLUMNS = ('file', 'source', 'class', 'side', 'group', 'sha256')  # pictures of one group lie on one side
-LITTER = {'.DS_Store', 'Thumbs.db', 'desktop.ini'}  # what file managers leave in every folder that they show
+TRAIN, VAL, TEST = range(len(SIDES))
+
+
+# The listing of a split: split.json has the settings, split.csv a row for each image
+
+SPLIT_SETTINGS = 'split.json'
+SPLIT_TABLE = 'split.csv'
+SPLIT_COLUMNS = ('file', 'source', 'class', 'side', 'group', 'sha256')  # images of one group lie on one side
 
 _MADE_BY = 'makedata.py'
-_DECIDING = {  # settings with which a split is the same, and what held before there was such a setting
-    'VAL_RATIO': None, 'SEED': None, 'TEST_RATIO': 0., 'GROUP': None, 'LABELS': None,
-    'FOLDS': None}
+_ADVICE = 'move it away or choose another TARGET_DIR; it was not touched'
+_MALFORMED = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, csv.Error)
 
 
 @contextmanager
-def writing_manifest(folder: Path, cfg: Settings) -> Iterator[Any]:
-    """Yields a csv writer for the rows of split.csv; at the end both files are complete."""
-    with open(folder / PICTURES, 'w', newline='', encoding='utf-8', errors='surrogateescape') as file:
+def writing_manifest(folder: Path, settings: Mapping[str, Any]) -> Iterator[Any]:
+    """Yield a csv writer for the rows of split.csv. At the end split.json has the settings of makedata.py."""
+    with open(folder / SPLIT_TABLE, 'w', newline='', encoding='utf-8', errors='surrogateescape') as file:
         rows = csv.writer(file)
-        rows.writerow(COLUMNS)
+        rows.writerow(SPLIT_COLUMNS)
         yield rows
+    # Files directly in the folder of a side hold many images each; split.csv does not list them.
     shards = [path.relative_to(folder).as_posix() for side in SIDES for path in sorted(folder.glob(f'{side}/*'))
               if path.is_file()]
-    write_json(folder / SETTINGS, {'made_by': _MADE_BY, 'settings': vars(cfg), 'shards': shards})
+    write_json(folder / SPLIT_SETTINGS, {'made_by': _MADE_BY, 'settings': dict(settings), 'shards': shards})
 
 
-def read_sides(target: Path, cfg: Settings) -> Rows:
-    """The split that is there: from the SHA-256 of a picture to the number of its side in SIDES.
+def read_sides(target: Path, deciding: Mapping[str, Any]) -> Rows:
+    """Return the split that is there, as a map from the SHA-256 of an image to the number of its side in SIDES.
 
-    Empty where the split has another VAL_RATIO, TEST_RATIO, SEED, GROUP, LABELS or FOLDS. Raises UserError if the
-    folder is anything but a split of makedata.py, or holds a file that makedata.py did not put there.
+    The map is empty if the split was made with other values of the `deciding` settings. Raises UserError if the folder
+    is anything but a split of this makedata.py, or holds a file that makedata.py did not put there.
     """
-    advice = 'move it away or choose another TARGET_DIR; it was not touched'
     try:
-        manifest = json.loads((target / SETTINGS).read_text(encoding='utf-8'))
-        ours = manifest['made_by'] == _MADE_BY and not target.is_symlink()
-        files = Rows(row['file'] for row in read_rows(target, manifest))
-        sides = [SIDES.index(row['side']) for row in read_rows(target, manifest)]
-        earlier = Rows((row['sha256'] for row in read_rows(target, manifest)), sides)
-        others = {SETTINGS, PICTURES, *manifest.get('shards', [])}
-        same = all(manifest['settings'].get(name, before) == getattr(cfg, name) for name, before in _DECIDING.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, csv.Error):
-        ours = False
-    if not ours:
-        raise UserError(f'{target} exists and was not made by {_MADE_BY}: {advice}')
+        manifest = json.loads((target / SPLIT_SETTINGS).read_text(encoding='utf-8'))
+        is_ours = manifest['made_by'] == _MADE_BY and not target.is_symlink()
+    except _MALFORMED:
+        is_ours = False
+    if not is_ours:
+        raise UserError(f'{target} exists and was not made by {_MADE_BY}: {_ADVICE}')
+    try:
+        files = Rows(row['file'] for row in read_split_table(target))
+        sides = [SIDES.index(row['side']) for row in read_split_table(target)]
+        earlier = Rows((row['sha256'] for row in read_split_table(target)), sides)
+        unlisted = {SPLIT_SETTINGS, SPLIT_TABLE, *manifest['shards']}
+        is_same = all([manifest['settings'][name] == value for name, value in deciding.items()])
+    except _MALFORMED:
+        raise UserError(f'{target} was made by another version of {_MADE_BY}, or changed since: {_ADVICE}') from None
+
     for place, folders, names in os.walk(target):
         links = [name for name in folders if Path(place, name).is_symlink()]
         for path in (Path(place, name) for name in names + links):
             file = path.relative_to(target).as_posix()
-            if file not in others and files.get(file) is None and path.name not in LITTER:
-                raise UserError(f'{path} was not put there by {_MADE_BY} and would be lost: {advice}')
-    return earlier if same else Rows([])
+            if file not in unlisted and files.get(file) is None and path.name not in LITTER:
+                raise UserError(f'{path} was not put there by {_MADE_BY} and would be lost: {_ADVICE}')
+    return earlier if is_same else Rows([])
 
 
-def read_rows(target: Path, manifest: dict) -> Iterator[dict[str, str]]:
-    """Yields the rows of split.csv as {column: text}; in splits of earlier versions split.json has them."""
-    if 'files' in manifest:
-        yield from manifest['files']
-        return
-    with open(target / PICTURES, newline='', encoding='utf-8', errors='surrogateescape') as file:
+def read_split_table(folder: Path) -> Iterator[dict[str, str]]:
+    """Yield the rows of split.csv as {column: text}."""
+    with open(folder / SPLIT_TABLE, newline='', encoding='utf-8', errors='surrogateescape') as file:
         yield from csv.DictReader(file)
 
 
-# Which pictures belong together, and the side of a split that each of them goes to
-
-TRAIN, VAL, TEST = range(len(SIDES))
-
-
-def join(count: int, *pairs: np.ndarray) -> np.ndarray:
-    """The group (N,), a number from 0, of each of N = `count` pictures; the two of each pair, (P, 2), belong together,
-    and so do those that belong to the same third one.
-    """
-    first, second = np.concatenate([np.empty((0, 2), np.int64), *pairs]).T
-    return connected_components(coo_array((np.ones(len(first)), (first, second)), (count, count)), False)[1]
-
-
-def alike(keys: Iterable[str | None]) -> np.ndarray:
-    """(P, 2): enough pairs of places with the same key that each of them leads to every other. None is like no other.
-    """
-    last, pairs = {}, []
-    for place, key in enumerate(keys):
-        if key in last:
-            pairs.append((last[key], place))
-        if key is not None:
-            last[key] = place
-    return np.array(pairs, np.int64).reshape(-1, 2)
-
+# The side of each image
 
 def choose_sides(sha256: np.ndarray, targets: np.ndarray, groups: np.ndarray, earlier: np.ndarray,
                  ratios: tuple[float, float], seed: int) -> np.ndarray:
-    """The side (N,) of each of N pictures: a number of SIDES.
+    """Return the side (N,) of each of N images, a number of SIDES.
 
-    `ratios` are the shares of each class's distinct pictures that go to val and to test, but each gets one at least
-    where there are enough, and whole groups only. `sha256` (N,) tells which pictures are the same, `targets` (N,) the
-    class; one in several classes counts in the first. `earlier` (N,) is the side in an earlier split, -1 for new
-    pictures, which alone are drawn. A group with pictures that have been on several sides goes to the one that most has
-    been learnt from.
+    `ratios` are the fractions of each class's distinct images that go to val and to test. Whole groups go there, and
+    each side gets at least one where there are enough. `sha256` (N,) tells which images are the same; `targets` (N,)
+    are the classes; an image in several classes counts in the first. `earlier` (N,) is the side in an earlier split, -1
+    for new images, which alone are drawn. A group whose images were on several sides goes to train before val before
+    test: what has been learnt from must not measure.
     """
     sides = np.full(groups.max() + 1, -1)  # of each group
-    for side in reversed(range(len(SIDES))):
+    for side in (TEST, VAL, TRAIN):
         sides[groups[earlier == side]] = side
-    _, first = np.unique(sha256, return_index=True)  # the distinct pictures, in the order of their hashes
+    _, first = np.unique(sha256, return_index=True)  # the distinct images, in the order of their hashes
     for target in np.unique(targets[first]):
         members = groups[first[targets[first] == target]]
-        if len({*sides[members].tolist()}) == 1:  # all on one side: pictures were taken away; draw anew
+        if len(np.unique(sides[members])) == 1:  # the class is on one side, since images were taken away: draw it anew
             sides[members] = -1
-        draw(sides, members, ratios, seed)
+        draw_class(sides, members, ratios, seed)
     return sides[groups]
 
 
-def draw(sides: np.ndarray, members: np.ndarray, ratios: tuple[float, float], seed: int) -> None:
-    """Give those groups of a class a side that have none. `members` is the group of each of its distinct pictures."""
+def draw_class(sides: np.ndarray, members: np.ndarray, ratios: tuple[float, float], seed: int) -> None:
+    """Give a side to those groups of a class that have none. `members` is the group of each of its distinct images."""
     sizes = np.bincount(members, minlength=len(sides))
     new = members[sides[members] < 0]
     left = dict.fromkeys(new[np.random.RandomState(seed).permutation(len(new))].tolist())
-    for side, ratio in ((VAL, ratios[0]), (TEST, ratios[1])):
-        wanted = max(1, round(ratio * len(members))) if ratio else 0
+    for side, ratio in zip((VAL, TEST), ratios, strict=True):
+        if not ratio:
+            continue
+        wanted = max(1, round(ratio * len(members)))
         have = (sides[members] == side).sum()
         for group in list(left):
             if have + sizes[group] / 2 <= wanted and not is_last(left, sides[members]):
                 sides[group] = side
                 have += sizes[group]
                 del left[group]
-        if wanted and not have and left and not is_last(left, sides[members]):
+        if not have and left and not is_last(left, sides[members]):
             smallest = min(left, key=lambda group: sizes[group])
             sides[smallest] = side
             del left[smallest]
@@ -144,40 +129,141 @@ def draw(sides: np.ndarray, members: np.ndarray, ratios: tuple[float, float], se
 
 
 def is_last(left: Collection[int], sides: np.ndarray) -> bool:
-    """Whether one group is left, and train has no picture without it."""
+    """Return whether one group is left, and train has no image without it."""
     return len(left) == 1 and not (sides == TRAIN).any()
 
 
-# What makedata.py prints of a split
+# How the images of a split come to lie
+
+class Layout(Protocol):
+    """What divides the images of a split and puts them into its folder. FOLDS and SHARDS bring layouts of their own."""
+    links_suffice: bool  # whether the waiting images are only read, so that links to their sources will do
+
+    def divide(self, images: TakenImages, earlier: Rows) -> np.ndarray:
+        """Return the part (N,) of the split that each image goes to."""
+
+    def write(self, images: TakenImages, parts: np.ndarray, folder: Path, rows: Any) -> None:
+        """Put every image into the folder of the split, and a row for it into split.csv."""
+
+    def report(self, images: TakenImages, parts: np.ndarray, place: str) -> None:
+        """Print what the split in the folder `place` holds."""
+
+
+class FileLayout:
+    """A split of files, SIDE/CLASS/NAME, drawn with `seed`, with the fractions of each class that are val and test."""
+    links_suffice = False
+
+    def __init__(self, val_ratio: float, test_ratio: float, seed: int):
+        self.ratios = (val_ratio, test_ratio)
+        self.seed = seed
+
+    def divide(self, images: TakenImages, earlier: Rows) -> np.ndarray:
+        before = np.array([earlier.get(digest.decode(), -1) for digest in images.sha256])
+        return choose_sides(images.sha256, images.samples.targets, images.groups, before, self.ratios, self.seed)
+
+    def write(self, images: TakenImages, parts: np.ndarray, folder: Path, rows: Any) -> None:
+        write_files(images, parts, folder, rows)
+
+    def report(self, images: TakenImages, parts: np.ndarray, place: str) -> None:
+        print_sides(images.samples.targets, parts, images.classes, place)
+
+
+def write_files(images: TakenImages, sides: np.ndarray, folder: Path, rows: Any, prefix: str = '',
+                put: Callable[[Path, Path], Any] = os.rename) -> None:
+    """Put every image into the folder of its side and class, and a row for it into split.csv.
+
+    `prefix` is '' or the folder of one of several splits, such as 'fold1/'. `put` brings a waiting file to its place.
+    """
+    for side, name in itertools.product(used_sides(sides), images.classes):
+        (folder / f'{prefix}{SIDES[side]}' / name).mkdir(parents=True)
+    for place, side in enumerate(sides):
+        file = f'{prefix}{SIDES[side]}/{images.name(place)}'
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        put(images.file(place), folder / file)
+        rows.writerow(split_row(images, place, side, file))
+
+
+def split_row(images: TakenImages, place: int, side: int, file: str) -> tuple:
+    """Return the row of split.csv, with SPLIT_COLUMNS, of an image that lies at `file` in the folder of the split."""
+    path, target = images.samples[place]
+    return (file, Path(path).as_posix(), harmless(images.classes[target]), SIDES[side], images.groups[place],
+            images.sha256[place].decode())
+
+
+def used_sides(sides: np.ndarray) -> list[int]:
+    """Return the numbers of the sides that a split has: train, val, and test if any image is in it."""
+    return [TRAIN, VAL, TEST] if (sides == TEST).any() else [TRAIN, VAL]
+
+
+# What makedata.py prints
+
+def print_other_files(endings: Counter) -> None:
+    """Print how many files were left out for their names; `endings` counts them by ending."""
+    if not endings:
+        return
+    counts = ', '.join(f'{count} {printable(ending)}' for ending, count in endings.most_common())
+    print(f'left out, no images to Pillow: {counts}')
+    if '.heic' in endings or '.heif' in endings:
+        print('to read .heic and .heif, too: python -m pip install pillow-heif')
+
+
+def warn_of_similar_names(names: Iterable[str]) -> None:
+    """Print a warning of classes whose names differ in nothing but letter case."""
+    similar = defaultdict(list)
+    for name in sorted(names):
+        similar[name.casefold()].append(name)
+    for same in similar.values():
+        if len(same) > 1:
+            print(f'warning: {" and ".join(same)} are different classes here, but one on Windows and macOS')
+
+
+def report_duplicates(images: TakenImages) -> None:
+    """Print how many images there are more than once, and warn of those in several classes."""
+    copies = len(images.sha256) - len(np.unique(images.sha256))
+    if copies:
+        print(f'{copies} files are byte-identical to another')
+    sizes = np.bincount(images.groups)
+    sizes = sizes[sizes > 1]
+    if len(sizes):
+        print(f'{sizes.sum()} images belong to {len(sizes)} groups, each of which stays on one side')
+    order = images.sha256.argsort(kind='stable')
+    for _, places in itertools.groupby(order, lambda place: images.sha256[place]):
+        equal = [images.samples[place] for place in places]
+        labels = {target for _, target in equal}
+        if len(labels) > 1:
+            files = ', '.join(printable(path) for path, _ in equal)
+            print(f'warning: the same image in {len(labels)} classes, so at least one label is wrong: {files}')
+
 
 def print_sides(targets: np.ndarray, sides: np.ndarray, classes: Sequence[str], place: str) -> None:
-    """Print the pictures of each class on each side, and warn of classes that are small beside others.
+    """Print the number of images of each class on each side, and warn of classes that are small beside others.
 
     `targets` (N,) are class indices, `sides` (N,) numbers of SIDES, `place` is the folder of the split.
     """
-    used = [number for number in range(len(SIDES)) if number != TEST or (sides == TEST).any()]
-    counts = count(targets, sides, len(classes), len(SIDES))[:, used]
-    print_counts('class', [SIDES[number] for number in used], counts, classes)
+    used = used_sides(sides)
+    counts = count_parts(targets, sides, len(classes), len(SIDES))[:, used]
+    print_counts('class', [SIDES[side] for side in used], counts, classes)
     sizes = counts.sum(1)
     if sizes.max() >= 2 * sizes.min():
-        most, least = classes[sizes.argmax()], classes[sizes.argmin()]
-        print(f'\nimbalance: {most} has {sizes.max() / sizes.min():.1f} times as many pictures as {least}; '
+        most = classes[sizes.argmax()]
+        least = classes[sizes.argmin()]
+        print(f'\nimbalance: {most} has {sizes.max() / sizes.min():.1f} times as many images as {least}; '
               'look at the balanced accuracy that train.py reports, beside ACC1')
     for target, column in np.argwhere(counts == 0):
         if used[column] != TRAIN:
-            print(f'warning: {classes[target]} has no picture in {SIDES[used[column]]}, so nothing will measure it '
-                  'there')
-    print(f'\n{", ".join(f"{place}/{SIDES[number]}" for number in used)} and {place}/{PICTURES} are written')
+            print(f'warning: {classes[target]} has no image in {SIDES[used[column]]}, so nothing will measure it there')
+    print(f'\n{", ".join(f"{place}/{SIDES[side]}" for side in used)} and {place}/{SPLIT_TABLE} are written')
 
 
-def count(targets: np.ndarray, parts: np.ndarray, classes: int, columns: int) -> np.ndarray:
-    """How many pictures of each class each part has, (classes, columns)."""
+def count_parts(targets: np.ndarray, parts: np.ndarray, classes: int, columns: int) -> np.ndarray:
+    """Return how many images of each class each part has, (classes, columns)."""
     counts = np.zeros((classes, columns), int)
     np.add.at(counts, (targets, parts), 1)
     return counts
 
 
 def print_counts(title: str, names: Sequence[str], counts: np.ndarray, classes: Sequence[str]) -> None:
+    """Print a table of counts (classes, names) with a last row for the sums; `title` heads the column of classes."""
     width = max(len(title), *map(len, classes))
     for name, row in [(title, names), *zip(classes, counts, strict=True), ('all', counts.sum(0))]:
         print(f'{name:{width}} ' + ' '.join(f'{value:>6}' for value in row))

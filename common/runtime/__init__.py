@@ -1,1 +1,1 @@
-"""Files and folders, devices, the console: what knows neither pictures nor networks."""
+"""Files, devices, processes, the console: what knows neither images nor networks."""

@@ -7,23 +7,26 @@ from tqdm import tqdm
 
 from common.runtime.processes import RANK
 
-PLAIN_SECONDS = 30  # between two lines of a bar where the output is not a terminal
+PLAIN_SECONDS = 30  # between two lines of a progress bar where the output is not a terminal
 
 
 def printable(text: str, allowed: str = '') -> str:
-    """The text with escapes for invisible characters, such as terminal codes; those in `allowed` stay."""
+    """Return the text with escapes for invisible characters, such as terminal codes, except those in `allowed`."""
     return ''.join(character if character.isprintable() or character in allowed
                    else character.encode('unicode_escape').decode() for character in text)
 
 
 class PrintableStream:
-    """A stream to which names of files and classes can be printed, whatever they hold. If it breaks, work goes on."""
+    """A stream that prints names of files and classes safely, whatever they hold. If the stream breaks, work goes on.
+
+    It breaks where `| head` has read enough, or where the disk of a log file is full.
+    """
 
     def __init__(self, stream: TextIO):
         self.stream = stream
 
     def write(self, text: str) -> int:
-        with contextlib.suppress(OSError):  # `| head` has read enough, or the disk of a log file is full
+        with contextlib.suppress(OSError):
             self.stream.write(printable(text, allowed='\n\t'))
         return len(text)
 
@@ -36,18 +39,26 @@ class PrintableStream:
 
 
 class Bar(tqdm):
-    """tqdm on a terminal; in a file or a pipe a plain line every PLAIN_SECONDS, none for work shorter than that."""
+    """A progress bar: tqdm's on a terminal. In a file or a pipe, a plain line every PLAIN_SECONDS.
+
+    Work that takes less than PLAIN_SECONDS prints no plain line. Only the first process of a run shows a bar.
+    """
 
     def __init__(self, *args, **kwargs):
-        plain = not sys.stderr.isatty()
-        if plain:
-            kwargs |= {'mininterval': PLAIN_SECONDS, 'maxinterval': PLAIN_SECONDS, 'delay': PLAIN_SECONDS,
-                       'bar_format': '{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]'}
-        super().__init__(*args, **kwargs | {'leave': False, 'dynamic_ncols': not plain, 'disable': RANK > 0})
+        on_terminal = sys.stderr.isatty()
+        if not on_terminal:
+            kwargs['mininterval'] = PLAIN_SECONDS
+            kwargs['maxinterval'] = PLAIN_SECONDS
+            kwargs['delay'] = PLAIN_SECONDS
+            kwargs['bar_format'] = '{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]'
+        kwargs['leave'] = False
+        kwargs['dynamic_ncols'] = on_terminal
+        kwargs['disable'] = RANK > 0
+        super().__init__(*args, **kwargs)
 
     @classmethod
     def write(cls, text: str) -> None:
-        """Print a line, on a terminal above the bar."""
+        """Print a line; on a terminal it appears above the bar."""
         if sys.stderr.isatty():
             super().write(text)
         else:
@@ -55,6 +66,7 @@ class Bar(tqdm):
 
     @staticmethod
     def status_printer(file: TextIO):
+        """Return the function with which tqdm prints its state: here one line each time where there is no terminal."""
         if file.isatty():
             return tqdm.status_printer(file)
 
@@ -66,10 +78,12 @@ class Bar(tqdm):
 
 
 def format_duration(seconds: float | None) -> str:
-    """'2 h 05 min', '3 min 20 s' or '12 s'; '?' for None."""
+    """Return '2 h 05 min', '3 min 20 s' or '12 s'; '?' for None."""
     if seconds is None:
         return '?'
     seconds = round(seconds)
     if seconds >= 3600:
         return f'{seconds // 3600} h {seconds % 3600 // 60:02} min'
-    return f'{seconds // 60} min {seconds % 60:02} s' if seconds >= 60 else f'{seconds} s'
+    if seconds >= 60:
+        return f'{seconds // 60} min {seconds % 60:02} s'
+    return f'{seconds} s'

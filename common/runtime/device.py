@@ -1,4 +1,4 @@
-"""Which processor computes, in which precision, and with how many threads."""
+"""The processor that computes, the precision, and the number of threads."""
 import platform
 import time
 
@@ -8,61 +8,73 @@ from torch import nn
 from common.runtime.machine import free_memory
 from common.runtime.processes import LAUNCHED
 
-PROBE = 0.1   # seconds for which a number of threads is tried
-SLOWED = 1.5  # so many times as fast must fewer threads be: where all cores are free they are slower
+THREAD_TRIAL_SECONDS = 0.1  # for which each number of threads is tried
+LEAST_SPEEDUP = 1.5  # at which fewer threads are chosen; where all cores are free, fewer threads are slower
 
 
 def choose_device(use_gpu: bool | str = 'auto') -> torch.device:
-    """The GPU of this machine, where USE_GPU = `use_gpu` takes it, else the CPU.
+    """Return this machine's GPU if USE_GPU = `use_gpu` takes it, else the CPU.
 
-    'auto' takes those that PyTorch calls cuda, of NVIDIA and AMD; True also Apple's (mps), Intel's (xpu) and others.
+    'auto' takes the GPUs that PyTorch calls cuda, from NVIDIA and AMD. True also takes those of Apple (mps), Intel
+    (xpu) and others.
     """
     found = gpu()
-    return found if found and (use_gpu is True or use_gpu == 'auto' and found.type == 'cuda') else torch.device('cpu')
+    if found and use_gpu is True:
+        return found
+    if found and use_gpu == 'auto' and found.type == 'cuda':
+        return found
+    return torch.device('cpu')
 
 
 def gpu() -> torch.device | None:
-    """The accelerator of this machine, if it has one."""
+    """Return the accelerator of this machine, or None."""
     return torch.accelerator.current_accelerator(check_available=True)
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The tensor on the device. The copy to a CUDA GPU goes on meanwhile; one to Apple's would then be of whatever the
-    tensor's memory was given to (pytorch/pytorch#189690).
+    """Return the tensor on the device. A CUDA GPU copies it while the program goes on.
+
+    An Apple GPU must not: the tensor's memory may be given to another tensor before it is copied
+    (pytorch/pytorch#189690).
     """
     return tensor.to(device, non_blocking=device.type == 'cuda')
 
 
 def free_device_memory(device: torch.device) -> int | None:
-    """Bytes that may still be taken on `device`; None where the system does not say."""
+    """Return the bytes of memory that are free on `device`, or None where the system does not say."""
     if device.type == 'cuda':
         return torch.cuda.mem_get_info(device)[0]
-    return free_memory() if device.type == 'cpu' else None
+    if device.type == 'cpu':
+        return free_memory()
+    return None
 
 
 def choose_amp_dtype(device: torch.device) -> torch.dtype | None:
-    """The dtype in which autocast is worth it, or None where only fp32 makes sense.
+    """Return the dtype for autocast, or None where only single precision makes sense.
 
-    bfloat16 on GPUs and CPUs that multiply in it; float16, which needs a GradScaler, on older GPUs.
+    It is bfloat16 on GPUs and CPUs that multiply in it, and float16, which needs a GradScaler, on older GPUs.
     """
     if device.type == 'cuda':
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return torch.bfloat16 if device.type == 'cpu' and _cpu_multiplies_bf16() else None
+    if device.type == 'cpu' and _cpu_multiplies_bf16():
+        return torch.bfloat16
+    return None
 
 
 def _cpu_multiplies_bf16() -> bool:
     if hasattr(torch.cpu, 'get_capabilities'):
         found = torch.cpu.get_capabilities()
         return bool(found.get('amx_bf16') or found.get('avx512_bf16'))
-    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()  # torch before get_capabilities
+    # Earlier versions of PyTorch have no public function that says so.
+    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
 def use_free_cores(device: torch.device) -> None:
-    """Let PyTorch compute with fewer threads where other programs keep cores busy, or a container may use but a part.
+    """Let PyTorch use fewer threads where other programs keep cores busy or a container may use only some of them.
 
-    All threads of an operation wait for the slowest, and keep their cores busy meanwhile: one that shares its core with
-    another program makes training many times slower. So numbers of threads are tried. Where the cores are free, and
-    where `device` is no CPU, nothing changes.
+    All threads of an operation wait for the slowest and keep their cores busy meanwhile. One thread that shares its
+    core with another program makes training many times slower. So several numbers of threads are tried. Nothing changes
+    where the cores are free, or where `device` is not a CPU.
     """
     usual = torch.get_num_threads()
     if device.type != 'cpu' or usual == 1:
@@ -70,7 +82,7 @@ def use_free_cores(device: torch.device) -> None:
     tried = [usual >> halvings for halvings in range(usual.bit_length())]
     speeds = {threads: multiplications_per_second(threads) for threads in tried}
     fastest = max(speeds, key=speeds.get)
-    if speeds[fastest] < SLOWED * speeds[usual]:
+    if speeds[fastest] < LEAST_SPEEDUP * speeds[usual]:
         fastest = usual
     torch.set_num_threads(fastest)
     if fastest < usual:
@@ -79,26 +91,35 @@ def use_free_cores(device: torch.device) -> None:
 
 
 def multiplications_per_second(threads: int) -> float:
-    """Of two matrices, with so many threads."""
+    """Return 512 × 512 matrix products per second with `threads` threads, and leave that number of threads set."""
     torch.set_num_threads(threads)
-    matrix, count, start = torch.ones(512, 512), 0, time.perf_counter()
-    while (seconds := time.perf_counter() - start) < PROBE:
+    matrix = torch.ones(512, 512)
+    count = 0
+    seconds = 0.
+    start = time.perf_counter()
+    while seconds < THREAD_TRIAL_SECONDS:
         matrix @ matrix
         count += 1
+        seconds = time.perf_counter() - start
     return count / seconds
 
 
 def describe_device(device: torch.device, amp_dtype: torch.dtype | None) -> str:
-    """A line for the log: the device, the number of GPUs, the precision."""
-    name = torch.cuda.get_device_name(device) if device.type == 'cuda' else platform.processor() or platform.machine()
-    count = f'{torch.cuda.device_count()} x ' if device.type == 'cuda' else ''
+    """Return a line for the log: the device, the number of GPUs, the precision."""
+    if device.type == 'cuda':
+        name = f'{torch.cuda.device_count()} x {torch.cuda.get_device_name(device)}'
+    else:
+        name = platform.processor() or platform.machine()
     precision = f'mixed precision in {dtype_name(amp_dtype)}' if amp_dtype else 'single precision (fp32)'
-    unused = f'; without the GPU, {gpu().type} (USE_GPU)' if gpu() and device.type == 'cpu' else ''
-    return f'device: {device.type} ({count}{name}), {precision}{unused}'
+    line = f'device: {device.type} ({name}), {precision}'
+    unused = gpu()
+    if device.type == 'cpu' and unused:
+        line += f'; without the GPU, {unused.type} (USE_GPU)'
+    return line
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """'bfloat16' for torch.bfloat16."""
+    """Return 'bfloat16' for torch.bfloat16."""
     return str(dtype).removeprefix('torch.')
 
 

@@ -7,27 +7,32 @@ class UserError(Exception):
     """A mistake of the user's: one line that names the constant or the file and says what to do."""
 
 
-def lost_peer(error: BaseException) -> bool:
-    """Whether an error says that another process of a distributed run could not be reached."""
-    kinds = ' '.join(kind.__name__ for kind in type(error).__mro__)
-    return 'DistError' in kinds or any(word in str(error) for word in ('gloo', 'Gloo', 'NCCL', 'by peer'))
-
-
 class Stopped(Exception):
-    """A run was told to stop, by the signal whose number is the argument, and has saved its state."""
+    """The end of a run that a signal asked to stop. Its argument is the signal's number; the run's state is saved."""
+
+
+def lost_peer(error: BaseException) -> bool:
+    """Return whether an error says that another process of a distributed run could not be reached."""
+    if any('DistError' in kind.__name__ for kind in type(error).__mro__):
+        return True
+    return any(word in str(error) for word in ('gloo', 'Gloo', 'NCCL', 'by peer'))
 
 
 @contextmanager
 def explain_failures(less_memory: str, advice: str) -> Iterator[None]:
-    """Turn errors of the machine in the middle of a run, not of the code, into UserErrors that end with `advice`.
+    """Turn errors of the machine, not of the code, into UserErrors that end with `advice`.
 
-    `less_memory` says what takes less memory. Other errors pass through with their tracebacks.
+    `less_memory` says what makes the run take less memory. Other errors pass through with their tracebacks.
     """
     try:
         yield
     except UserError as error:
-        last = str(error).strip().splitlines()[-1]  # one from a worker process begins with its traceback
-        raise (error if last == str(error) else UserError(f'{last.partition(": ")[2]}; {advice}')) from None
+        # A UserError that comes from a worker process of a data loader begins with that process's traceback. Its last
+        # line is 'common.runtime.errors.UserError: ' and the message.
+        last_line = str(error).strip().splitlines()[-1]
+        if last_line == str(error):
+            raise error from None
+        raise UserError(f'{last_line.partition(": ")[2]}; {advice}') from None
     except (MemoryError, RuntimeError) as error:
         text = str(error)
         if isinstance(error, MemoryError) or "can't allocate memory" in text or 'out of memory' in text.lower():
@@ -40,7 +45,7 @@ def explain_failures(less_memory: str, advice: str) -> Iterator[None]:
 
 @contextmanager
 def warn_instead() -> Iterator[None]:
-    """A UserError inside is printed as a warning, and what comes after goes on: the work is worth more than a table."""
+    """Turn a UserError into a warning: a plot or table that fails must not stop training."""
     try:
         yield
     except UserError as error:
@@ -51,7 +56,7 @@ def warn_instead() -> Iterator[None]:
 def extra(needed_by: str) -> Iterator[None]:
     """Turn a failing import of an extra into a UserError: its folder in extras/ may have been deleted.
 
-    `needed_by` is the constant, or what else it was, that asked for the extra.
+    `needed_by` is what asked for the extra, for example the name of a constant.
     """
     try:
         yield
@@ -60,5 +65,4 @@ def extra(needed_by: str) -> Iterator[None]:
         if missing.partition('.')[0] != 'extras':
             raise
         folder = missing.replace('.', '/')
-        raise UserError(f'{needed_by} needs {folder}, which is not there: get that folder back or do '
-                        'without') from None
+        raise UserError(f'{needed_by} needs the folder {folder}, which is missing: restore it, or do without') from None

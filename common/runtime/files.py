@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: written aside, then moved into place."""
+"""Files and folders that are whole or absent: they are written beside their place, then moved into it."""
 import csv
 import json
 import os
@@ -15,12 +15,12 @@ from filelock import FileLock, Timeout
 from common.runtime.console import printable
 from common.runtime.errors import UserError
 
-_FORMULA = tuple('=+-@\t\r\n')  # what a formula may begin with
-_PAUSES = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)  # seconds between attempts to move a file
+_FORMULA_STARTS = ('=', '+', '-', '@', '\t', '\r', '\n')  # a spreadsheet may take what begins so for a formula
+_MOVE_PAUSES = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)  # seconds between attempts to move a file
 
 
 def writable_folder(path: str | Path, constant: str) -> Path:
-    """Make a folder, check that files can be written in it, return its Path. Raises UserError naming the constant."""
+    """Make a folder, check that it can be written to, and return its Path. Raises UserError that names the constant."""
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -33,11 +33,11 @@ def writable_folder(path: str | Path, constant: str) -> Path:
 
 @contextmanager
 def locked(file: str | Path, refusal: str | None = None) -> Iterator[None]:
-    """Holds a lock file, which the system releases when the process ends, however it ends.
+    """Hold the lock of a file inside `with`. The system releases it when the process ends, even if it is killed.
 
-    Where another process holds it, waits, or raises UserError with the text `refusal` at once. On a file system without
-    locks there is a warning instead: a file that only by its existence says that a run is active would, after a run
-    that was killed, lock out the next one on any other machine.
+    If another process holds the lock, wait, or with `refusal` raise UserError with that text at once. A file system
+    without locks leads to a warning. Nothing else takes the place of the lock there: a file that merely exists while a
+    run is active would outlive a killed run and lock out the next one.
     """
     with ExitStack() as stack:
         try:
@@ -51,7 +51,7 @@ def locked(file: str | Path, refusal: str | None = None) -> Iterator[None]:
 
 @contextmanager
 def writing(path: str | Path) -> Iterator[None]:
-    """Turns an OSError into a UserError: the file cannot be written."""
+    """Turn an OSError into a UserError: the file cannot be written."""
     try:
         yield
     except OSError as error:
@@ -60,13 +60,13 @@ def writing(path: str | Path) -> Iterator[None]:
 
 
 def move(source: str | Path, target: str | Path) -> None:
-    """Rename a file, which replaces the one that is there. Raises UserError if that fails.
+    """Rename a file, replacing the one at `target`. Raises UserError if that fails.
 
-    Under Windows a virus scanner or a cloud folder may have either open, which refuses the move; it is tried again for
-    about six seconds.
+    Under Windows a move fails while a virus scanner or a cloud folder has one of the files open. So it is tried again
+    for about six seconds.
     """
     with writing(target):
-        for pause in _PAUSES:
+        for pause in _MOVE_PAUSES:
             with suppress(PermissionError):
                 os.replace(source, target)
                 return
@@ -76,23 +76,27 @@ def move(source: str | Path, target: str | Path) -> None:
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Yields a path to write to; what is there takes the place of `path` at the end. Raises UserError if that fails."""
+    """Yield a path to write to, which takes the place of `path` at the end. Raises UserError if that fails."""
     path = Path(path)
     aside = path.with_name(f'.{path.name}.tmp')
     try:
         with writing(path):
-            aside.unlink(missing_ok=True)  # of a run that was killed; or a link to somewhere else
+            # A killed run may have left it behind. If it is a link, writing would change the link's target.
+            aside.unlink(missing_ok=True)
             yield aside
         move(aside, path)
     finally:
-        with suppress(OSError):  # a folder that became read-only
+        with suppress(OSError):  # The folder may have become read-only.
             aside.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file in UTF-8, with escapes for the bytes of file names that are not. Raises UserError."""
+    """Write a text file in UTF-8. Raises UserError if it cannot be written.
+
+    File names may hold bytes that are not UTF-8; they become escapes, as in JSON.
+    """
     with replacing(path) as aside:
-        aside.write_text(text, encoding='utf-8', errors='backslashreplace')  # as JSON has them
+        aside.write_text(text, encoding='utf-8', errors='backslashreplace')
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -101,11 +105,10 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def write_csv(path: str | Path, rows: list[dict[str, Any]], columns: Sequence[str] | None = None) -> None:
-    """Rows are dicts; the header is `columns`, or else the keys of the last; what others lack is empty. Excel needs the
-    byte-order mark.
+    """Write rows, {column: value}, as a CSV file. Raises UserError if it cannot be written.
 
-    Texts are quoted and have escapes for invisible characters; one that a spreadsheet would take for a formula and run
-    gets an apostrophe in front. Raises UserError if the file cannot be written.
+    The header is `columns`, or else the keys of the last row. A value that a row lacks is an empty cell. Texts are
+    quoted and pass through `harmless`. Excel needs the byte-order mark at the beginning.
     """
     with replacing(path) as aside, open(aside, 'w', newline='', encoding='utf-8-sig') as file:
         writer = csv.DictWriter(file, fieldnames=columns or list(rows[-1]), quoting=csv.QUOTE_NONNUMERIC)
@@ -114,26 +117,33 @@ def write_csv(path: str | Path, rows: list[dict[str, Any]], columns: Sequence[st
 
 
 def harmless(value: Any) -> Any:
-    """A cell for a spreadsheet: a text gets escapes for invisible characters, and an apostrophe before a formula."""
+    """Return a value for a cell of a spreadsheet, with escapes for invisible characters in a text.
+
+    A text that a spreadsheet would take for a formula, and run, gets an apostrophe in front.
+    """
     if not isinstance(value, str):
         return value
-    return printable(f"'{value}" if value[:1] in _FORMULA else value)
+    if value.startswith(_FORMULA_STARTS):
+        value = "'" + value
+    return printable(value)
 
 
 def beside(folder: Path, purpose: str) -> Path:
-    """What lies hidden beside a folder while it is replaced: its 'new' content, the 'old' one, a 'lock'."""
+    """Return the hidden path beside a folder that serves a purpose: its 'new' content, its 'old' one, its 'lock'."""
     return folder.with_name(f'.{folder.name}.{purpose}')
 
 
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
-    """Yields an empty folder to build in, beside `folder`; at the end it takes its place, after an error it goes.
+    """Yield an empty folder, which takes the place of `folder` at the end and is deleted after an error.
 
-    Raises UserError where it cannot be written.
+    Raises UserError if it cannot be written.
     """
-    new, old = beside(folder, 'new'), beside(folder, 'old')
-    for rest in (new, old):
-        shutil.rmtree(rest, ignore_errors=True)
+    new = beside(folder, 'new')
+    old = beside(folder, 'old')
+    # A killed run may have left them behind.
+    shutil.rmtree(new, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
     try:
         new.mkdir(parents=True)
         yield new
@@ -151,7 +161,8 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 
 
 def restore(folder: Path) -> bool:
-    """Put a folder back that replacing_folder() had moved away when it was killed. Returns whether there is one."""
-    if not os.path.lexists(folder) and beside(folder, 'old').exists():
-        beside(folder, 'old').rename(folder)
+    """Put back the folder that replacing_folder() had moved away when it was killed. Return whether `folder` exists."""
+    old = beside(folder, 'old')
+    if old.exists() and not os.path.lexists(folder):
+        old.rename(folder)
     return os.path.lexists(folder)

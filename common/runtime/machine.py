@@ -5,24 +5,22 @@ import platform
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 from common.runtime.console import Bar
 from common.runtime.errors import UserError
 from common.runtime.processes import LOCAL_WORLD_SIZE
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-THREADS = min(8, CORES)  # for work during which Pillow and hashlib release the GIL
+THREADS = min(8, CORES)  # for work during which Pillow and hashlib release the interpreter's lock (GIL)
 
-# In a control group's folder: limit and use, in bytes, and the entry of memory.stat for cached files
-_V1 = ('memory.limit_in_bytes', 'memory.usage_in_bytes', 'total_inactive_file')
-_V2 = ('memory.max', 'memory.current', 'inactive_file')
-_UNLIMITED = 2 ** 60  # cgroup v1 reports a number close to 2 ** 63 where there is no limit
 
+# ---- worker processes and memory -------------------------------------------------------------------------------------
 
 def worker_count(value: int | str) -> int:
-    """The number of worker processes that NUM_WORKERS stands for: 'auto' is one for each core, 8 at most; several
-    processes of a run share the cores.
+    """Return the number of worker processes that NUM_WORKERS = `value` stands for.
+
+    'auto' is one for each core, at most 8. Several processes of a run share the cores. Raises UserError.
     """
     if value == 'auto':
         return min(8, max(1, CORES // LOCAL_WORLD_SIZE))
@@ -32,24 +30,24 @@ def worker_count(value: int | str) -> int:
 
 
 def retain_freed_memory() -> None:
-    """Under Linux: let the process retain memory that is freed, for the next step, instead of returning it.
+    """Let the process keep freed memory for its next step instead of returning it to the system (Linux only).
 
-    By default glibc returns large blocks at once. On a CPU the next training step then waits for up to 130,000 page
-    faults, a tenth of its time, and a blur in a worker process takes eight times as long. The peak stays what it was.
-    Elsewhere nothing is done.
+    By default glibc returns large blocks at once. The next training step on a CPU then waits for up to 130,000 page
+    faults, a tenth of its time, and a blur in a worker process takes eight times as long. The peak use of memory does
+    not change.
     """
     if platform.libc_ver()[0] == 'glibc':
         libc = ctypes.CDLL('libc.so.6')
-        libc.mallopt(-4, 0)            # M_MMAP_MAX: no block gets a mapping of its own
-        libc.mallopt(-1, -1)           # M_TRIM_THRESHOLD: the top of the heap is not handed back
+        libc.mallopt(-4, 0)   # M_MMAP_MAX: no block gets a mapping of its own.
+        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: the top of the heap is not handed back.
 
 
 def memory_file(length: int) -> int:
-    """Under Linux: the descriptor of a file of `length` zero bytes in memory, freed with the last process that has it.
+    """Return the descriptor of a file of `length` zero bytes in memory (Linux only). Raises OSError.
 
-    Memory alone limits it, where /dev/shm, which multiprocessing uses, often has 64 MB in a container, and is needed
-    for the batches. (Many builds of Python lack os.memfd_create; the C library that PyTorch needs has the function.)
-    Raises OSError.
+    The file is freed with the last process that holds it. It is limited by memory alone, unlike files in /dev/shm: a
+    container often has 64 MB of those, and multiprocessing needs them for batches. Many builds of Python lack
+    os.memfd_create, so the C library is called.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     file = libc.memfd_create(b'images', 1)  # MFD_CLOEXEC
@@ -64,64 +62,90 @@ def memory_file(length: int) -> int:
 
 
 def free_memory(proc: Path = Path('/proc'), cgroups: Path = Path('/sys/fs/cgroup')) -> int | None:
-    """Bytes of memory that this process may still take; None where the system does not say, as on macOS and Windows.
+    """Return the bytes of memory that this process may still take, or None where the system does not say.
 
-    The least of what the machine has available and of what is left below each limit of a control group: that of the
-    process (a Slurm job, a systemd slice, a container) and of every group that contains it. `proc` and `cgroups` are
-    where those file systems are mounted.
+    macOS and Windows do not. Linux says what the machine has available, and each control group has a limit of its own:
+    that of the process (a Slurm job, a systemd slice, a container) and every group that contains it. The least counts.
+    `proc` and `cgroups` are where those file systems are mounted.
     """
-    free = [_free_in_group(folder, *names) for folder, names in _memory_groups(proc, cgroups)]
+    limits = [_free_in_group(folder, files) for folder, files in _memory_groups(proc, cgroups)]
     available = _number_after('MemAvailable:', proc / 'meminfo')
     if available is not None:
-        free.append(1024 * available)
-    return min((found for found in free if found is not None), default=None)
+        limits.append(1024 * available)
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
-def _memory_groups(proc: Path, cgroups: Path) -> Iterator[tuple[Path, tuple[str, str, str]]]:
-    """(folder, names in it) of each control group that may limit the memory, some of which may not exist.
+class _GroupFiles(NamedTuple):
+    """Where a version of control groups keeps what it says about memory."""
+    limit: str   # file with the limit in bytes
+    used: str    # file with the use in bytes
+    cached: str  # entry of the file memory.stat: bytes of cached files, which are freed when they are needed
 
-    In a container the group's path is often that of the host, and only the mount's root, the container's own group,
-    can be seen.
+
+_CGROUP_V1 = _GroupFiles('memory.limit_in_bytes', 'memory.usage_in_bytes', 'total_inactive_file')
+_CGROUP_V2 = _GroupFiles('memory.max', 'memory.current', 'inactive_file')
+_UNLIMITED = 2 ** 60  # bytes; version 1 reports a number close to 2 ** 63 where there is no limit
+
+
+def _memory_groups(proc: Path, cgroups: Path) -> Iterator[tuple[Path, _GroupFiles]]:
+    """Yield the folder of each control group that may limit the memory, and the names in it. Some may not exist.
+
+    In a container the group's path is often that of the host. Only the root of the mount can be seen then; it is the
+    container's own group.
     """
     try:
         lines = (proc / 'self' / 'cgroup').read_text().splitlines()
     except OSError:
         return
-    for line in lines:  # hierarchy:controllers:/path
-        _, controllers, path = line.split(':', 2)
-        if not controllers or 'memory' in controllers.split(','):
-            root, names = (cgroups / 'memory', _V1) if controllers else (cgroups, _V2)
-            group = PurePosixPath(path.lstrip('/'))
-            yield from ((root / above, names) for above in (group, *group.parents))
+    for line in lines:
+        _, controllers, path = line.split(':', 2)  # hierarchy:controllers:/path
+        if not controllers:
+            root = cgroups
+            files = _CGROUP_V2
+        elif 'memory' in controllers.split(','):
+            root = cgroups / 'memory'
+            files = _CGROUP_V1
+        else:
+            continue
+        group = PurePosixPath(path.lstrip('/'))
+        for group_or_parent in (group, *group.parents):
+            yield root / group_or_parent, files
 
 
-def _free_in_group(folder: Path, limit_name: str, used_name: str, cached_name: str) -> int | None:
-    """Bytes left below a group's limit, with cached files as free; None where there is no limit or no such group."""
+def _free_in_group(folder: Path, files: _GroupFiles) -> int | None:
+    """Return the bytes left below a group's limit, or None if it has no limit or does not exist."""
     try:
-        limit, used = (int((folder / name).read_text()) for name in (limit_name, used_name))
-    except (OSError, ValueError):  # 'max'
+        limit = int((folder / files.limit).read_text())
+        used = int((folder / files.used).read_text())
+    except (OSError, ValueError):  # The limit may be the word 'max'.
         return None
-    cached = _number_after(cached_name, folder / 'memory.stat') or 0
-    return max(0, limit - used + cached) if limit < _UNLIMITED else None
+    if limit >= _UNLIMITED:
+        return None
+    cached = _number_after(files.cached, folder / 'memory.stat') or 0
+    return max(0, limit - used + cached)
 
 
 def _number_after(name: str, file: Path) -> int | None:
-    """The number on the line of a file that begins with the word `name`; None where there is no such line or file."""
+    """Return the number on the line of a file that begins with the word `name`; None if the line or file is missing."""
     try:
-        lines = map(str.split, file.read_text().splitlines())
-        return next((int(words[1]) for words in lines if words[:1] == [name]), None)
+        for line in file.read_text().splitlines():
+            words = line.split()
+            if words[:1] == [name]:
+                return int(words[1])
     except (OSError, ValueError, IndexError):
         return None
+    return None
 
 
-# Work for several threads at a time, with a progress bar
+# ---- work for several threads ----------------------------------------------------------------------------------------
 
-AT_A_TIME = 1000  # calls that are handed to the threads together: a million of them, waiting, take 2 GB
+AT_A_TIME = 1000  # calls that are handed to the threads together; a million waiting calls would take 2 GB
 
 
 def map_in_threads(function: Callable, *columns: Sequence, desc: str, at_a_time: int | None = None) -> Iterator[Any]:
-    """Yields function(*row) for each row of the columns, in order, as soon as it is there. `at_a_time` is AT_A_TIME, if
-    not for results that are large.
+    """Yield function(*row) for each row of the columns, in order, with a progress bar that `desc` describes.
+
+    `at_a_time` calls are handed to the threads together, AT_A_TIME unless given; large results want fewer.
     """
     step = at_a_time or AT_A_TIME
     with ThreadPoolExecutor(THREADS) as pool, Bar(total=len(columns[0]), desc=desc, unit='img') as bar:

@@ -1,4 +1,7 @@
-"""Which of the processes of a run this one is, as torchrun says; without torchrun there is one. No PyTorch here."""
+"""The processes of a run: which one this is, the signals that stop it, what the processes tell each other.
+
+torchrun starts several processes; without torchrun there is one. Nothing here needs PyTorch.
+"""
 import multiprocessing
 import os
 import signal
@@ -12,29 +15,32 @@ from common.runtime.errors import extra
 
 Value = TypeVar('Value')
 
-LAUNCHED = 'TORCHELASTIC_RUN_ID' in os.environ  # by torchrun
+LAUNCHED = 'TORCHELASTIC_RUN_ID' in os.environ  # whether torchrun started this process
 
 
-def _number(name: str, alone: int) -> int:
+def _from_torchrun(name: str, alone: int) -> int:
+    """Return the number that torchrun has put into an environment variable; `alone` without torchrun."""
     return int(os.environ[name]) if LAUNCHED else alone
 
 
-RANK, WORLD_SIZE = _number('RANK', 0), _number('WORLD_SIZE', 1)                          # of all processes
-LOCAL_RANK, LOCAL_WORLD_SIZE = _number('LOCAL_RANK', 0), _number('LOCAL_WORLD_SIZE', 1)  # of those on this machine
-RESTARTS = _number('TORCHELASTIC_RESTART_COUNT', 0)                                      # after a process was lost
+RANK = _from_torchrun('RANK', 0)                          # this process's number among all processes
+WORLD_SIZE = _from_torchrun('WORLD_SIZE', 1)              # the number of all processes
+LOCAL_RANK = _from_torchrun('LOCAL_RANK', 0)              # this process's number among those on this machine
+LOCAL_WORLD_SIZE = _from_torchrun('LOCAL_WORLD_SIZE', 1)  # the number of processes on this machine
+RESTARTS = _from_torchrun('TORCHELASTIC_RESTART_COUNT', 0)  # how often a process was lost and all were started again
 
 
-# Signals that ask a run to stop, and worker processes that must not outlive it
+# ---- signals, and worker processes that must not outlive a run -------------------------------------------------------
 
 STOP_SIGNALS = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, name)]
 
 
 class StopRequest:
-    """Inside `with`, a first SIGINT (Ctrl-C), SIGTERM (a scheduler's) or SIGHUP (a terminal that is closed) is noted in
-    `signum`, a second one kills. SIGHUP stays ignored under nohup.
+    """Whether a signal has asked the run to stop: inside `with`, the number of the first one is noted in `signum`.
 
-    Under torchrun a second one is no impatience: it passes on what the terminal has sent already. It kills after half
-    a minute. `answer` is what the first one is answered with.
+    The signals are SIGINT (Ctrl-C), SIGTERM (from a scheduler) and SIGHUP (a terminal was closed). The first one is
+    answered with the line `answer`; a second one kills. SIGHUP stays ignored under nohup. torchrun forwards a signal
+    that the terminal has sent already, so a second one is ignored there. torchrun itself kills after half a minute.
     """
 
     def __init__(self, answer: str = 'saving, then leaving'):
@@ -43,9 +49,11 @@ class StopRequest:
         self.handlers_before = {}
 
     def __enter__(self):
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
-            self.handlers_before = {signum: signal.signal(signum, self.note) for signum in STOP_SIGNALS
-                                    if signal.getsignal(signum) is not signal.SIG_IGN}
+        if threading.current_thread() is not threading.main_thread():
+            return self  # Python allows handlers in the main thread alone.
+        for signum in STOP_SIGNALS:
+            if signal.getsignal(signum) is not signal.SIG_IGN:
+                self.handlers_before[signum] = signal.signal(signum, self.note)
         return self
 
     def __exit__(self, *error):
@@ -53,21 +61,21 @@ class StopRequest:
             signal.signal(signum, handler)
 
     def note(self, signum, frame) -> None:
+        """Handle a signal."""
         text = f'\n{signal.Signals(signum).name}: {self.answer}'
         if not LAUNCHED:
             text += '; once more leaves at once'
             for other in self.handlers_before:
                 signal.signal(other, signal.SIG_DFL)
         if not self.signum and RANK == 0:
-            os.write(2, f'{text}\n'.encode())  # print is not safe in a signal handler
+            os.write(2, f'{text}\n'.encode())  # print() is not safe in a signal handler.
         self.signum = signum
 
 
-
 def leave_signals_to_parent() -> None:
-    """In a worker process: a signal that reaches all processes of a job is for the one that trains.
+    """Ignore the stop signals in a worker process: what reaches all processes of a job is for the one that trains.
 
-    Of SIGTERM only the first one is: with a second, multiprocessing ends its children.
+    Only the first SIGTERM is ignored, because multiprocessing ends its children with a second one.
     """
     for signum in STOP_SIGNALS:
         if signum != signal.SIGTERM:
@@ -76,24 +84,26 @@ def leave_signals_to_parent() -> None:
 
 
 def kill_workers() -> None:
-    """Kill worker processes that an error has left behind: Python would wait for them for ever."""
+    """Kill worker processes that an error has left behind, since Python would wait for them for ever."""
     workers = multiprocessing.active_children()
     if workers and hasattr(signal, 'SIGCHLD'):
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler would take their deaths for an error
+        # PyTorch's handler would take the deaths of its workers for an error.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for worker in workers:
         worker.kill()
 
 
-# What the processes of a run tell each other, trivial in a process alone
+# ---- what the processes of a run tell each other; a process alone has nothing to tell --------------------------------
 
 def _torchrun() -> ModuleType:
+    # It is imported here because it needs PyTorch, which mean_std.py and makedata.py do without.
     with extra('torchrun'):
-        from extras import torchrun  # needs PyTorch, which mean_std.py and makedata.py can do without
+        from extras import torchrun
     return torchrun
 
 
 def process_group(use_gpu: bool | str) -> AbstractContextManager:
-    """Inside `with` the processes can talk to each other. `use_gpu` is USE_GPU."""
+    """Return a context inside which the processes can talk to each other. `use_gpu` is USE_GPU."""
     return _torchrun().process_group(use_gpu) if LAUNCHED else nullcontext()
 
 
@@ -115,12 +125,14 @@ def gather(value: Value) -> list[Value]:
 def on_each_machine(function: Callable[..., Value], *args) -> Value:
     """Return the value of a function that one process of each machine calls, in every process of that machine."""
     value = function(*args) if LOCAL_RANK == 0 else None
-    values = gather(value)  # copies
-    return value if LOCAL_RANK == 0 else values[RANK - LOCAL_RANK]
+    values = gather(value)
+    if LOCAL_RANK == 0:
+        return value  # values[RANK] is a copy.
+    return values[RANK - LOCAL_RANK]
 
 
 def largest(value: float) -> float:
-    """Return the largest value that a process has."""
+    """Return the largest of the values of all processes."""
     return _torchrun().largest(value) if LAUNCHED else value
 
 

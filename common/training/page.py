@@ -15,7 +15,7 @@ from torch.utils.data import default_collate
 from torchvision.transforms.v2.functional import to_pil_image
 
 from common.data.loaders import Data
-from common.data.split import PICTURES
+from common.data.split import SPLIT_TABLE
 from common.reporting.page import (
     Section,
     Thumbnails,
@@ -172,7 +172,7 @@ def find_twins(data_dir: Path) -> list[list[tuple[str, str]]]:
         settings: dict[str, Any] = json.loads((data_dir / 'split.json').read_text(encoding='utf-8'))['settings']
         if settings.get('GROUP') or settings.get('LABELS'):
             return []
-        with open(data_dir / PICTURES, newline='', encoding='utf-8', errors='surrogateescape') as file:
+        with open(data_dir / SPLIT_TABLE, newline='', encoding='utf-8', errors='surrogateescape') as file:
             for row in csv.DictReader(file):
                 if row['side'] != 'test':
                     groups[row['group']].append((row['file'], row['class']))

@@ -180,7 +180,7 @@ def build_network(spec: NetworkSpec, classes: list[str], weights: InitialWeights
     content = weights.content
     if content is not None:
         try:
-            provenance = replace(provenance, **load_weights(net, content))
+            provenance = replace(provenance, **vars(load_weights(net, content)))
         except WeightsError as error:
             raise UserError(f'PRETRAINED: {provenance.source}: {error}') from error
     print_provenance(provenance)

@@ -184,7 +184,8 @@ class UpdateBatches:
         self.waited_before = 0.
 
     def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        progress, plan = self.state.progress, self.state.plan
+        progress = self.state.progress
+        plan = self.state.plan
         while progress.updates < plan.updates_in(self.epoch):
             self.started = time.perf_counter()
             self.waited_before = self.batches.seconds

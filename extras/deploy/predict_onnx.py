@@ -1,4 +1,4 @@
-"""Name pictures with a file that `python -m extras.deploy` wrote: onnxruntime, Pillow and NumPy are enough.
+"""Classify images with a file that `python -m extras.deploy` wrote: onnxruntime, Pillow and NumPy are enough.
 
     python extras/deploy/predict_onnx.py best_pictures.onnx photo.jpg another.jpg
 """
@@ -11,9 +11,11 @@ from PIL import Image, ImageOps
 
 session = onnxruntime.InferenceSession(sys.argv[1])
 metadata = session.get_modelmeta().custom_metadata_map
-classes, temperature = json.loads(metadata['classes']), json.loads(metadata['temperature'])
+classes = json.loads(metadata['classes'])
+temperature = json.loads(metadata['temperature'])
 for path in sys.argv[2:]:
-    picture = ImageOps.exif_transpose(Image.open(path)).convert('RGB')
-    logits = session.run(None, {'pictures': np.asarray(picture)[None]})[0][0] / temperature
-    shares = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
-    print(f'{path}: {classes[shares.argmax()]} ({shares.max():.1%})')
+    image = ImageOps.exif_transpose(Image.open(path)).convert('RGB')
+    logits = session.run(None, {'pictures': np.asarray(image)[None]})[0][0] / temperature
+    exponentials = np.exp(logits - logits.max())
+    probabilities = exponentials / exponentials.sum()
+    print(f'{path}: {classes[probabilities.argmax()]} ({probabilities.max():.1%})')

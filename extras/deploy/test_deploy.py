@@ -1,11 +1,10 @@
-"""ONNX files that take pictures, and their INT8 variant: they name val as PyTorch does, or it is said."""
+"""python -m extras.deploy: the files classify val as PyTorch does, or it is said."""
 import dataclasses
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,54 +13,31 @@ from helpers import ROOT, draw_folder, scene, untrained
 from PIL import Image
 
 from common import settings
-from common.data.transforms import Transform, eval_transform, fit
+from common.data.transforms import Transform
 from common.evaluation.predictor import Predictor
 from common.runtime.errors import UserError
 from extras.deploy import __main__ as deploy
-from extras.deploy.export import Preprocessing, convert, open_session
+from extras.deploy import measure
+from extras.deploy.export import OnnxFile, open_session
+from models import load_weights, restore_model
 
 TRANSFORM = Transform([48, 64], [0.4, 0.5, 0.6], [0.2, 0.25, 0.3])
-FILES = {'x.onnx', 'x_pictures.onnx', 'x_int8.onnx'}
-
-
-def grey_levels(found, image, transform):
-    """The largest difference between a normalised image and what train.py makes of the picture, of 255."""
-    expected = eval_transform(transform)(fit(transform)(image))
-    return (255 * torch.tensor(transform.std).view(3, 1, 1) * (found - expected).abs()).max().item()
-
-
-@pytest.mark.parametrize('interpolation', ['bilinear', 'bicubic'])
-@pytest.mark.parametrize('size', [(64, 48), (200, 301), (30, 20), (640, 100)])
-def test_the_preprocessing_of_a_file_is_that_of_training(interpolation, size):
-    image, transform = scene(3, size), dataclasses.replace(TRANSFORM, interpolation=interpolation)
-    found = Preprocessing(transform.as_dict())(torch.from_numpy(np.array(image))[None])
-    assert found.shape == (1, 3, 48, 64)
-    assert grey_levels(found[0], image, transform) < (1.01 if interpolation == 'bilinear' else 2.01)
-
-
-def test_onnxruntime_resizes_likewise(tmp_path):
-    pytest.importorskip('onnxscript')
-    convert(Preprocessing(TRANSFORM.as_dict()), torch.zeros(2, 70, 50, 3, dtype=torch.uint8), 'pictures',
-            {1: 'height', 2: 'width'}, {'model': 'x'}, tmp_path / 'x.onnx')
-    session = open_session(tmp_path / 'x.onnx')
-    for size in ((64, 48), (200, 301), (30, 20)):
-        found = session.run(None, {'pictures': np.asarray(scene(3, size))[None]})[0]
-        assert grey_levels(torch.from_numpy(found[0]), scene(3, size), TRANSFORM) < 1.01
+ONNX = ('x.onnx', 'x_pictures.onnx', 'x_int8.onnx')
 
 
 def photographs(folder):
-    """data/train and data/val of smooth pictures of all sizes, one of val unreadable."""
+    """data/train and data/val of smooth images of all sizes; one of val is unreadable."""
     for side, count in (('train', 6), ('val', 9)):
         for name in 'ab':
             (folder / 'data' / side / name).mkdir(parents=True)
             for number in range(count):
                 size = 30 + 7 * number, 90 - 5 * number
                 scene(ord(name) + number, size).save(folder / 'data' / side / name / f'{number}.png')
-    (folder / 'data' / 'val' / 'a' / 'bad.jpg').write_text('no picture')
+    (folder / 'data' / 'val' / 'a' / 'bad.jpg').write_text('no image')
 
 
 def run(*arguments):
-    deploy.main(settings.read(deploy, ['--checkpoint', 'x.pth', *map(str, arguments)]))
+    deploy.main(settings.read(deploy, ['--checkpoint', 'x.pth', *arguments]))
 
 
 @pytest.fixture(scope='module')
@@ -80,10 +56,11 @@ def deployed(tmp_path_factory):
 
 def test_every_file_says_how_often_it_agrees(deployed):
     folder, out = deployed
-    assert {path.name for path in folder.iterdir()} == {'x.pth', 'data', *FILES}
+    assert {path.name for path in folder.iterdir()} == {'x.pth', 'data', 'x.safetensors', *ONNX}
     paths = sorted((folder / 'data' / 'val').rglob('*.png'))
-    right = np.mean([found.label == found.picture.parent.name for found in Predictor(folder / 'x.pth')(paths)])
-    for name in FILES:
+    right = np.mean([found.label == path.parent.name
+                     for path, found in zip(paths, Predictor(folder / 'x.pth')(paths), strict=True)])
+    for name in ONNX:
         metadata = open_session(folder / name).get_modelmeta().custom_metadata_map
         agreement = json.loads(metadata['agreement'])
         assert agreement['pictures'] == 18 and agreement['top1'] >= (0.5 if 'int8' in name else 1)
@@ -93,11 +70,20 @@ def test_every_file_says_how_often_it_agrees(deployed):
         assert f'{agreement["top1"]:>10.2%}' in line
         if 'int8' not in name:
             assert f'{right:>8.2%}' in line
-    assert 'PyTorch' in out and '18 pictures of val; batches of 2, 1 threads' in out
+    assert 'PyTorch' in out and '18 images of val; batches of 2, 1 threads' in out
 
 
-def test_pictures_get_the_logits_of_the_checkpoint(deployed):
-    """Within what a grey level here and there makes; INT8 within what 8 bits make."""
+def test_the_safetensors_are_the_checkpoints_weights(deployed):
+    folder, _ = deployed
+    saved = torch.load(folder / 'x.pth', weights_only=True)
+    net = restore_model({**saved, 'state_dict': {name: torch.zeros_like(tensor)
+                                                 for name, tensor in saved['state_dict'].items()}})
+    assert load_weights(net, folder / 'x.safetensors').dropped == []
+    assert all(torch.equal(tensor, saved['state_dict'][name]) for name, tensor in net.state_dict().items())
+
+
+def test_images_get_the_logits_of_the_checkpoint(deployed):
+    """They differ by what a grey level here and there makes, and for INT8 by what 8 bits make."""
     folder, _ = deployed
     paths = sorted((folder / 'data' / 'val').rglob('*.png'))
     expected = torch.stack([found.logits for found in Predictor(folder / 'x.pth', use_amp=False)(paths)])
@@ -120,67 +106,87 @@ def test_int8_is_smaller_and_has_the_linear_layers_in_8_bits(deployed):
 
 def test_the_example_needs_no_torch(deployed):
     folder, _ = deployed
-    picture = folder / 'data' / 'val' / 'b' / '3.png'
+    image = folder / 'data' / 'val' / 'b' / '3.png'
     code = ('import runpy, sys; example = sys.argv.pop(1); '
             'sys.modules.update(dict.fromkeys(["torch", "torchvision", "timm", "common", "models"])); '
             'runpy.run_path(example, run_name="__main__")')
     example = ROOT / 'extras/deploy/predict_onnx.py'
-    done = subprocess.run([sys.executable, '-c', code, example, folder / 'x_pictures.onnx', picture], text=True,
+    done = subprocess.run([sys.executable, '-c', code, example, folder / 'x_pictures.onnx', image], text=True,
                           capture_output=True, cwd=folder)
-    [found] = Predictor(folder / 'x.pth', use_amp=False)([picture])
+    [found] = Predictor(folder / 'x.pth', use_amp=False)([image])
     assert done.returncode == 0, done.stderr
-    name, share = done.stdout.strip().removeprefix(f'{picture}: ').split(' (')
+    name, share = done.stdout.strip().removeprefix(f'{image}: ').split(' (')
     assert name == found.label and float(share.rstrip('%)')) == pytest.approx(100 * found.confidence, abs=1)
 
 
-def test_what_agrees_too_seldom_is_not_kept(tmp_path, monkeypatch, capsys):
-    """INT8 is, and it is said."""
+def test_a_file_that_agrees_too_seldom_is_not_kept(tmp_path, monkeypatch, capsys):
+    """INT8 is kept, with a warning."""
     monkeypatch.chdir(tmp_path)
     photographs(tmp_path)
-    untrained('x.pth', settings='odd')
+    untrained('x.pth', settings='odd')  # they do not say where the data are
     hundred = [str(number) for number in range(100)]
 
-    def write_files(net, saved, train, folder, stem):
-        for name in FILES:
+    def write_files(net, transform, metadata, calibration, folder, stem):
+        for name in ONNX:
             (folder / name).write_text(name)
-        return {name: folder / name for name in ('x.onnx', 'x_pictures.onnx', 'x_int8.onnx')}
+        return [OnnxFile(folder / name, name != 'x.onnx', 'int8' in name) for name in ONNX]
 
-    def named(run, name, val):
-        wrong = {'x_pictures.onnx': 2, 'x_int8.onnx': 50}.get(name, 0)
+    def classify(candidate, val):
+        wrong = {'x_pictures.onnx': 2, 'x_int8.onnx': 50}.get(candidate.name, 0)
         return {path: int(number < wrong) for number, path in enumerate(hundred)}
-    monkeypatch.setattr(deploy, 'write_files', write_files)
-    monkeypatch.setattr(deploy, 'named', named)
-    monkeypatch.setattr(deploy, 'open_session', lambda file: None)
-    monkeypatch.setattr(deploy, 'as_function', lambda session: None)
-    monkeypatch.setattr(deploy, 'measure_speed', lambda runs, saved, batch_size: dict.fromkeys(runs, 1.))
+
+    def sample_images(folder, count, transform):
+        return measure.SampledImages(dict.fromkeys(hundred, 'a'), None, transform)
+    monkeypatch.setattr(deploy, 'check_packages', lambda: None)
+    monkeypatch.setattr(deploy, 'write_onnx_files', write_files)
+    monkeypatch.setattr(deploy, 'sample_images', sample_images)
     monkeypatch.setattr(deploy, 'add_metadata', lambda *arguments: None)
-    monkeypatch.setattr(deploy, 'pictures_of', lambda *arguments: SimpleNamespace(truth=dict.fromkeys(hundred, 'a')))
-    with pytest.raises(UserError, match='x_pictures.onnx: not kept, they name too many'):
+    monkeypatch.setattr(measure, 'candidate_of_file', lambda file: measure.Candidate(file.path.name, None))
+    monkeypatch.setattr(measure, 'classify', classify)
+    monkeypatch.setattr(measure, 'measure_speed', lambda candidates, img_size, batch_size: [1.] * len(candidates))
+    with pytest.raises(UserError, match='^x_pictures.onnx: not kept'):
         run()
-    assert {path.name for path in tmp_path.iterdir()} == {'x.pth', 'data', 'x.onnx', 'x_int8.onnx'}
+    assert {path.name for path in tmp_path.iterdir()} == {'x.pth', 'data', 'x.safetensors', 'x.onnx', 'x_int8.onnx'}
     out = capsys.readouterr().out
-    assert 'WARNING: x_int8.onnx names 50.0% of the pictures unlike PyTorch: compare its ACC1' in out
+    assert 'WARNING: x_int8.onnx classifies 50.0% of the images unlike PyTorch: compare its ACC1' in out
     assert '100.00%  100.00%' in out and '50.00%   50.00%' in out
 
 
-def test_with_a_crop_pictures_come_cropped(tmp_path, monkeypatch, capsys):
-    """As test.py crops them; their size is that of the network."""
-    pytest.importorskip('onnxscript')
+@pytest.mark.parametrize('content, words', [(b'hello', 'not a readable file'), (None, 'no such file')])
+def test_what_is_no_checkpoint_gets_one_line(tmp_path, monkeypatch, content, words):
     monkeypatch.chdir(tmp_path)
-    photographs(tmp_path)
+    if content:
+        Path('x.pth').write_bytes(content)
+    with pytest.raises(UserError, match=words) as error:
+        run()
+    assert '\n' not in str(error.value)
+
+
+def test_without_the_packages_there_are_safetensors_and_a_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     untrained('x.pth')
-    saved = torch.load('x.pth', weights_only=True)
-    torch.save({**saved, 'transform': {**saved['transform'], 'crop': 0.8}}, 'x.pth')
-    run('--pictures', 6, '--calibration', 2)
-    session = open_session('x_pictures.onnx')
-    assert session.get_inputs()[0].shape[1:] == [32, 32, 3] and json.loads(
-        session.get_modelmeta().custom_metadata_map['agreement']) == {'top1': 1.0, 'pictures': 6}
+    monkeypatch.setattr('extras.deploy.export.PACKAGES', ('onnx', 'no_such_package'))
+    with pytest.raises(UserError, match='^x.pth: no_such_package is missing'):
+        run()
+    assert {path.name for path in tmp_path.iterdir()} == {'x.pth', 'x.safetensors'}
 
 
-def test_pictures_are_taken_evenly(tmp_path):
+def test_both_kinds_of_files_get_the_same_images(tmp_path):
+    """With a crop, what is of any size otherwise is cropped as test.py crops it."""
+    photographs(tmp_path)
+    for crop in (None, 0.8):
+        val = measure.sample_images(tmp_path / 'data' / 'val', 5, dataclasses.replace(TRANSFORM, crop=crop))
+        pictures = dict(val.paths_and_pictures())
+        images = dict(val.paths_and_images())
+        assert pictures.keys() == images.keys() and len(images) >= 4
+        assert {image.shape for image in images.values()} == {(1, 3, 48, 64)}
+        shapes = {picture.shape for picture in pictures.values()}
+        assert shapes == {(1, 48, 64, 3)} if crop else len(shapes) > 1
+
+
+def test_images_are_taken_evenly(tmp_path):
     draw_folder(tmp_path / 'val', {'a': 10, 'b': 10})
-    saved = {'transform': TRANSFORM.as_dict()}
-    paths = deploy.pictures_of(tmp_path / 'val', 3, saved).truth
+    paths = measure.sample_images(tmp_path / 'val', 3, TRANSFORM).truth
     assert [Path(path).relative_to(tmp_path / 'val').as_posix() for path in paths] in (
         ['a/000.png', 'a/009.png', 'b/009.png'], ['a/000.png', 'b/000.png', 'b/009.png'])
-    assert len(deploy.pictures_of(tmp_path / 'val', 99, saved).truth) == 20
+    assert len(measure.sample_images(tmp_path / 'val', 99, TRANSFORM).truth) == 20

@@ -1,41 +1,41 @@
-"""extras/deploy/export.py, and best.pth in other programs: ONNX, safetensors, timm, the official loader's format."""
+"""extras/deploy/export.py: ONNX files and safetensors compute what the network does."""
+import dataclasses
 import json
-import subprocess
-import sys
-from collections import OrderedDict
-from pathlib import Path
 
+import numpy as np
 import pytest
-import timm
 import torch
-from helpers import TINY
+from helpers import TINY, scene
+from torch import nn
 
 import models
-from common.training import checkpoint
+from common.data.transforms import Transform, eval_transform, fit
 from extras.deploy import export
+from extras.deploy.export import Preprocessing, convert, open_session, write_network, write_safetensors
 from models import WeightsError, load_weights
 
 CLASSES = [f'种 {i}' for i in range(12)]
+TRANSFORM = Transform([48, 64], [0.4, 0.5, 0.6], [0.2, 0.25, 0.3])
 
 
-def save(folder, name='volo_d1', img_size=(64, 64), **kwargs):
-    """A best.pth with random weights that are not the initial ones. Returns (its path, the network)."""
+def trained(name, img_size, **kwargs):
+    """A network with random weights that are not the initial ones."""
     torch.manual_seed(0)
     net = models.create_model(name, img_size=img_size, num_classes=12, **kwargs).eval()
     with torch.no_grad():
         for parameter in net.parameters():
             parameter += 0.02 * torch.randn_like(parameter)
-    transform = {'img_size': list(img_size), 'mean': [.5] * 3, 'std': [.2] * 3, 'interpolation': 'bicubic',
-                 'crop': None}
-    checkpoint.save(folder / 'best.pth', {'model': name, 'model_kwargs': kwargs, 'classes': CLASSES,
-                                          'transform': transform, 'state_dict': net.state_dict()})
-    return folder / 'best.pth', net
+    return net
+
+
+def metadata_for(name, img_size):
+    saved = {'model': name, 'classes': CLASSES, 'transform': Transform(list(img_size), [.5] * 3, [.2] * 3).as_dict()}
+    return export.metadata_of(saved)
 
 
 def check_onnx(path, net, img_size):
     """Batches of 1 and 3, and what the metadata say."""
-    onnxruntime = pytest.importorskip('onnxruntime')
-    session = onnxruntime.InferenceSession(path)
+    session = open_session(path)
     for batch in (1, 3):
         images = torch.randn(batch, 3, *img_size)
         with torch.inference_mode():
@@ -49,85 +49,96 @@ def check_onnx(path, net, img_size):
 
 
 @pytest.mark.parametrize('name, img_size, kwargs', [
-    ('volo_d1', (48, 80), {**TINY, 'return_dense': True}), ('volo_d1', (64, 64), {**TINY, 'return_mean': True}),
+    ('volo_d1', (48, 80), {**TINY, 'return_dense': True}),
+    pytest.param('volo_d1', (64, 64), {**TINY, 'return_mean': True}, marks=pytest.mark.slow),
     ('test_resnet', (64, 96), {})])
-def test_onnx_and_safetensors(tmp_path, monkeypatch, capsys, name, img_size, kwargs):
+def test_onnx(tmp_path, name, img_size, kwargs):
+    onnx = pytest.importorskip('onnx')
     pytest.importorskip('onnxscript')
-    path, net = save(tmp_path, name, img_size, **kwargs)
-    monkeypatch.setattr(sys, 'argv', ['export', str(path)])
-    export.main()
-    assert 'logits within' in capsys.readouterr().out
-    assert {p.name for p in tmp_path.iterdir()} == {'best.pth', 'best.onnx', 'best.safetensors'}
+    net = trained(name, img_size, **kwargs)
+    write_network(net, img_size, metadata_for(name, img_size), tmp_path / 'best.onnx')
     check_onnx(tmp_path / 'best.onnx', net, img_size)
-    operators = {node.op_type for node in pytest.importorskip('onnx').load(tmp_path / 'best.onnx').graph.node}
+    operators = {node.op_type for node in onnx.load(tmp_path / 'best.onnx').graph.node}
     assert operators and 'Col2Im' not in operators  # which many runtimes lack
-    other = models.create_model(name, img_size=img_size, num_classes=12, **kwargs).eval()
-    assert load_weights(other, tmp_path / 'best.safetensors')['dropped'] == []
-    assert models.normalisation_of(models.read_file(tmp_path / 'best.safetensors')) == ([.5] * 3, [.2] * 3)
-    images = torch.randn(1, 3, *img_size)
-    with torch.inference_mode():
-        assert torch.equal(other(images), net(images))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', models.VARIANTS)
 def test_onnx_of_every_variant(tmp_path, name):
     pytest.importorskip('onnxscript')
-    path, net = save(tmp_path, name, (224, 224), return_dense=True)
-    export.write_onnx(net, (224, 224), export.open_checkpoint(path)[2], tmp_path / 'best.onnx')
+    net = trained(name, (224, 224), return_dense=True)
+    write_network(net, (224, 224), metadata_for(name, (224, 224)), tmp_path / 'best.onnx')
     check_onnx(tmp_path / 'best.onnx', net, (224, 224))
 
 
+def test_safetensors_load_with_their_head_and_preprocessing(tmp_path):
+    net = trained('volo_d1', (32, 32), **TINY, return_dense=True)
+    write_safetensors(net, metadata_for('volo_d1', (32, 32)), tmp_path / 'best.safetensors')
+    assert [path.name for path in tmp_path.iterdir()] == ['best.safetensors']
+    assert models.normalisation_of(models.read_file(tmp_path / 'best.safetensors')) == ([.5] * 3, [.2] * 3)
+    other = models.create_model('volo_d1', img_size=32, num_classes=12, **TINY, return_dense=True).eval()
+    assert load_weights(other, tmp_path / 'best.safetensors').dropped == []
+    images = torch.randn(1, 3, 32, 32)
+    with torch.inference_mode():
+        assert torch.equal(other(images), net(images))
+
+
 def test_a_wrong_onnx_file_is_not_kept(tmp_path, monkeypatch):
+    """One whose logits differ from PyTorch's, or that onnxruntime does not run."""
     pytest.importorskip('onnxscript')
-    path, net = save(tmp_path, 'test_resnet')
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 2)).eval()
     monkeypatch.setattr(export, 'compare', lambda *arguments: float('nan'))
     with pytest.raises(WeightsError, match='differ by nan'):
-        export.write_onnx(net, (64, 64), {'model': 'volo_d1'}, tmp_path / 'best.onnx')
-    assert {p.name for p in tmp_path.iterdir()} == {'best.pth'}
+        write_network(net, [8, 8], {'model': 'x'}, tmp_path / 'x.onnx')
+    monkeypatch.undo()
+    monkeypatch.setattr(export, 'convert', lambda *arguments: (tmp_path / 'x.onnx').write_text('no ONNX'))
+    with pytest.raises(WeightsError, match='onnxruntime does not run x'):
+        write_network(net, [8, 8], {'model': 'x'}, tmp_path / 'x.onnx')
+    assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize('content, words', [(b'hello', 'not a readable file'), (None, 'no such file')])
-def test_what_cannot_be_exported_gets_one_line(tmp_path, monkeypatch, capsys, content, words):
-    path = tmp_path / 'best.pth'
-    if content:
-        path.write_bytes(content)
-    monkeypatch.setattr(sys, 'argv', ['export', str(path)])
-    with pytest.raises(SystemExit) as end:
-        export.main()
-    message = capsys.readouterr().err
-    assert end.value.code == 2 and message.count('\n') == 1 and words in message
-
-
-def test_missing_packages_are_named(tmp_path, monkeypatch):
+def test_missing_packages_are_named(monkeypatch):
     monkeypatch.setattr(export.importlib.util, 'find_spec', lambda name: None)
     with pytest.raises(WeightsError, match='pip install onnx'):
-        export.write_onnx(None, (64, 64), {}, tmp_path / 'best.onnx')
+        export.check_packages()
 
 
-@pytest.mark.parametrize('dense', [False, True])
-def test_best_pth_loads_in_plain_timm(tmp_path, dense):
-    """As the README says: img_size, num_classes and use_aux_head as in training. In a process that knows no models/."""
-    path, net = save(tmp_path, img_size=(96, 96), **({'return_dense': True} if dense else {}))
-    images = torch.randn(2, 3, 96, 96)
-    torch.save(images, tmp_path / 'images.pt')
-    code = ('import sys, timm, torch; '
-            f'net = timm.create_model("volo_d1_224", num_classes=12, img_size=96, use_aux_head={dense}, '
-            'checkpoint_path=sys.argv[1]).eval(); '
-            'torch.save(net(torch.load(sys.argv[2])).detach(), sys.argv[2])')
-    subprocess.run([sys.executable, '-c', code, path, tmp_path / 'images.pt'], check=True, cwd=tmp_path)
+def grey_levels(found, image, transform):
+    """The largest difference between a normalised image and what train.py makes of the same image, of 255."""
+    expected = eval_transform(transform)(fit(transform)(image))
+    return (255 * torch.tensor(transform.std).view(3, 1, 1) * (found - expected).abs()).max().item()
+
+
+@pytest.mark.parametrize('interpolation', ['bilinear', 'bicubic'])
+@pytest.mark.parametrize('size', [(64, 48), (200, 301), (30, 20), (640, 100)])
+def test_the_preprocessing_of_a_file_is_that_of_training(interpolation, size):
+    image = scene(3, size)
+    transform = dataclasses.replace(TRANSFORM, interpolation=interpolation)
+    found = Preprocessing(transform)(torch.from_numpy(np.array(image))[None])
+    assert found.shape == (1, 3, 48, 64)
+    assert grey_levels(found[0], image, transform) < (1.01 if interpolation == 'bilinear' else 2.01)
+
+
+def test_onnxruntime_resizes_alike(tmp_path):
+    pytest.importorskip('onnxscript')
+    convert(Preprocessing(TRANSFORM).eval(), torch.zeros(2, 70, 50, 3, dtype=torch.uint8), 'pictures',
+            {1: 'height', 2: 'width'}, {'model': 'x'}, tmp_path / 'x.onnx')
+    session = open_session(tmp_path / 'x.onnx')
+    for size in ((64, 48), (200, 301), (30, 20)):
+        found = session.run(None, {'pictures': np.asarray(scene(3, size))[None]})[0]
+        assert grey_levels(torch.from_numpy(found[0]), scene(3, size), TRANSFORM) < 1.01
+
+
+def test_with_a_crop_images_come_cropped(tmp_path):
+    """Their size is then fixed to the network's, and nothing is resized."""
+    pytest.importorskip('onnxscript')
+    transform = dataclasses.replace(TRANSFORM, crop=0.8)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 48 * 64, 2)).eval()
+    export.write_with_preprocessing(net, transform, {'model': 'x'}, tmp_path / 'x.onnx')
+    session = open_session(tmp_path / 'x.onnx')
+    assert session.get_inputs()[0].shape[1:] == [48, 64, 3]
+    image = scene(3, (200, 301))
     with torch.inference_mode():
-        assert (torch.load(tmp_path / 'images.pt') - net(images)).abs().max() < 1e-4
-
-
-def test_best_pth_has_the_official_loaders_format(tmp_path):
-    """What the official load_pretrained_weights does for num_classes=1000: it takes `state_dict` out of the file, cuts
-    `module.` off, and loads strictly; the published names and shapes are those of timm's port."""
-    path, net = save(tmp_path, return_dense=True)
-    content = torch.load(Path(path), map_location='cpu')
-    state = OrderedDict((name.removeprefix('module.'), tensor) for name, tensor in content['state_dict'].items())
-    official = timm.create_model('volo_d1_224', num_classes=12, img_size=64, use_aux_head=True).eval()
-    official.load_state_dict(state, strict=True)
-    images = torch.randn(2, 3, 64, 64)
-    with torch.inference_mode():
-        assert (official(images) - net(images)).abs().max() < 1e-4
+        expected = net(eval_transform(transform)(fit(transform)(image))[None])
+    found = session.run(None, {'pictures': np.asarray(fit(transform)(image))[None]})[0]
+    torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=1e-4)

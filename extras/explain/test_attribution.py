@@ -6,7 +6,7 @@ import torch
 from helpers import tiny_volo
 
 from extras.explain.attribution import explain
-from models.attention import ClassAttention, attend
+from models.layers import ClassAttention, attend
 
 
 def awake(net):
@@ -21,7 +21,7 @@ def awake(net):
 def test_the_weights_of_class_attention_are_what_it_mixes_with(monkeypatch):
     attention, x = awake(ClassAttention(24, 4)), torch.randn(2, 7, 24)
     values, used = [], []
-    monkeypatch.setattr('models.attention.attend', lambda q, k, v, dropout: values.append(v) or used.append(
+    monkeypatch.setattr('models.layers.attend', lambda q, k, v, dropout: values.append(v) or used.append(
         attend(q, k, v, dropout)) or used[-1])
     attention(x)
     weights = attention.weights(x)

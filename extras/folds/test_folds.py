@@ -4,10 +4,10 @@ import shutil
 from collections import Counter, defaultdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers import draw_folder, entries, files_below, run, split
 
-import makedata
 from extras.folds import choose_folds
 
 
@@ -40,10 +40,13 @@ def test_every_picture_is_in_val_once(tmp_path, source):
 
 def test_folds_share_their_files(tmp_path, source, monkeypatch):
     """Where there are hard links; elsewhere each has copies."""
+    def refuse(*paths):
+        raise OSError('Invalid cross-device link')
+
     split('--folds', 3)
     assert {os.stat(path).st_nlink for path in (tmp_path / 'data').rglob('*.png')} == {3}
     before = files_below(tmp_path / 'data')
-    monkeypatch.setattr(makedata.os, 'link', lambda *paths: (_ for _ in ()).throw(OSError()))
+    monkeypatch.setattr('os.link', refuse)
     split('--folds', 3)
     assert files_below(tmp_path / 'data') == before
     assert {os.stat(path).st_nlink for path in (tmp_path / 'data').rglob('*.png')} == {1}
@@ -86,15 +89,15 @@ def test_a_fold_is_trained_on(tmp_path, quick, monkeypatch):
 @pytest.mark.parametrize('arguments, words', [
     (['--folds', 1], 'FOLDS = 1: give 2 or more'), (['--folds', 3, '--shards'], 'without SHARDS'),
     (['--folds', 3, '--test-ratio', 0.1], 'without SHARDS and TEST_RATIO'),
-    (['--folds', 11], 'FOLDS = 11: b has 10 pictures')])
+    (['--folds', 11], 'FOLDS = 11: b has 10 images')])
 def test_mistakes(tmp_path, source, arguments, words):
     result = split(*arguments)
     assert result.returncode == 2 and words in result.stderr and not (tmp_path / 'data').exists()
 
 
 def test_folds_depend_on_the_seed_alone():
-    import numpy as np
-    targets, groups = np.repeat([0, 1], 20), np.arange(40) // 2
+    targets = np.repeat([0, 1], 20)
+    groups = np.arange(40) // 2
     first = choose_folds(targets, groups, ['a', 'b'], 5, 1)
     assert (first == choose_folds(targets, groups, ['a', 'b'], 5, 1)).all()
     assert (first != choose_folds(targets, groups, ['a', 'b'], 5, 2)).any()

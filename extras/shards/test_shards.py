@@ -1,4 +1,5 @@
-"""Shards: the pictures of files, in any order, read by any number of processes."""
+"""Shards: the images of files, in any order, read by any number of processes."""
+import contextlib
 import json
 import multiprocessing
 import os
@@ -9,13 +10,18 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
-from helpers import arguments_of, draw_folder, files_below, launch, read_rows, rows_of, run, run_script, split
+from helpers import arguments_of, draw_folder, files_below, launch, read_rows, rows_of, run, split, untrained
+from hypothesis import given
+from hypothesis import strategies as st
 
 import makedata
+import test
 import train
+from common import settings
 from common.data import loaders
 from common.data.datasets import SeededImageFolder, open_split
 from common.data.images import BadImage
@@ -112,7 +118,7 @@ def test_they_go_to_another_process(sharded):
 
 
 @pytest.mark.parametrize('cache', ['disk', 'None'])
-def test_a_run_on_shards_goes_on_in_mid_epoch_with_two_processes(sharded, monkeypatch, cache):
+def test_a_run_on_shards_goes_on_in_mid_epoch_with_two_processes(sharded, quick, monkeypatch, cache):
     """To what one process learns that was never stopped, but for rounding."""
     changes = {'cache': cache, 'batch_size': 6, 'lr': 1e-4, 'use_amp': 'false'}
     monkeypatch.setattr(train.devices, 'choose_device', lambda use_gpu: torch.device('cpu'))  # as in `launch`
@@ -140,13 +146,12 @@ def test_a_run_on_shards_goes_on_in_mid_epoch_with_two_processes(sharded, monkey
 
 
 def test_predictions_of_shards_are_those_of_files(sharded):
-    run()
-    for folder in ('data/val', 'files/val'):
-        done = run_script('test.py', '--checkpoint', 'out/best.pth', '--test-dir', folder, '--output-dir',
-                          folder.split('/')[0] + '-named', cwd=sharded)
-        assert done.returncode == 0, done.stderr
-    rows = [sorted(str({**row, 'modified_ns': 0}) for row in read_rows(sharded / f'{name}-named'))
-            for name in ('data', 'files')]
+    untrained('net.pth', classes=('a', 'b', 'ü "x", \udce9'))
+    rows = []
+    for folder in ('data', 'files'):
+        test.main(settings.read(test, ['--checkpoint', 'net.pth', '--test-dir', f'{folder}/val', '--output-dir',
+                                       f'{folder}-named', '--num-workers', '0']))
+        rows.append(sorted(str({**row, 'modified_ns': 0}) for row in read_rows(sharded / f'{folder}-named')))
     assert rows[0] == rows[1] and len(rows[0]) == 19
     assert (sharded / 'data-named' / 'confusion.png').exists()
 
@@ -172,10 +177,10 @@ def test_a_damaged_picture_in_a_shard_is_named(sharded):
 
 
 @pytest.mark.parametrize('damage, words', [
-    (lambda folder: next(folder.glob('*.bin')).unlink(), ''),
+    (lambda folder: next(folder.glob('*.bin')).unlink(), 'not a readable image'),
     (lambda folder: (folder / 'index.json').unlink(), 'make the shards again'),
     (lambda folder: (folder / 'index.json').write_text('[]'), 'make the shards again'),
-    (lambda folder: (folder / 'index.json').write_text('{"chunks": []}'), '0 pictures in index.json'),
+    (lambda folder: (folder / 'index.json').write_text('{"chunks": []}'), '0 images in index.json'),
     (lambda folder: (folder / 'classes.json').write_text('["a"]'), 'make the shards again'),
     (lambda folder: (folder / 'classes.json').write_text('7'), 'make the shards again'),
     (lambda folder: (folder / 'pictures.csv').write_text('file,class\n'), 'make the shards again'),
@@ -201,6 +206,17 @@ def test_a_split_of_shards_is_replaced_and_foreign_files_are_not(sharded):
     assert split().returncode == 0 and (sharded / 'data' / 'train' / 'a').is_dir()
     assert Counter(row['side'] for row in rows_of(sharded / 'data')) == Counter(
         row['side'] for row in rows_of(sharded / 'files'))
+
+
+@hypothesis.settings(max_examples=int(os.environ.get('FUZZ', 200)), deadline=None, derandomize=True, database=None,
+                     suppress_health_check=list(hypothesis.HealthCheck))
+@given(table=st.text(), classes=st.one_of(st.text(), st.just('["a", "b"]')), index=st.text(),
+       beginning=st.sampled_from(['', 'file,class,bytes\n']))
+def test_any_text_is_a_listing_or_refused(tmp_path, table, classes, index, beginning):
+    for name, text in (('pictures.csv', beginning + table), ('classes.json', classes), ('index.json', index)):
+        (tmp_path / name).write_text(text, encoding='utf-8', errors='backslashreplace')
+    with contextlib.suppress(UserError):
+        Shards(tmp_path)
 
 
 def test_without_the_library_there_is_one_line(sharded, monkeypatch):

@@ -174,6 +174,7 @@ def machines():
             subprocess.run(['ip', 'netns', 'delete', name], capture_output=True)
 
 
+@pytest.mark.root
 @pytest.mark.slow
 def test_two_machines_train_and_one_is_lost(data, alone, machines):
     """All of it is killed in the middle of an epoch: the other one goes on alone, and learns what it would have."""

@@ -61,7 +61,7 @@ makedata.main(settings.read(makedata, [
     '--source-dir', '{folder}/train', '--target-dir', '{folder}-{kind}', '{option}', 'true', '--val-ratio', '0.01']))
 '''
 _CODE = {
-    'list': "from common.data.folders import find_pictures\nfind_pictures('{folder}/train')",
+    'list': "from common.data.folders import find_in_class_folders\nfind_in_class_folders('{folder}/train')",
     'check': _LOAD.replace('{where!r}', 'None'), 'cache': _LOAD.replace('{where!r}', "'disk'"),
     'split': _SPLIT.replace('{kind}', 'split').replace('{option}', '--link'),
     'shards': _SPLIT.replace('{kind}', 'shards').replace('{option}', '--shards'),

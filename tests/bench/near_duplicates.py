@@ -20,7 +20,7 @@ from helpers import COPIES, rows_of
 
 import makedata
 from common import settings
-from common.data.folders import find_pictures
+from common.data.folders import find_in_class_folders
 from common.data.images import open_image
 
 PHOTOS = 'data1'
@@ -30,7 +30,8 @@ SEED = 1
 def main(cfg):
     with tempfile.TemporaryDirectory() as folder:
         kinds, place = {}, Path(folder)
-        found = find_pictures(cfg.PHOTOS)
+        images = find_in_class_folders(cfg.PHOTOS)
+        found = [(images.classes[target], path) for path, target in images.samples]
         random.Random(cfg.SEED).shuffle(found)
         for number, (name, path) in enumerate(found):
             kind = list(COPIES)[number % len(COPIES)]

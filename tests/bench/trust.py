@@ -33,7 +33,7 @@ from sklearn.metrics import roc_auc_score
 import makedata
 import mean_std
 from common import settings
-from common.data.folders import Files, find_pictures, list_images
+from common.data.folders import Files, find_in_class_folders, list_images
 from common.data.reading import read_batches
 from common.data.transforms import Transform
 from common.evaluation.certainty import certainty, fit_outliers, typicality
@@ -157,8 +157,10 @@ def attention(cfg):
 
 def suspects(cfg):
     rng, wrong, count = random.Random(cfg.SEED), set(), 0
-    classes = sorted({name for name, _ in find_pictures(cfg.PHOTOS)})
-    for number, (name, path) in enumerate(find_pictures(cfg.PHOTOS)):
+    images = find_in_class_folders(cfg.PHOTOS)
+    classes = images.classes
+    for number, (path, label) in enumerate(images.samples):
+        name = classes[label]
         given = name
         if rng.random() < cfg.FLIPPED:
             given = rng.choice([other for other in classes if other != name])

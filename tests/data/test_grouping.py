@@ -4,7 +4,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from common.data.split import TEST, TRAIN, VAL, alike, choose_sides, join
+from common.data.grouping import alike, join
+from common.data.split import TEST, TRAIN, VAL, choose_sides
 
 
 def digests(count, seed=0):

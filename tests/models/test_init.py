@@ -8,8 +8,8 @@ import torch
 from helpers import TINY, tiny_volo
 
 import models
-from models.attention import Attention
 from models.init import OFFSETS, cosine_filters
+from models.layers import Attention
 from models.outlook import OutlookAttention
 
 

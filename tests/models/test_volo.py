@@ -1,4 +1,4 @@
-"""models/volo.py against timm's port, against the plain formula, and against the paper."""
+"""models/volo.py against timm's port and against the paper."""
 import pytest
 import timm
 import torch
@@ -6,10 +6,6 @@ from helpers import tiny_volo
 from timm.models._manipulate import group_parameters
 
 import models
-from models.attention import ClassAttention, attend
-from models.mlp import GeluLinear, Mlp
-from models.outlook import MixWindows, mix_windows_plain, mix_windows_sliced
-from models.stem import PatchEmbed
 
 PARAMETERS = {'volo_d1': 27, 'volo_d2': 59, 'volo_d3': 86, 'volo_d4': 193, 'volo_d5': 296}  # millions, paper
 
@@ -21,12 +17,9 @@ TABLE = [pytest.param(name, size, marks=SLOW if (name, size) not in (('volo_d1',
 
 @pytest.mark.parametrize('name, size', TABLE)
 def test_every_published_variant_and_size(name, size):
-    """Parameters as in the paper, whose numbers are for 224 pixels; timm's weights load here and ours there, strictly;
-    the same logits from both."""
+    """timm's weights load here and ours there, strictly, and both give the same logits."""
     theirs = timm.create_model(f'{name}_{size}').eval()
     ours = models.create_model(name, img_size=size, num_classes=1000, return_dense=True).eval()
-    at_224 = sum(p.numel() for p in ours.parameters()) - ours.pos_embed.numel() + 14 * 14 * ours.num_features
-    assert at_224 / 1e6 == pytest.approx(PARAMETERS[name], abs=0.6)
     images = torch.randn(1, 3, size, size)
     ours.load_state_dict(theirs.state_dict(), strict=True)
     with torch.inference_mode():
@@ -93,93 +86,6 @@ def test_bf16_predictions_follow_fp32():
         expected = model(images)
         with torch.autocast('cpu', torch.bfloat16):
             assert (model(images).float() - expected).abs().max() < 0.05
-
-
-@pytest.mark.parametrize('qkv_bias', [False, True])
-def test_class_attention_equals_the_plain_formula(qkv_bias):
-    torch.manual_seed(0)
-    attention = ClassAttention(24, 4, qkv_bias=qkv_bias).double()
-    with torch.no_grad():
-        for parameter in attention.parameters():
-            parameter.normal_()
-    x = torch.randn(3, 7, 24, dtype=torch.float64, requires_grad=True)
-    k, v = attention.kv(x).view(3, 7, 2, 4, 6).permute(2, 0, 3, 1, 4)
-    q = attention.q(x[:, :1]).view(3, 1, 4, 6).transpose(1, 2)
-    plain = attention.proj(((q @ k.transpose(2, 3)) / 6 ** 0.5).softmax(-1).matmul(v).transpose(1, 2).flatten(2))
-    results = []
-    for out in (attention(x), plain):
-        results.append((out, *torch.autograd.grad(out.sin().sum(), (x, *attention.parameters()))))
-    for fast, slow in zip(*results, strict=True):
-        torch.testing.assert_close(fast, slow)
-
-
-def test_attention_equals_pytorchs():
-    q, k, v = (torch.randn(2, 3, 50, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))
-    results = []
-    for f in (attend, torch.nn.functional.scaled_dot_product_attention):
-        out = f(q, k, v)
-        results.append((out, *torch.autograd.grad(out.sin().sum(), (q, k, v))))
-    for fast, slow in zip(*results, strict=True):
-        torch.testing.assert_close(fast, slow)
-
-
-def test_batchnorm_goes_into_the_convolutions_in_evaluation():
-    torch.manual_seed(0)
-    stem = PatchEmbed(3, 16, 24).double()
-    for norm in stem.conv[1::3]:
-        for tensor in (norm.running_mean, norm.weight.data, norm.bias.data):
-            tensor.normal_()
-        norm.running_var.uniform_(0.5, 2)
-    stem.eval()
-    images = torch.randn(1, 3, 48, 80, dtype=torch.float64)
-    parameters = list(stem.parameters())
-    results = []
-    for out in (stem(images), stem.proj(stem.conv(images))):
-        results.append((out, *torch.autograd.grad(out.sin().sum(), parameters)))
-    for fast, slow in zip(*results, strict=True):
-        torch.testing.assert_close(fast, slow)
-
-
-@pytest.mark.parametrize('grid', [(4, 6), (5, 7), (1, 1), (14, 14)])
-@pytest.mark.parametrize('window', [(3, 1, 2), (3, 1, 1), (5, 2, 2), (1, 0, 1)])
-def test_outlook_mixing_equals_the_plain_formula(grid, window):
-    torch.manual_seed(0)
-    kernel, padding, stride = window
-    h, w = ((side + 2 * padding - kernel) // stride + 1 for side in grid)
-    values = torch.randn(2, *grid, 3, 4, dtype=torch.float64, requires_grad=True)
-    logits = torch.randn(2, h, w, kernel ** 2, 3, kernel ** 2, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn_like(values)
-    results = []
-    for mix in (MixWindows.apply, mix_windows_sliced, mix_windows_plain):
-        out = mix(values, logits, window)
-        results.append((out, *torch.autograd.grad((out * weight).sum(), (values, logits))))
-    for found in results[:2]:
-        torch.testing.assert_close(found, results[2])
-
-
-@pytest.mark.parametrize('shape', [(1, 24), (2, 1, 24), (3, 5, 7, 24)])
-def test_perceptron_equals_timms(shape):
-    torch.manual_seed(0)
-    ours, theirs = Mlp(24, 40).double(), timm.layers.Mlp(24, 40).double()
-    theirs.load_state_dict(ours.state_dict(), strict=True)
-    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
-    with torch.no_grad():
-        torch.testing.assert_close(ours(x), theirs(x))
-    results = [(out := mlp(x), *torch.autograd.grad(out.sin().sum(), (x, *mlp.parameters()))) for mlp in (ours, theirs)]
-    for fast, plain in zip(*results, strict=True):
-        torch.testing.assert_close(fast, plain)
-    inner = ours.fc1(x).detach().requires_grad_()
-    assert torch.autograd.gradgradcheck(GeluLinear.apply, (inner, *ours.fc2.parameters()), fast_mode=True)
-
-
-def test_a_perceptron_whose_layer_is_watched_or_replaced_uses_it():
-    calls, mlp, x = [], Mlp(8, 16), torch.randn(2, 8)
-    handle = mlp.fc2.register_forward_hook(lambda *arguments: calls.append(1))
-    mlp(x)
-    handle.remove()
-    mlp.fc2 = torch.nn.Sequential(torch.nn.Linear(16, 8, bias=False))
-    mlp(x).sum().backward()
-    assert calls == [1] and mlp.fc2[0].weight.grad.any()
 
 
 @pytest.mark.parametrize('kwargs', [{}, {'return_mean': True}, {'return_dense': True},

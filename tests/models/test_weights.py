@@ -17,15 +17,11 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 import models
 from common.runtime.errors import UserError
+from common.training import checkpoint
 from common.training.setup import build_network, find_weights
-from models.weights import (
-    WeightsError,
-    fetch_published,
-    load_weights,
-    normalisation_of,
-    published_tag,
-    resize_pos_embed,
-)
+from models import LoadReport, WeightsError, load_weights, normalisation_of
+from models.volo import resize_pos_embed
+from models.weights import fetch_published, published_tag
 
 TRANSFORM = {'img_size': [64, 64], 'mean': [0.5] * 3, 'std': [0.2] * 3, 'crop': None, 'interpolation': 'bilinear'}
 
@@ -37,13 +33,15 @@ def model():
 
 
 @pytest.mark.parametrize('wrap', [
-    lambda state: state, lambda state: {'state_dict': state}, lambda state: {'state_dict_ema': state, 'state_dict': {}},
+    lambda state: state,
+    lambda state: {'state_dict': state},
+    lambda state: {'state_dict_ema': state, 'state_dict': {}},
     lambda state: {'model': {f'module.{name}': tensor for name, tensor in state.items()}}])
 def test_every_wrapping_loads_with_its_head(tmp_path, model, wrap):
     torch.save(wrap(model.state_dict()), tmp_path / 'w.pth.tar')
     other = tiny_volo()
     done = load_weights(other, tmp_path / 'w.pth.tar')
-    assert done == {'loaded': len(model.state_dict()), 'resized': [], 'dropped': []}
+    assert done == LoadReport(len(model.state_dict()), resized=[], dropped=[])
     assert all(torch.equal(a, b) for a, b in zip(other.state_dict().values(), model.state_dict().values(), strict=True))
 
 
@@ -57,7 +55,7 @@ def test_safetensors(tmp_path, model):
 def test_head_of_other_classes_is_dropped_and_said(model):
     other = tiny_volo(num_classes=7)
     before = other.head.weight.clone()
-    assert load_weights(other, model.state_dict())['dropped'] == ['head of 5 classes']
+    assert load_weights(other, model.state_dict()).dropped == ['head of 5 classes']
     assert torch.equal(other.head.weight, before) and torch.equal(other.norm.weight, model.norm.weight)
 
 
@@ -67,7 +65,7 @@ def test_pos_embed_is_resized_as_the_official_code_does(size):
     theirs = timm.create_model('volo_d1_224', num_classes=12, use_aux_head=False)
     model = models.create_model('volo_d1', num_classes=12, img_size=(size[0] * 16, size[1] * 16))
     done = load_weights(model, theirs.state_dict())
-    assert done['resized'] == [f'pos_embed 14x14 to {size[0]}x{size[1]}'] and done['dropped'] == []
+    assert done.resized == [f'pos_embed 14x14 to {size[0]}x{size[1]}'] and done.dropped == []
     expected = F.interpolate(theirs.pos_embed.detach().permute(0, 3, 1, 2), size=size, mode='bicubic')
     torch.testing.assert_close(model.pos_embed.detach(), expected.permute(0, 2, 3, 1), rtol=0, atol=1e-6)
 
@@ -98,12 +96,12 @@ def test_the_resizing_is_plain_bicubic_interpolation(size):
 
 def test_a_file_without_a_head_is_said(model):
     state = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith('head')}
-    assert load_weights(tiny_volo(), state)['dropped'] == ['head: none in the file']
+    assert load_weights(tiny_volo(), state).dropped == ['head: none in the file']
     state['head.weight'] = model.head.weight
     with pytest.raises(WeightsError, match='head.bias is missing'):
         load_weights(tiny_volo(), state)
     dense = tiny_volo(return_dense=True)
-    assert load_weights(dense, model.state_dict())['dropped'] == ['aux_head: none in the file']
+    assert load_weights(dense, model.state_dict()).dropped == ['aux_head: none in the file']
     assert torch.equal(dense.head.weight, model.head.weight)
 
 
@@ -138,25 +136,35 @@ def test_another_network_of_timm_keeps_or_drops_its_head(tmp_path):
     torch.save({'state_dict': before.state_dict()}, tmp_path / 'w.pth')
     for classes, dropped in ((12, []), (5, ['fc of 12 classes'])):
         after = models.create_model('test_resnet', num_classes=classes)
-        assert load_weights(after, tmp_path / 'w.pth')['dropped'] == dropped
+        assert load_weights(after, tmp_path / 'w.pth').dropped == dropped
         assert torch.equal(after.conv1[0].weight, before.conv1[0].weight)
         assert torch.equal(after.fc.weight, before.fc.weight) if classes == 12 else len(after.fc.weight) == 5
 
 
-def test_a_namespace_in_the_file_is_refused_with_the_line_that_takes_it_out(tmp_path, model):
+def test_a_namespace_in_the_file_is_refused_with_the_line_that_takes_it_out(tmp_path, monkeypatch, model):
     path = tmp_path / "an old one's.pth.tar"
     torch.save({'args': argparse.Namespace(lr=1), 'epoch': 3, 'state_dict': model.state_dict()}, path)
     with pytest.raises(WeightsError, match='argparse.Namespace.*this command') as caught:
         load_weights(model, path)
-    line = shlex.split(str(caught.value).partition('safely: ')[2])
-    assert line[0] == 'python'
-    subprocess.run([sys.executable, *line[1:]], check=True)
-    assert load_weights(tiny_volo(), line[-1])['loaded'] == len(model.state_dict())
+    python, option, code, *files = shlex.split(str(caught.value).partition('safely: ')[2])
+    assert (python, option) == ('python', '-c')
+    subprocess.run([sys.executable, option, code, *files], check=True)
+    assert load_weights(tiny_volo(), files[1]).loaded == len(model.state_dict())
+
+    def run_here():
+        """Run the same code without the seconds that a process takes to import torch."""
+        monkeypatch.setattr(sys, 'argv', ['-c', *files])
+        try:
+            exec(code, {})
+        finally:
+            torch.serialization.clear_safe_globals()
+
     torch.save({'args': argparse.Namespace(lr=1), 'model': model.state_dict()}, path)
-    subprocess.run([sys.executable, *line[1:]], check=True)
-    assert load_weights(tiny_volo(), line[-1])['loaded'] == len(model.state_dict())
+    run_here()
+    assert load_weights(tiny_volo(), files[1]).loaded == len(model.state_dict())
     torch.save({'args': argparse.Namespace(lr=Trap(tmp_path / 'ran')), 'state_dict': model.state_dict()}, path)
-    assert subprocess.run([sys.executable, *line[1:]], capture_output=True).returncode != 0
+    with pytest.raises(pickle.UnpicklingError):
+        run_here()
     assert not (tmp_path / 'ran').exists()
 
 
@@ -174,7 +182,7 @@ def test_a_head_of_twelve_classes_survives_every_way(tmp_path):
     safetensors.torch.save_file(state, tmp_path / 'w.safetensors')
     for path in sorted(tmp_path.iterdir()):
         other = tiny_volo(num_classes=12, return_dense=True)
-        assert load_weights(other, path)['dropped'] == [], path.name
+        assert load_weights(other, path).dropped == [], path.name
         assert all(torch.equal(tensor, state[name]) for name, tensor in other.state_dict().items()), path.name
     restored = models.restore_model(models.read_file(tmp_path / 'best.pth'))
     assert torch.equal(restored.head.weight, model.head.weight)
@@ -182,7 +190,7 @@ def test_a_head_of_twelve_classes_survives_every_way(tmp_path):
 
 
 @pytest.mark.parametrize('change, words', [
-    ({'classes': ['a']}, 'of another number of classes: head'), ({'model_kwargs': None}, 'not a whole checkpoint'),
+    ({'classes': ['a']}, 'of another number of classes: head'), ({'model_kwargs': None}, 'not a complete checkpoint'),
     ({'state_dict': None}, 'wrong with its state_dict'), ({'state_dict': dict.fromkeys(range(9))}, 'no state dict'),
     ({'model': 'volo_d9'}, 'volo_d9'), ({'model': 'hf-hub:someone/something'}, 'no network'),
     ({'transform': {}}, 'img_size'),
@@ -199,7 +207,7 @@ def test_a_head_of_twelve_classes_survives_every_way(tmp_path):
     ({'model': 'test_vit', 'model_kwargs': {'depth': 10 ** 6}}, 'wrong with its model_kwargs'),
     ({'classes': ['a' * 300, *'bcde']}, 'wrong with its classes'),
     ({'model_kwargs': {**TINY, 'checkpoint_path': '/etc/passwd'}}, 'checkpoint_path is no setting'),
-    ({'model_kwargs': {**TINY, 'nonsense': 1}}, 'nonsense'), ({'model': 5}, 'not a whole checkpoint'),
+    ({'model_kwargs': {**TINY, 'nonsense': 1}}, 'nonsense'), ({'model': 5}, 'not a complete checkpoint'),
     ({'transform': {**TRANSFORM, 'img_size': [64]}}, 'img_size')])
 def test_a_checkpoint_that_contradicts_itself_is_refused(model, change, words):
     saved = {'model': 'volo_d1', 'model_kwargs': TINY, 'classes': list('abcde'), 'transform': TRANSFORM,
@@ -283,7 +291,8 @@ def test_unreadable_files_get_one_line(tmp_path, model):
 
 def test_hub_is_given_up_quickly(monkeypatch, tmp_path):
     monkeypatch.setattr('models.weights.HUB_PATIENCE', 3)
-    monkeypatch.setattr('models.weights._probe', lambda url, answer: time.sleep(60))  # a name server that never answers
+    # A name server may never answer.
+    monkeypatch.setattr('models.weights.ask_hub', lambda url, answers: time.sleep(60))
     monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', False)
     with pytest.raises(WeightsError, match='no answer.*HF_ENDPOINT'):
         fetch_published('volo_d1', (224, 224), cache_dir=tmp_path)
@@ -298,8 +307,8 @@ def test_published_weights_are_fetched_and_fitted(monkeypatch):
     assert tag == 'volo_d1_224.sail_in1k' and asked == [f'timm/{tag}'] * 2
     model = models.create_model('volo_d1', num_classes=12, img_size=288)
     done = load_weights(model, state)
-    assert done == {'loaded': len(theirs) - 4, 'resized': ['pos_embed 14x14 to 18x18'],
-                    'dropped': ['head of 1000 classes', 'aux_head of 1000 classes']}
+    assert done == LoadReport(len(theirs) - 4, resized=['pos_embed 14x14 to 18x18'],
+                              dropped=['head of 1000 classes', 'aux_head of 1000 classes'])
     assert torch.equal(model.norm.weight, theirs['norm.weight'])
     whole = models.volo_d1(pretrained=True, return_dense=True, num_classes=1000)
     assert torch.equal(whole.aux_head.weight, theirs['aux_head.weight'])
@@ -313,7 +322,7 @@ def test_published_weights_of_another_network(monkeypatch):
     assert tag == 'test_vit.r160_in1k'
     monkeypatch.undo()
     model = models.create_model('test_vit', (96, 64), num_classes=3)
-    assert load_weights(model, state)['dropped'] == ['head of 1000 classes']
+    assert load_weights(model, state).dropped == ['head of 1000 classes']
 
 
 def test_nearest_published_size():
@@ -339,3 +348,51 @@ def test_a_normalisation_that_is_none_is_not_taken():
     for transform in ({'mean': 'abc', 'std': [1] * 3}, {'mean': [0] * 3, 'std': [0] * 3}, {'mean': [float('nan')] * 3,
                       'std': [1] * 3}, {'mean': [0.5] * 2, 'std': [1] * 3}, 'text', None):
         assert normalisation_of({'transform': transform}) is None
+
+
+def save_best(folder, **kwargs):
+    """A best.pth of volo_d1 at 64 pixels with 12 classes. Returns (its path, the network)."""
+    torch.manual_seed(0)
+    net = models.create_model('volo_d1', img_size=64, num_classes=12, **kwargs).eval()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter += 0.02 * torch.randn_like(parameter)
+    checkpoint.save(folder / 'best.pth', {'model': 'volo_d1', 'model_kwargs': kwargs, 'classes': list('abcdefghijkl'),
+                                          'transform': TRANSFORM, 'state_dict': net.state_dict()})
+    return folder / 'best.pth', net
+
+
+def test_best_pth_loads_in_plain_timm(tmp_path):
+    """With img_size, num_classes and use_aux_head as in training, in a process that does not know models/."""
+    images = torch.randn(2, 3, 64, 64)
+    torch.save(images, tmp_path / 'images.pt')
+    nets = {}
+    for dense in (False, True):
+        folder = tmp_path / str(dense)
+        folder.mkdir()
+        _, nets[dense] = save_best(folder, **({'return_dense': True} if dense else {}))
+    code = """
+import timm, torch
+images = torch.load('images.pt')
+for dense in (False, True):
+    net = timm.create_model('volo_d1_224', num_classes=12, img_size=64, use_aux_head=dense,
+                            checkpoint_path=f'{dense}/best.pth').eval()
+    torch.save(net(images).detach(), f'{dense}/logits.pt')
+"""
+    subprocess.run([sys.executable, '-c', code], check=True, cwd=tmp_path)
+    for dense, net in nets.items():
+        with torch.inference_mode():
+            assert (torch.load(tmp_path / f'{dense}/logits.pt') - net(images)).abs().max() < 1e-4
+
+
+def test_best_pth_has_the_official_loaders_format(tmp_path):
+    """What the official load_pretrained_weights does for num_classes=1000: it takes `state_dict` out of the file, cuts
+    `module.` off, and loads strictly. The published names and shapes are those of timm's port."""
+    path, net = save_best(tmp_path, return_dense=True)
+    content = torch.load(path, map_location='cpu')
+    state = {name.removeprefix('module.'): tensor for name, tensor in content['state_dict'].items()}
+    official = timm.create_model('volo_d1_224', num_classes=12, img_size=64, use_aux_head=True).eval()
+    official.load_state_dict(state, strict=True)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        assert (official(images) - net(images)).abs().max() < 1e-4

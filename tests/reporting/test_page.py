@@ -13,7 +13,7 @@ import torch
 from helpers import draw_folder, read_json, run, run_script
 from PIL import Image
 
-from common.data.split import COLUMNS
+from common.data.split import SPLIT_COLUMNS
 from common.evaluation.metrics import scores
 from common.evaluation.report import build_report
 from common.reporting import page
@@ -84,7 +84,7 @@ def write_split(data_dir, twins, **settings):
     rows += [('train/x/1.png', 'x', 'x', 'train', '8', ''), ('train/x/2.png', 'x', 'x', 'train', '8', '')]
     (data_dir / 'split.json').write_text(json.dumps({'settings': settings}), encoding='utf-8')
     with open(data_dir / 'split.csv', 'w', newline='', encoding='utf-8') as file:
-        csv.writer(file).writerows([COLUMNS, *rows])
+        csv.writer(file).writerows([SPLIT_COLUMNS, *rows])
 
 
 def synthetic(path, classes, count=600):

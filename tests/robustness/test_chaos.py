@@ -7,6 +7,7 @@ import pytest
 from helpers import ROOT
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs os.fork')
 def test_a_few_kills():
     done = subprocess.run([sys.executable, ROOT / 'tests' / 'robustness' / 'chaos.py', '--kills', '2', '--epochs', '3'],

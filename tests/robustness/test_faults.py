@@ -8,12 +8,11 @@ import torch
 from helpers import build, read_json, run
 
 import train
-from common.data.loaders import image_paths
-from common.evaluation.metrics import BatchMeter
-from common.runtime.device import Autocast
 from common.runtime.errors import UserError
-from common.training import checkpoint
-from common.training.monitor import Saver
+from common.training import checkpoint, monitor, step
+from common.training.losses import LossModel
+from common.training.monitor import Monitor
+from common.training.step import UpdateMeter
 
 pytestmark = pytest.mark.usefixtures('data')
 CHANGES = {'epochs': 2, 'batch_size': 4}
@@ -23,15 +22,15 @@ OPTIMIZERS = ('lion', 'sgd', 'adan', 'muon')
 
 def spoil(monkeypatch, batches):
     """Make the pixels of some batches of training NaN, counted from 1. Returns a list with an item for each batch."""
-    real, calls = Autocast.forward, []
+    real, calls = LossModel.forward, []
 
-    def forward(model, images, targets=None):
-        if targets is not None:
-            calls.append(1)
-            images = images * float('nan') if len(calls) in batches else images
+    def forward(model, images, targets):
+        calls.append(1)
+        if len(calls) in batches:
+            images = images * float('nan')
         return real(model, images, targets)
 
-    monkeypatch.setattr(Autocast, 'forward', forward)
+    monkeypatch.setattr(LossModel, 'forward', forward)
     return calls
 
 
@@ -53,7 +52,7 @@ def updates_of(cfg, data, state, count):
     """The first updates of an epoch, as train.py makes them."""
     found = []
 
-    def after_update(update):
+    def after_update(update, batches):
         found.append(update)
         if len(found) == count:
             raise Enough
@@ -90,32 +89,40 @@ def test_a_skipped_update_leaves_no_trace(monkeypatch, changes):
 
 
 def test_nor_does_one_that_the_optimizer_cannot_leave_out_by_itself(monkeypatch):
-    monkeypatch.setattr(train, 'can_skip', lambda cfg, device: False)
+    monkeypatch.setattr(step, 'can_skip', lambda optimizer, device: False)
     cfg, data, state = build(**CHANGES)
     before = copies(state)
     spoil(monkeypatch, {1})
     assert not updates_of(cfg, data, state, 1)[0].finite and unmoved(before, state)
 
 
-@pytest.mark.parametrize('optimizer', ['adamw', 'muon', 'lion'])
-def test_an_update_that_float16_skips_moves_nothing_and_is_counted(monkeypatch, optimizer):
-    """The scale begins far too large here: gradients overflow, the scale halves, weights and averages stay."""
-    monkeypatch.setattr(train, 'choose_amp_dtype', lambda device: torch.float16)
+@pytest.fixture
+def overflow(monkeypatch):
+    """The scale of float16's gradients begins far too large: they overflow, and the scale halves."""
+    monkeypatch.setattr(train.devices, 'choose_amp_dtype', lambda device: torch.float16)
     monkeypatch.setattr(torch.amp, 'GradScaler', lambda device, enabled: torch.cpu.amp.GradScaler(2. ** 40))
+
+
+@pytest.mark.parametrize('optimizer', ['adamw', 'muon', 'lion'])
+def test_an_update_that_float16_skips_moves_nothing(overflow, optimizer):
     cfg, data, state = build(**CHANGES, optimizer=optimizer)
     state.ema.module.pos_embed.data.fill_(1.)
     before = copies(state)
     [update] = updates_of(cfg, data, state, 1)
     assert not update.finite and update.loss < 10 and unmoved(before, state)
     assert state.scaler.get_scale() == 2. ** 39
+
+
+def test_updates_that_float16_skips_are_counted(overflow):
     run(**CHANGES)
     skipped = [row['skipped_updates'] for row in torch.load('out/last.pth', weights_only=True)['history']]
     assert skipped[0] == UPDATES and read_json('out/result.json')['finished']
 
 
 def test_many_in_a_row_go_back_once_with_a_lower_rate(monkeypatch, capsys):
+    monkeypatch.setattr(monitor, 'MAX_SKIPPED', 3)
     calls = spoil(monkeypatch, {8, 9, 10})
-    run(**CHANGES, max_skipped_updates=3, lr=1e-3, save_every_minutes=0)
+    run(**CHANGES, lr=1e-3, save_every_minutes=0)
     out = capsys.readouterr().out
     assert 'the loss became nan in epoch 2, update 5' in out and 'going back to the last save' in out
     saved = torch.load('out/last.pth', weights_only=True)
@@ -124,15 +131,16 @@ def test_many_in_a_row_go_back_once_with_a_lower_rate(monkeypatch, capsys):
     assert saved['history'][1]['lr'] < 1e-4 < saved['history'][0]['lr']
     run(**{**CHANGES, 'epochs': 3}, resume='true', lr=1e-3)  # the lower rate holds for what follows, too
     assert torch.load('out/last.pth', weights_only=True)['history'][2]['lr'] < 1e-4
-    run(**{**CHANGES, 'epochs': 4}, resume='true', lr=2e-3, min_lr=1.5e-3)  # until LR is changed
-    assert torch.load('out/last.pth', weights_only=True)['history'][3]['lr'] == pytest.approx(1.5e-3)
+    run(**{**CHANGES, 'epochs': 4}, resume='true', lr=2e-3)  # until LR is changed
+    assert torch.load('out/last.pth', weights_only=True)['lr_scale'] == 1
 
 
 def test_they_do_so_after_a_resume_with_another_rate_too(monkeypatch):
     """Where the last save, which has the rate before, is the one that was resumed from."""
+    monkeypatch.setattr(monitor, 'MAX_SKIPPED', 3)
     run(**{**CHANGES, 'epochs': 1}, lr=1e-3)
     spoil(monkeypatch, {1, 2, 3})
-    run(**CHANGES, resume='true', max_skipped_updates=3, lr=2e-3)
+    run(**CHANGES, resume='true', lr=2e-3)
     saved = torch.load('out/last.pth', weights_only=True)
     assert saved['lr_scale'] == 0.1 and saved['history'][1]['lr'] < 2e-4
 
@@ -148,19 +156,21 @@ def test_gradients_that_stay_non_finite_are_noticed_too(monkeypatch, accumulate,
         return real(scaler, optimizer)
 
     monkeypatch.setattr(torch.amp.GradScaler, 'unscale_', unscale)
-    monkeypatch.setattr(train, 'choose_amp_dtype', lambda device: dtype)
+    monkeypatch.setattr(train.devices, 'choose_amp_dtype', lambda device: dtype)
+    monkeypatch.setattr(monitor, 'MAX_SKIPPED', 2)
     with pytest.raises(UserError, match='the norm of the gradient became (nan|inf) in epoch .* in a row'):
-        run(**{**CHANGES, 'epochs': 20}, max_skipped_updates=2, accumulate_steps=accumulate)
+        run(**{**CHANGES, 'epochs': 20}, accumulate_steps=accumulate, validate_every=20)
 
 
 @pytest.mark.parametrize('most, more', [(4, ''), (3, ' and 1 more')])
 def test_the_second_time_the_run_ends_and_names_the_pictures(monkeypatch, most, more):
-    monkeypatch.setattr('common.training.monitor.NAMES', most)
+    monkeypatch.setattr(monitor, 'NAMED_FILES', most)
+    monkeypatch.setattr(monitor, 'MAX_SKIPPED', 3)
     spoil(monkeypatch, set(range(6, 100)))
     picture = r'data/train/[ab]/0\d\d\.png'
     named = rf'3 updates in a row .*: lower LR.* of that update: {picture}(, {picture}){{{most - 1}}}{more}$'
     with pytest.raises(UserError, match=named) as error:
-        run(**CHANGES, max_skipped_updates=3, save_every_minutes=0)
+        run(**CHANGES, save_every_minutes=0)
     names = str(error.value).removesuffix(more).split('update: ')[1].split(', ')
     assert len(set(names)) == most and len(checkpoint.load_last(Path('out'))['history']) == 1
 
@@ -171,16 +181,17 @@ def test_the_named_pictures_are_those_of_the_update():
     read = []
     data.train.dataset.loader, data.train.dataset.transform = read.append, None
     sampler = data.train.batch_sampler
-    sampler.epoch, sampler.skip = 1, 0
+    sampler.begin(epoch=1)
     for keys in sampler:
         for key in keys:
             data.train.dataset[key]
-    sampler.skip = 2  # as in an epoch that goes on in the middle
-    assert image_paths(data.train, first=8, count=8) == read[8:16] and len(set(read)) == 20
+    sampler.begin(epoch=1, skip=2)  # as in an epoch that goes on in the middle
+    found = [data.train.dataset.samples[index][0] for index in sampler.indices_of_update(1, images=8, batches=2)]
+    assert found == read[8:16] and len(set(read)) == 20
 
 
 def test_a_picture_that_vanishes(data):
-    real = Saver.save_last
+    real = Monitor.save_last
 
     def vanish(saver):
         for path in (data / 'train' / 'a').iterdir():
@@ -189,13 +200,13 @@ def test_a_picture_that_vanishes(data):
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(
             UserError, match=r'\A.*not a readable image.*--resume goes on from out/last.pth.*\Z'):
-        patch.setattr(Saver, 'save_last', vanish)
+        patch.setattr(Monitor, 'save_last', vanish)
         run(**CHANGES, cache='none', num_workers=1)
     assert not checkpoint.load_last(Path('out'))['history']
 
 
 def test_a_worker_process_that_dies(monkeypatch):
-    real = Saver.save_last
+    real = Monitor.save_last
 
     def kill(saver):
         for worker in saver.data.train._iterator._workers:
@@ -203,7 +214,7 @@ def test_a_worker_process_that_dies(monkeypatch):
             worker.join()
         return real(saver)
 
-    monkeypatch.setattr(Saver, 'save_last', kill)
+    monkeypatch.setattr(Monitor, 'save_last', kill)
     with pytest.raises(UserError, match=r'worker process .* died .*lower NUM_WORKERS; --resume goes on'):
         run(**CHANGES, num_workers=1)
 
@@ -215,7 +226,7 @@ def test_memory_that_ends(monkeypatch, kind, text):
     def add(*arguments):
         raise kind(text)
 
-    monkeypatch.setattr(BatchMeter, 'add', add)
+    monkeypatch.setattr(UpdateMeter, 'add', add)
     with pytest.raises(UserError, match=r'out of memory: halve BATCH_SIZE .*--resume goes on from out/last\.pth'):
         run(**CHANGES)
 
@@ -224,7 +235,7 @@ def test_other_errors_keep_their_traceback(monkeypatch):
     def add(*arguments):
         raise RuntimeError('a mistake of ours')
 
-    monkeypatch.setattr(BatchMeter, 'add', add)
+    monkeypatch.setattr(UpdateMeter, 'add', add)
     with pytest.raises(RuntimeError, match='a mistake of ours'):
         run(**CHANGES)
 
@@ -235,19 +246,19 @@ def test_pictures_and_tables_that_fail_do_not_end_a_run(monkeypatch, capsys, nam
         raise UserError(f'{name} failed')
 
     monkeypatch.setattr(f'common.training.log.{name}', fail)
-    run(**CHANGES)
+    run(**{**CHANGES, 'epochs': 1})
     assert f'warning: {name} failed' in capsys.readouterr().out and read_json('out/result.json')['finished']
 
 
 @pytest.mark.skipif(not hasattr(os, 'geteuid') or os.geteuid() == 0, reason='root may write anywhere')
 def test_a_folder_that_becomes_read_only(monkeypatch):
-    real = Saver.save_best
+    real = Monitor.save_best
 
-    def save_best(saver):
+    def save_best(saver, *arguments):
         os.chmod('out', 0o500)
-        return real(saver)
+        return real(saver, *arguments)
 
-    monkeypatch.setattr(Saver, 'save_best', save_best)
+    monkeypatch.setattr(Monitor, 'save_best', save_best)
     with pytest.raises(UserError, match='cannot be written'):
         run(**CHANGES)
     os.chmod('out', 0o700)

@@ -1,40 +1,29 @@
-"""Anything at all in place of a picture or a checkpoint leads to a result or to the documented error, nothing else.
-
-    FUZZ=20000 python -m pytest tests/robustness/test_fuzz.py      `make fuzz`
-
-The inputs are always the same ones: hypothesis draws them from fixed seeds.
-"""
+"""Anything at all in place of an image or a checkpoint leads to a result or to the documented error, nothing else."""
 import contextlib
 import copy
 import json
-import os
 import warnings
-from types import SimpleNamespace
 from unittest import mock
 
 import odd_pictures
 import pytest
 import torch
+from fuzzing import MANY, NUMBERS, TEXTS, write_odd
 from helpers import TINY, tiny_volo
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from common.data import transforms as normalisation
+from common.data import transforms
 from common.data.cache import ImageCache, read_index
 from common.data.images import BadImage, open_image
 from common.data.split import read_sides
 from common.data.transforms import Transform, eval_transform, fit
 from common.runtime.errors import UserError
 from common.training import checkpoint
-from extras.labels import read_labels
-from extras.shards import Shards
 from models import WeightsError, check_saved, restore_model
 
-MANY = settings(max_examples=int(os.environ.get('FUZZ', 200)), deadline=None, derandomize=True, database=None,
-                suppress_health_check=list(HealthCheck))
-
-PICTURES = sorted(odd_pictures.good_pictures().items())
+GOOD_IMAGES = sorted(odd_pictures.good_pictures().items())
 BEGINNINGS = [b'', b'\xff\xd8\xff', b'\x89PNG\r\n\x1a\n', b'GIF89a', b'II*\0', b'RIFF\0\0\0\0WEBP', b'BM', b'8BPS',
               b'DDS ', b'P6 3 3 255\n', b'P5 9 9 255 ', b'P4 8 9\n', b'\0\0\0\x0cjP  ', b'icns', b'\0\0\1\0',
               b'\0\0\0\x1cftypavif', b'qoif\0\0\0\2\0\0\0\2\3\0', b'\0\0\2' + bytes(9) + b'\3\0\2\0\x18\0']
@@ -48,21 +37,12 @@ PLACES = [(key,) for key in CHECKPOINT] + [('transform', key) for key in TRANSFO
     ('model_kwargs', key) for key in (*TINY, 'num_classes', 'mlp_ratio', 'drop_rate', 'new')] + [
     ('state_dict', key) for key in ('head.weight', 'pos_embed', 'new')] + [
     ('classes', 2), ('transform', 'mean', 1), ('transform', 'img_size', 0)]
-NUMBERS = st.one_of(st.integers(-2 ** 70, 2 ** 70), st.floats(), st.sampled_from([0, -1, 1, 48, 10 ** 5, 2 ** 31]))
 PLAUSIBLE = [torch.zeros(0), torch.ones(5, 48), torch.ones(2, 2, dtype=torch.int8).to_sparse(), [48, 32], 0.5, 1.15,
              [0.1, 0.2, 0.3], 'bicubic', 'resnet18', (1, 1, 1, 1, 0, 0), (9, 1, 1, -9), (24, 48), (2, 2), 16, True]
 JUNK = st.recursive(st.one_of(st.none(), st.booleans(), NUMBERS, st.text(max_size=9), st.binary(max_size=9),
                               st.sampled_from(PLAUSIBLE)),
                     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
                     max_leaves=5)
-
-
-JSON = st.recursive(
-    st.one_of(st.none(), NUMBERS, st.text(max_size=9),
-              st.sampled_from(['makedata.py', 'train', [0.5] * 3, [0.2, 0.2, 0]])),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(
-        ['made_by', 'files', 'settings', 'file', 'side', 'sha256', 'mean', 'std', 'classes', 'good.png']), inner),
-    max_leaves=9)
 
 
 @pytest.fixture(scope='module')
@@ -99,14 +79,14 @@ def changed(content, place, value):
 
 
 @MANY
-@given(picture=st.sampled_from(PICTURES), edits=EDITS, at_least=st.sampled_from([None, 16, 500]))
-def test_edited_pictures(file, picture, edits, at_least):
-    open_or_refuse(file, edited(picture[1], edits), at_least)
+@given(image=st.sampled_from(GOOD_IMAGES), edits=EDITS, at_least=st.sampled_from([None, 16, 500]))
+def test_edited_images(file, image, edits, at_least):
+    open_or_refuse(file, edited(image[1], edits), at_least)
 
 
 @MANY
 @given(beginning=st.sampled_from(BEGINNINGS), content=st.binary(max_size=400))
-def test_invented_pictures(file, beginning, content):
+def test_invented_images(file, beginning, content):
     open_or_refuse(file, beginning + content, None)
 
 
@@ -141,7 +121,7 @@ def test_edited_checkpoints(file, edits):
 
 
 def load_or_refuse(file):
-    """Load a checkpoint as test.py does; what is accepted must also classify a picture."""
+    """Load a checkpoint as test.py does; what is accepted must also classify an image."""
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter('ignore')
         try:
@@ -162,36 +142,23 @@ def test_the_whole_checkpoint_is_accepted(file):
 
 
 @MANY
-@given(text=st.one_of(st.text(), JSON.map(json.dumps), st.sampled_from(['[' * 10 ** 5, '{"a":' * 10 ** 5])))
+@given(text=TEXTS)
 def test_small_files(file, text):
-    """The manifest of a split, tables, the list of readable files, the measured mean: what they may hold instead."""
+    """The manifest of a split, its table, the list of readable files, the measured mean: what they may hold instead."""
     folder = file.parent
     (folder / 'data').mkdir(exist_ok=True)
-    for path in (*(folder / 'data' / name for name in ('split.json', 'split.csv', 'pictures.csv', 'index.json',
-                                                 'classes.json')),
-                 folder / 'x.checked', folder / 'mean_std.json', folder / 'labels.csv'):
-        path.write_text(text, encoding='utf-8', errors='backslashreplace')
-    cfg = SimpleNamespace(VAL_RATIO=0.3, TEST_RATIO=0., SEED=1, GROUP=None, LABELS=None)
-    for manifest in (text, json.dumps({'made_by': 'makedata.py', 'settings': vars(cfg), 'shards': []})):
-        (folder / 'data' / 'split.json').write_text(manifest, encoding='utf-8', errors='backslashreplace')
+    for path in (folder / 'data' / 'split.csv', folder / 'x.checked', folder / 'mean_std.json', folder / 'x.index'):
+        write_odd(path, text)
+    deciding = {'VAL_RATIO': 0.3, 'SEED': 1}
+    for manifest in (text, json.dumps({'made_by': 'makedata.py', 'settings': deciding, 'shards': []})):
+        write_odd(folder / 'data' / 'split.json', manifest)
         with contextlib.suppress(UserError):
-            read_sides(folder / 'data', cfg)
-    for beginning in ('', 'file,class,group\n', 'file,class,bytes\n'):
-        for path in (folder / 'labels.csv', folder / 'data' / 'pictures.csv'):
-            path.write_text(beginning + text, encoding='utf-8', errors='backslashreplace')
-        with contextlib.suppress(UserError):
-            read_labels(str(folder / 'labels.csv'), str(folder))
-        for classes in (text, '["a", "b"]'):
-            (folder / 'data' / 'classes.json').write_text(classes, encoding='utf-8', errors='backslashreplace')
-            with contextlib.suppress(UserError):
-                Shards(folder / 'data')
-    cfg = SimpleNamespace(MEAN=None, STD=None, NORMALISATION='data')
-    with contextlib.suppress(UserError), mock.patch.object(normalisation, 'FILE', str(folder / 'mean_std.json')):
-        normalisation.find_normalisation(cfg, None, ['a', 'b'])
-    picture = folder / 'good.png'
-    if not picture.exists():
-        Image.new('RGB', (9, 9)).save(picture)
-    assert ImageCache(lambda image: image, (9, 9), 9)._check([str(picture)], folder / 'x.checked') == {}
+            read_sides(folder / 'data', deciding)
+    with contextlib.suppress(UserError), mock.patch.object(transforms, 'MEAN_STD_FILE', str(folder / 'mean_std.json')):
+        transforms.find_normalisation('data', None, ['a', 'b'])
+    image = folder / 'good.png'
+    if not image.exists():
+        Image.new('RGB', (9, 9)).save(image)
+    assert ImageCache(lambda image: image, (9, 9), 9)._check([str(image)], folder / 'x.checked') == {}
     (folder / 'x.pictures').write_bytes(bytes(9 * 9 * 3))
-    (folder / 'x.index').write_text(text, encoding='utf-8', errors='backslashreplace')
     assert read_index(folder / 'x.pictures', (9, 9))[1] in (0, 1)

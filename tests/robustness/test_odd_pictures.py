@@ -1,4 +1,4 @@
-"""The four scripts on a folder that mixes good pictures with more than 300 odd and bad ones, links, pipes and names."""
+"""The four scripts on a folder that mixes good images with more than 300 odd and bad ones, links, pipes and names."""
 import csv
 import io
 import json
@@ -48,6 +48,7 @@ def files(project):
     return {path: readable(path) for path in map(Path, list_images(project[0] / 'data1'))}
 
 
+@pytest.mark.slow
 def test_which_of_them_are_pictures(files):
     odd = {path.name: good for path, good in files.items() if 'odd' in path.parts}
     assert len(odd) > 300 and {'inside.png', 'link.png', 'pipe.png'} < odd.keys()
@@ -58,11 +59,13 @@ def test_which_of_them_are_pictures(files):
     assert sum('mutant' in name for name in odd) == 6 * odd_pictures.MUTANTS
 
 
+@pytest.mark.slow
 def test_mean_std_counts_them(project, files):
     found = json.loads((project[0] / 'mean_std.json').read_text(encoding='utf-8'))
     assert found['images'] == sum(files.values()) and len(found['left_out']) == len(files) - found['images']
 
 
+@pytest.mark.slow
 def test_makedata_takes_every_readable_one(project, files):
     entries = rows_of(project[0] / 'data')
     taken = {project[0] / entry['source'] for entry in entries}
@@ -71,6 +74,7 @@ def test_makedata_takes_every_readable_one(project, files):
     assert all((project[0] / 'data' / entry['file']).is_file() for entry in entries)
 
 
+@pytest.mark.slow
 def test_training_leaves_out_just_the_unreadable_ones(project):
     bad = [path for path in map(Path, list_images(project[0] / 'data')) if not readable(path, 64)]
     lines = (project[0] / 'checkpoints' / 'volo_d1' / 'bad_images.txt').read_text(encoding='utf-8').splitlines()
@@ -79,6 +83,7 @@ def test_training_leaves_out_just_the_unreadable_ones(project):
     assert f'{len(bad)} files are left out' in project[1]['train.py']
 
 
+@pytest.mark.slow
 def test_every_file_is_predicted_once_or_has_its_error(project, files):
     folder = project[0] / 'predictions'
     rows = read_rows(folder)
@@ -89,6 +94,7 @@ def test_every_file_is_predicted_once_or_has_its_error(project, files):
     Image.open(folder / 'predictions.png').load()
 
 
+@pytest.mark.slow
 def test_no_name_becomes_a_command(project):
     with open(project[0] / 'predictions' / 'predictions.csv', encoding='utf-8-sig', newline='') as file:
         rows = list(csv.DictReader(file))
@@ -110,7 +116,7 @@ def test_programs_that_pillow_would_run_stay_out(tmp_path):
     iptc = b''.join(b'\x1c' + bytes(tag) + len(data).to_bytes(2, 'big') + data for tag, data in fields)
     for content in (eps.getvalue(), iptc):
         (tmp_path / 'x.jpg').write_bytes(content)
-        with pytest.raises(BadImage, match='no picture, or of a kind that Pillow cannot read'):
+        with pytest.raises(BadImage, match='no image, or of a kind that Pillow cannot read'):
             open_image(tmp_path / 'x.jpg')
 
 

@@ -54,5 +54,5 @@ def test_the_threads_of_a_gpus_program_stay(monkeypatch, threads):
 
 
 def test_numbers_of_threads_are_tried_with_those_threads(monkeypatch, threads):
-    monkeypatch.setattr(device, 'PROBE', 0.01)
+    monkeypatch.setattr(device, 'THREAD_TRIAL_SECONDS', 0.01)
     assert device.multiplications_per_second(2) > 0 and torch.get_num_threads() == 2

@@ -85,7 +85,7 @@ def test_help_lists_every_constant_with_comment_and_default(module, capsys):
 
 
 def test_show_marks_what_was_overridden(module, capsys):
-    settings.show(settings.read(module, ['--epochs', '5']), module)
+    settings.show(vars(settings.read(module, ['--epochs', '5'])), vars(module))
     lines = capsys.readouterr().out.splitlines()
     assert 'EPOCHS     = 5   (in the file: 3)' in lines and 'LR         = 0.001' in lines
 

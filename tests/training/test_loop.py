@@ -13,7 +13,7 @@ import models
 import train
 from common.training import losses
 from common.training.step import seed_batch
-from models.drop_path import DropPath
+from models.layers import DropPath
 
 PLAIN = {'view': 'none', 'blur': 0, 'jitter': 0, 'cutout': 0}  # no augmentation
 CHANGES = {**PLAIN, 'epochs': 2, 'batch_size': 4, 'warmup': 0.5, 'lr': 2e-2, 'use_amp': 'false', 'weight_decay': 0.5,

@@ -1,0 +1,147 @@
+"""Take the images for a split: read each file once, put a copy aside, and find out which images belong together."""
+import hashlib
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from common.data.folders import FoundImages, Samples, refuse_empty
+from common.data.grouping import alike, group_key, join
+from common.data.images import bad_image, decode, header, regular
+from common.data.near_duplicates import THUMBNAIL_SIZE, find_near_duplicates, thumbnail
+from common.runtime.errors import UserError
+from common.runtime.machine import map_in_threads
+
+_SHRUNK_FORMATS = {'.jpg': 'JPEG', '.jpeg': 'JPEG', '.png': 'PNG', '.webp': 'WEBP'}  # any other becomes PNG
+_LONGEST_NAME = 255  # bytes, of a file on most file systems
+
+
+@dataclass
+class TakenImages:
+    """N readable images, which wait as files until the side of each is known."""
+    classes: list[str]
+    samples: Samples         # the N sources, (path, class index)
+    root: str                # the folder of the sources
+    class_depth: int         # how many folders at the beginning of a path below `root` stand for the class
+    waiting: Path            # the folder in which they wait
+    numbers: np.ndarray      # (N,) the name of each one's file in `waiting`
+    sha256: np.ndarray       # (N,) of the source, as 64 hexadecimal digits
+    is_shrunk: np.ndarray    # (N,) whether the waiting file is smaller than the source
+    groups: np.ndarray       # (N,) the number of the group that stays together
+    copies: int              # how many are copies of whole files, not links
+
+    def file(self, place: int) -> Path:
+        """Return the file that waits."""
+        return self.waiting / str(self.numbers[place])
+
+    def name(self, place: int) -> str:
+        """Return the path that the image gets below its side: CLASS/… as in the source.
+
+        A shrunken image of a format that is not written becomes a PNG, and gets a name that no other file has.
+        """
+        path, target = self.samples[place]
+        parts = Path(path).relative_to(self.root).parts[self.class_depth:]
+        below = Path(self.classes[target], *parts)
+        if not self.is_shrunk[place] or below.suffix.lower() in _SHRUNK_FORMATS:
+            return below.as_posix()
+        name = f'{below.name}.shrunk.png'
+        if len(os.fsencode(name)) > _LONGEST_NAME or os.path.lexists(f'{path}.shrunk.png'):
+            name = f'{self.sha256[place].decode()}-{place}.png'
+        return below.with_name(name).as_posix()
+
+
+@dataclass
+class TakenFile:
+    """What is known of one file, or the problem of one that cannot be read."""
+    problem: str = ''
+    sha256: str = ''
+    is_shrunk: bool = False
+    is_link: bool = False
+    thumbnail: np.ndarray | None = None
+
+
+def take_images(found: FoundImages, waiting: Path, link: bool, max_side: int | None, compare: bool,
+                group: str | None) -> TakenImages:
+    """Read all images once, put each into the new folder `waiting`, and group those that belong together.
+
+    `link` prefers hard links to copies; `max_side`, in pixels, shrinks larger images; `compare` looks for
+    near-duplicates; `group` is makedata.py's GROUP. Prints the files that cannot be read. Raises UserError for a class
+    without readable images.
+    """
+    count = len(found.samples)
+    sha256 = np.zeros(count, 'S64')
+    is_shrunk = np.zeros(count, bool)
+    thumbnails = np.empty((count if compare else 0, THUMBNAIL_SIZE, THUMBNAIL_SIZE, 3), np.uint8)
+    copies = 0
+
+    def take_one(number: int, sample: tuple[str, int]) -> TakenFile:
+        return take_file(Path(sample[0]), waiting / str(number), link, max_side, compare)
+
+    waiting.mkdir()
+    taken = map_in_threads(take_one, range(count), found.samples, desc='reading' if link else 'copying')
+    for number, one in enumerate(taken):
+        if one.problem:
+            print(f'left out: {one.problem}')
+            continue
+        sha256[number] = one.sha256
+        is_shrunk[number] = one.is_shrunk
+        if compare:
+            thumbnails[number] = one.thumbnail
+        if not one.is_shrunk and not one.is_link:
+            copies += 1
+
+    numbers = np.flatnonzero(sha256 != b'')
+    samples = Samples(found.samples[number] for number in numbers)
+    refuse_empty(found.classes, {found.classes[target] for target in np.unique(samples.targets)}, found.root)
+
+    pairs = [alike(sha256[numbers].tolist())]
+    pairs.append(alike(group_key(Path(path).relative_to(found.root), group, found.class_depth) for path, _ in samples))
+    if found.groups is not None:
+        pairs.append(alike(found.groups[number] for number in numbers))
+    if compare:
+        pairs.append(find_near_duplicates(thumbnails[numbers]))
+
+    return TakenImages(
+        classes=found.classes, samples=samples, root=found.root, class_depth=found.class_depth, waiting=waiting,
+        numbers=numbers, sha256=sha256[numbers], is_shrunk=is_shrunk[numbers], groups=join(len(numbers), *pairs),
+        copies=copies)
+
+
+def take_file(path: Path, file: Path, link: bool, max_side: int | None, compare: bool) -> TakenFile:
+    """Read an image once: put its copy, link or shrunken version at `file`, and return what is known of it."""
+    try:
+        content = regular(path).read_bytes()
+        with header(io.BytesIO(content)) as opened:
+            is_large = max_side is not None and max(opened.size) > max_side
+        if compare or is_large:
+            at_least = 2 * THUMBNAIL_SIZE
+            if is_large:
+                at_least = max(at_least, 2 * max_side)
+            image = decode(io.BytesIO(content), path, at_least)
+    except (MemoryError, UserError):
+        raise
+    except Exception as error:  # Pillow's errors on a damaged file are of a dozen types
+        return TakenFile(problem=str(bad_image(path, error)))
+
+    small = thumbnail(image) if compare else None
+    is_link = False
+    if is_large:
+        image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+        image.save(file, _SHRUNK_FORMATS.get(path.suffix.lower(), 'PNG'), quality=95)
+    else:
+        is_link = link and make_link(path, file)
+        if not is_link:
+            file.write_bytes(content)
+    return TakenFile(sha256=hashlib.sha256(content).hexdigest(), is_shrunk=is_large, is_link=is_link, thumbnail=small)
+
+
+def make_link(path: Path, file: Path) -> bool:
+    """Make `file` a hard link to `path`. Returns False where the file system has none, or it is another one."""
+    try:
+        os.link(path.resolve(), file)
+    except OSError:
+        return False
+    return True

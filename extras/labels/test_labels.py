@@ -1,0 +1,71 @@
+"""LABELS: classes and groups from a table, and one line for a table with a mistake."""
+import contextlib
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from helpers import entries, split
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from common.runtime.errors import UserError
+from extras.labels import read_labels
+
+
+def test_labels_from_a_table(tmp_path, source):
+    flat = tmp_path / 'flat'
+    (flat / 'deep').mkdir(parents=True)
+    lines = ['file,class,group']
+    for number, path in enumerate(sorted(source.rglob('*.png'))):
+        path.rename(flat / ('deep' if number % 2 else '') / f'{number}.png')
+        lines.append(f'{"deep/" * (number % 2)}{number}.png,kind {number % 3},{number // 5}')
+    Path('labels.csv').write_text('\n'.join(lines), encoding='utf-8-sig')
+    result = split('--source-dir', 'flat', '--labels', 'labels.csv', '--val-ratio', 0.4)
+    assert result.returncode == 0, result.stderr
+    found = entries(tmp_path)
+    assert len(found) == 30 and Counter(entry['class'] for entry in found) == {f'kind {n}': 10 for n in range(3)}
+    for entry in found:
+        number = int(Path(entry['source']).stem)
+        assert entry['class'] == f'kind {number % 3}' and (tmp_path / 'data' / entry['file']).is_file()
+    by_group = {int(Path(entry['source']).stem) // 5: set() for entry in found}
+    for entry in found:
+        by_group[int(Path(entry['source']).stem) // 5].add(entry['side'])
+    assert all(len(side) == 1 for side in by_group.values())
+
+
+@pytest.mark.parametrize('text, words', [
+    ('picture,label\nx.png,a', 'line 2: a row needs a file and a class'), ('file,class\nx.png,', 'line 2'),
+    ('file,class\n../x.png,a', 'below SOURCE_DIR'), ('file,class\n/x.png,a', 'below SOURCE_DIR'),
+    ('file,class\nx.png,a\nx.png,b', 'line 3: x.png was there before'), ('file,class', 'no images in it'),
+    ('file,class\nx.png,a/b', 'cannot be the name of a folder'), ('file,class\nx.png,..', 'cannot be the name'),
+    ('file,class\nnone.png,a', 'no images in a'), ('文件'.encode('gbk'), 'not in UTF-8'), (None, 'No such file')])
+def test_tables_with_mistakes(tmp_path, source, text, words):
+    if text is not None:
+        Path('labels.csv').write_bytes(text if isinstance(text, bytes) else text.encode())
+    result = split('--source-dir', 'data1/a', '--labels', 'labels.csv')
+    assert result.returncode == 2 and words in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+def test_the_group_of_a_folder_and_that_of_the_table_hold_together(tmp_path, source):
+    """A folder below SOURCE_DIR is one below the class, which is no folder here."""
+    (source / 'a').rename(source / 'plant')
+    files = sorted((source / 'plant').glob('*.png')) + sorted((source / 'b').glob('*.png'))
+    lines = [f'{path.relative_to(source).as_posix()},kind {number % 2}' for number, path in enumerate(files)]
+    Path('labels.csv').write_text('\n'.join(['file,class', *lines]))
+    result = split('--labels', 'labels.csv', '--group', 'folder')
+    assert result.returncode == 0, result.stderr
+    sides_of = {}
+    for entry in entries(tmp_path):
+        sides_of.setdefault(Path(entry['source']).parent.name, set()).add(entry['side'])
+    assert all(len(side) == 1 for side in sides_of.values()) and len(sides_of) == 2
+
+
+@settings(max_examples=int(os.environ.get('FUZZ', 200)), deadline=None, derandomize=True, database=None,
+          suppress_health_check=list(HealthCheck))
+@given(beginning=st.sampled_from(['', 'file,class,group\n']), text=st.text())
+def test_any_text_is_a_table_or_refused(tmp_path, beginning, text):
+    table = tmp_path / 'labels.csv'
+    table.write_text(beginning + text, encoding='utf-8', errors='backslashreplace')
+    with contextlib.suppress(UserError):
+        read_labels(str(table), str(tmp_path))
