@@ -16,7 +16,7 @@ BIN     = $(VENV)/bin
 PYTEST  = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
 
 # Settings of the demo: eight minutes from scratch; what is in data1/ was drawn at any angle.
-DEMO = --pretrained false --time-budget 8 --rotation 180 --flip-vertical 0.5
+DEMO = --pretrained false --time-budget 8 --view above
 
 .PHONY: demo test test-slow test-all test-root lint bench chaos fuzz setup clean
 
