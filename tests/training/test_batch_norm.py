@@ -82,14 +82,6 @@ def test_what_was_there_before_does_not_count():
         assert torch.equal(one, other)
 
 
-def test_they_are_of_images_as_large_as_those_of_validation():
-    data, state = measured(img_size=64)
-    before = statistics(state.net)
-    set_train_mode(state.net, heads_only=False)
-    measure_norms(state, data.plain)
-    assert not torch.equal(before[0], statistics(state.net)[0])
-
-
 def test_a_frozen_network_keeps_its_own():
     data, state = measured()
     for norm in norms_of(state.net):
