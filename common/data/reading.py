@@ -21,6 +21,7 @@ from common.runtime.errors import UserError
 # What test.py classifies: a folder, one image, shards, or a list of files on standard input
 
 STANDARD_INPUT = '-'
+SHOWN_SIDE = 256  # pixels of the shorter side of an image that is opened to be shown; decoding fewer is faster
 
 
 @dataclass
@@ -34,11 +35,6 @@ class Source:
     def is_list(self) -> bool:
         """Whether the images are those that standard input lists."""
         return self.root == STANDARD_INPUT
-
-    @property
-    def has_files(self) -> bool:
-        """Whether each image is a file of its own, unlike those in shards."""
-        return self.is_list or isinstance(self.store, Files)
 
     def __iter__(self) -> Iterator[str]:
         """Yield the path of each image, in order, without having all of them in memory."""
@@ -63,12 +59,12 @@ class Source:
             return self.root
         return os.path.join(self.root, name.replace('/', os.sep))
 
-    def open(self, name: str, at_least: int) -> Image.Image:
-        """Return the RGB image that tables call by a name, with no side decoded below `at_least` pixels.
+    def open(self, name: str) -> Image.Image:
+        """Return the RGB image that tables call by a name, perhaps smaller, but large enough to be shown.
 
         Raises BadImage.
         """
-        return self.store.open(self.path(name), at_least)
+        return self.store.open(self.path(name), at_least=SHOWN_SIDE)
 
 
 def listed_files() -> Iterator[str]:

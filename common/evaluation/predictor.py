@@ -7,6 +7,7 @@
         print(found.image, found.label, found.confidence, found.error)
 """
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,6 +94,14 @@ def outliers_of(saved: dict[str, Any], dim: int) -> dict[str, torch.Tensor] | No
     return known if shapes_fit else None
 
 
+def is_validation_set(folder: str, saved: dict[str, Any]) -> bool:
+    """Return whether a folder is the validation set by which a checkpoint's weights were kept."""
+    settings = saved.get('settings')
+    if not isinstance(settings, dict) or not isinstance(settings.get('DATA_DIR'), str):
+        return False
+    return os.path.abspath(folder) == os.path.abspath(Path(settings['DATA_DIR'], 'val'))
+
+
 # From images to predictions
 
 UNKNOWN = 'unknown'  # the label of an image that is not recognised
@@ -106,7 +115,7 @@ class Prediction:
     label: str = ''                     # the most probable class, or UNKNOWN
     confidence: float = 0.              # the probability of the most probable class
     certainty: float = 0.               # from 0 to 1: the confidence, or less for an image unlike the validation set
-    top: list[tuple[str, float]] = field(default_factory=list)  # the TOP most probable classes, each with its probability
+    top: list[tuple[str, float]] = field(default_factory=list)  # (class, probability) of the TOP most probable classes
     logits: torch.Tensor | None = None  # (classes,), divided by the temperature, fp32 on the CPU
     error: str = ''                     # why the image cannot be read
 

@@ -56,14 +56,15 @@ def confusion(matrix: list[list[int]], classes: list[str]) -> str:
         return trace
 
     worst_first = [classes[i] for i in sorted(range(len(classes)), key=lambda i: shares[i][i])]
-    number_buttons = buttons(0, 'restyle', {'shares': {'visible': [True, False]}, 'counts': {'visible': [False, True]}})
-    order_buttons = buttons(0.45, 'relayout', {'by name': class_order(classes), 'worst first': class_order(worst_first)})
+    numbers = {'shares': {'visible': [True, False]}, 'counts': {'visible': [False, True]}}
+    orders = {'by name': class_order(classes), 'worst first': class_order(worst_first)}
     axis = {'type': 'category', 'categoryorder': 'array', 'categoryarray': classes, 'showgrid': False}
     return figure(
         [heatmap('.0%', shares, visible=True), heatmap('d', matrix, visible=False)],
         height=min(HIGHEST, 240 + (26 if few else 12) * len(classes)),
         xaxis={**axis, 'title': 'predicted', 'tickangle': -60}, yaxis={**axis, 'autorange': 'reversed'},
-        margin={'t': 60, 'l': 50, 'r': 15, 'b': 45}, updatemenus=[number_buttons, order_buttons])
+        margin={'t': 60, 'l': 50, 'r': 15, 'b': 45}, updatemenus=[
+            buttons(0, 'restyle', numbers), buttons(0.45, 'relayout', orders)])
 
 
 def class_order(classes: list[str]) -> dict[str, list[str]]:

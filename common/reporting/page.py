@@ -43,7 +43,7 @@ def making(path: Path) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:  # from two libraries, which may be missing, and from files that anything may have written
+    except Exception as error:  # of two libraries, which may be missing, or of files of any content
         raise UserError(f'{path} could not be made ({type(error).__name__}: {error})') from error
 
 
@@ -168,8 +168,11 @@ def suspect_section(suspects: list[dict[str, Any]], thumbnail: Callable[[str], s
     """Return the images whose label may be wrong."""
     note = (f'{len(suspects)} images look more like another class than like their own, the most suspicious first; '
             'suspects.csv lists them all. Look at them before you move any.')
-    pictures = [described(thumbnail, item, ('wrong', f'label: {item["class"]}'), ('right', f'perhaps {item["perhaps"]}'))
-                for item in suspects[:MOST_SUSPECTS]]
+    pictures = []
+    for item in suspects[:MOST_SUSPECTS]:
+        label = ('wrong', f'label: {item["class"]}')
+        other = ('right', f'perhaps {item["perhaps"]}')
+        pictures.append(described(thumbnail, item, label, other))
     return {'name': 'suspects', 'heading': 'Labels that may be wrong', 'note': note, 'pictures': pictures}
 
 
