@@ -65,25 +65,28 @@ def main(cfg: Settings) -> None:
     cfg = resolved(cfg)
     retain_freed_memory()
     if cfg.WATCH:
-        unreadable = watch_folder(cfg)
-    else:
-        with process_group(cfg.USE_GPU), explain_failures('lower BATCH_SIZE', 'what was classified is in the tables'):
-            source = open_source(cfg.TEST_DIR)
-            out = on_first(writable_folder, cfg.OUTPUT_DIR, 'OUTPUT_DIR')
-            predictor = build_predictor(cfg)
-            explainer = build_explainer(cfg, predictor)
-            summary = classify(cfg, source, predictor, Tables(out))
-        if RANK == 0:
-            draw_contact_sheet(out, source, summary)
-            report = report_accuracy(out, summary, cfg.UNKNOWN_BELOW) if summary.names else None
-            draw_page(cfg, out, source, summary, report, explainer)
-            if report and is_validation_set(cfg.TEST_DIR, predictor.members[0].saved):
-                print('These images chose the weights, and perhaps your settings, so that on others the accuracy will '
-                      'be a little lower: makedata.py --test-ratio 0.15 keeps a part for this.')
-            classified = summary.count - summary.unknown - summary.unreadable
-            print(f'\n{classified} images classified, {summary.unknown} not recognised, {summary.unreadable} unreadable; '
-                  f'see {out}/predictions.csv, .jsonl and .png')
-        unreadable = summary.unreadable
+        finish(watch_folder(cfg))
+        return
+    with process_group(cfg.USE_GPU), explain_failures('lower BATCH_SIZE', 'what was classified is in the tables'):
+        source = open_source(cfg.TEST_DIR)
+        out = on_first(writable_folder, cfg.OUTPUT_DIR, 'OUTPUT_DIR')
+        predictor = build_predictor(cfg)
+        explainer = build_explainer(cfg, predictor)
+        summary = classify(cfg, source, predictor, Tables(out))
+    if RANK == 0:
+        draw_contact_sheet(out, source, summary)
+        report = report_accuracy(out, summary, cfg.UNKNOWN_BELOW) if summary.names else None
+        draw_page(cfg, out, source, summary, report, explainer)
+        if report and is_validation_set(cfg.TEST_DIR, predictor.members[0].saved):
+            print('These images chose the weights, and perhaps your settings, so that on others the accuracy will be '
+                  'a little lower: makedata.py --test-ratio 0.15 keeps a part for this.')
+        print(f'\n{summary.classified} images classified, {summary.unknown} not recognised, {summary.unreadable} '
+              f'unreadable; see {out}/predictions.csv, .jsonl and .png')
+    finish(summary.unreadable)
+
+
+def finish(unreadable: int) -> None:
+    """Leave with an exit code of its own where images could not be read."""
     if unreadable and not LAUNCHED:  # torchrun takes any code but 0 for a crash
         sys.exit(_SOME_UNREADABLE)
 

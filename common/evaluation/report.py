@@ -153,6 +153,11 @@ class Summary:
         self.certain: list[float] = []
         self._index = {name: index for index, name in enumerate(classes)}
 
+    @property
+    def classified(self) -> int:
+        """Number of images that got a class."""
+        return self.count - self.unreadable - self.unknown
+
     def true_class(self, name: str) -> str | None:
         """Return the class whose folder an image lies in, by its path below TEST_DIR; None for no such folder."""
         folder, slash, _ = name.partition('/')

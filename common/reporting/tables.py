@@ -39,7 +39,7 @@ def write_suspects(path: Path, suspects: list[dict[str, Any]]) -> None:
 
 # Predictions: the rows of common/evaluation/report.py, in files that grow and on standard output
 
-CSV_COLUMNS = ('path', 'class', 'confidence', 'certainty', 'top5', 'error')
+PREDICTION_COLUMNS = ('path', 'class', 'confidence', 'certainty', 'top5', 'error')
 
 
 class Tables:
@@ -72,7 +72,7 @@ class Tables:
         """Write rows at the end of predictions.csv alone. Raises UserError."""
         with writing(self.csv), open(self.csv, 'a', newline='', encoding='utf-8-sig',
                                      errors='backslashreplace') as file:  # Excel needs the byte-order mark
-            writer = csv.DictWriter(file, CSV_COLUMNS, extrasaction='ignore', quoting=csv.QUOTE_NONNUMERIC)
+            writer = csv.DictWriter(file, PREDICTION_COLUMNS, extrasaction='ignore', quoting=csv.QUOTE_NONNUMERIC)
             if not file.tell():
                 writer.writeheader()
             for row in rows:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from common.reporting.tables import CSV_COLUMNS, Tables, delete
+from common.reporting.tables import PREDICTION_COLUMNS, Tables, delete
 from common.runtime.files import replacing
 
 AT_A_TIME = 1000  # rows in memory
@@ -42,5 +42,5 @@ def parse(line: bytes) -> Row | None:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    complete = line.endswith(b'\n') and isinstance(row, dict) and row.keys() >= {*CSV_COLUMNS, 'bytes', 'modified_ns'}
+    complete = line.endswith(b'\n') and isinstance(row, dict) and row.keys() >= {*PREDICTION_COLUMNS, 'bytes', 'modified_ns'}
     return row if complete else None
