@@ -42,5 +42,7 @@ def parse(line: bytes) -> Row | None:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    complete = line.endswith(b'\n') and isinstance(row, dict) and row.keys() >= {*PREDICTION_COLUMNS, 'bytes', 'modified_ns'}
-    return row if complete else None
+    needed = {*PREDICTION_COLUMNS, 'bytes', 'modified_ns'}
+    if not line.endswith(b'\n') or not isinstance(row, dict) or not needed <= row.keys():
+        return None
+    return row

@@ -5,11 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 from helpers import ROOT, TINY, draw_folder, read_rows, run_script
 from PIL import Image
 
-import models
 import test
 from common import settings
 from common.runtime.errors import UserError
@@ -102,15 +100,6 @@ def test_mistakes_end_in_one_line(project, monkeypatch, arguments, words):
     with pytest.raises(UserError, match=words) as error:
         test.main(settings.read(test, list(arguments)))
     assert '\n' not in str(error.value)
-
-
-def test_only_a_volo_can_be_explained(project, monkeypatch):
-    monkeypatch.chdir(project)
-    saved = torch.load('checkpoints/volo_d1/best.pth', weights_only=True)
-    state = models.create_model('resnet18', num_classes=3, img_size=[32, 32]).state_dict()
-    torch.save({**saved, 'model': 'resnet18', 'model_kwargs': {}, 'state_dict': state}, 'other.pth')
-    with pytest.raises(UserError, match='EXPLAIN: resnet18 is no VOLO, set it to False'):
-        test.main(settings.read(test, ['--checkpoint', 'other.pth', '--explain']))
 
 
 def test_overrides_hold_in_spawned_workers(project, tmp_path):
