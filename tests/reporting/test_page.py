@@ -88,11 +88,11 @@ def predict(*arguments):
     test.main(settings.read(test, ['--checkpoint', 'out/best.pth', '--num-workers', '0', *arguments]))
 
 
-def write_split(data_dir, twins, **settings):
+def write_split(data_dir, twins, **of_split):
     """What makedata.py would have written of pictures that are the same, and of two others."""
     rows = [(file, f'data1/{file}', name, file.partition('/')[0], '7', '') for file, name in twins]
     rows += [('train/x/1.png', 'x', 'x', 'train', '8', ''), ('train/x/2.png', 'x', 'x', 'train', '8', '')]
-    (data_dir / 'split.json').write_text(json.dumps({'settings': settings}), encoding='utf-8')
+    (data_dir / 'split.json').write_text(json.dumps({'settings': of_split}), encoding='utf-8')
     with open(data_dir / 'split.csv', 'w', newline='', encoding='utf-8') as file:
         csv.writer(file).writerows([('file', 'source', 'class', 'side', 'group', 'sha256'), *rows])
 
@@ -138,7 +138,7 @@ def test_the_page_says_what_the_run_was(project, show):
     result = json.loads((project / 'out' / 'result.json').read_text(encoding='utf-8'))
     text = show(project / 'out' / 'report.html').evaluate('document.body.textContent')
     for part in (f'{result["best"]["acc1"]:.1f} %', f'epoch {result["best"]["epoch"]}', '95 % interval', 'from scratch',
-                 '32 pictures of 4 classes', result['fingerprint'], result['torch'], 'MIXUP_PROB', 'PFLOP'):
+                 'of 4 classes', result['fingerprint'], result['torch'], 'MIXUP_PROB', 'PFLOP'):
         assert part in text
 
 
@@ -177,8 +177,8 @@ def test_the_same_image_in_two_classes_is_shown(project, show, tmp_path):
     names = [name.replace('/', '∕') for name in NAMES]
     assert figures.nth(0).locator('div').nth(1).text_content() == names[0]
     assert figures.nth(1).locator('div').nth(1).text_content() == names[2]
-    for settings in ({'GROUP': 'folder'}, {'LABELS': 'labels.csv'}):  # such groups need not be alike
-        write_split(tmp_path, [('train/a/1.png', 'a'), ('val/b/1.png', 'b')], **settings)
+    for grouped in ({'GROUP': 'folder'}, {'LABELS': 'labels.csv'}):  # such groups need not be alike
+        write_split(tmp_path, [('train/a/1.png', 'a'), ('val/b/1.png', 'b')], **grouped)
         assert find_twins(tmp_path) == []
     (tmp_path / 'split.json').unlink()
     assert find_twins(tmp_path) == []
