@@ -109,8 +109,8 @@ def test_the_mean_of_weights(photos):
 
 
 def test_the_mean_of_weights_has_its_own_temperature_and_no_features_of_others(photos):
-    for name, temperature in (('x.pth', 2.), ('y.pth', 8.)):
-        untrained(name, best={'temperature': temperature}, outliers={})
+    untrained('x.pth', seed=1, best={'temperature': 2.}, outliers={})
+    untrained('y.pth', seed=2, best={'temperature': 8.}, outliers={})
     (member,) = Predictor(['x.pth', 'y.pth'], average_weights=True).members
     assert module.temperature_of(member.saved) == pytest.approx(4) and member.saved['outliers'] is None
     for name, tensor in member.model.net.state_dict().items():  # its checkpoint is that of the mean, for EXPLAIN
