@@ -1,10 +1,11 @@
-"""Pictures for a network in use: any number of them, read as they are named."""
+"""Images for a network in use: any number of them, each read when its turn comes."""
 import os
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,92 +18,130 @@ from common.data.loaders import init_worker
 from common.data.transforms import Transform, eval_transform, fit, least_side
 from common.runtime.errors import UserError
 
-# What test.py is to name: a folder, one picture, shards, or a list of files on standard input
+# What test.py classifies: a folder, one image, shards, or a list of files on standard input
 
-LIST = '-'  # standard input
+STANDARD_INPUT = '-'
+SHOWN_SIDE = 256  # pixels of the shorter side of an image that is opened to be shown; decoding fewer is faster
 
 
 @dataclass
 class Source:
-    """Pictures, whose names in tables are their paths below `root`; those of a list are the paths themselves."""
-    root: str
-    store: Store
-    count: int | None  # None: as many as the list has
-
-    def __iter__(self) -> Iterator[str]:
-        """Yields the path of each picture, in order, without having all of them in memory."""
-        if self.root == LIST:
-            return filter(None, (os.fsdecode(line).rstrip('\r\n') for line in sys.stdin.buffer))
-        return self.store.paths()
+    """Images. Tables call each by its path below `root`; an image of a list keeps the path that the list gives."""
+    root: str          # a folder, a file, or STANDARD_INPUT
+    store: Store       # what opens the images
+    count: int | None  # number of images; None where only time will tell
 
     @property
-    def is_shards(self) -> bool:
-        """Whether the pictures lie in shards, not in files of their own."""
-        return self.root != LIST and not isinstance(self.store, Files)
+    def is_list(self) -> bool:
+        """Whether the images are those that standard input lists."""
+        return self.root == STANDARD_INPUT
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the path of each image, in order, without having all of them in memory."""
+        if self.is_list:
+            return listed_files()
+        return self.store.paths()
 
     def name(self, path: str) -> str:
-        """What tables call a picture."""
-        if self.root == LIST:
+        """Return what tables call the image at a path."""
+        if self.is_list:
             return path
-        return Path(path).name if path == self.root else path[len(self.root.rstrip(os.sep)) + 1:].replace(os.sep, '/')
+        if path == self.root:
+            return Path(path).name
+        below = path[len(self.root.rstrip(os.sep)) + 1:]
+        return below.replace(os.sep, '/')
 
     def path(self, name: str) -> str:
-        """The path of a picture by that name."""
-        if self.root == LIST or os.path.isfile(self.root):
-            return name if self.root == LIST else self.root
+        """Return the path of the image that tables call by a name."""
+        if self.is_list:
+            return name
+        if os.path.isfile(self.root):
+            return self.root
         return os.path.join(self.root, name.replace('/', os.sep))
+
+    def open(self, name: str) -> Image.Image:
+        """Return the RGB image that tables call by a name, perhaps smaller, but large enough to be shown.
+
+        Raises BadImage.
+        """
+        return self.store.open(self.path(name), at_least=SHOWN_SIDE)
+
+
+def listed_files() -> Iterator[str]:
+    """Yield the paths that standard input lists, one on each line, whatever bytes they consist of."""
+    for line in sys.stdin.buffer:
+        path = os.fsdecode(line).rstrip('\r\n')
+        if path:
+            yield path
 
 
 def open_source(test_dir: str) -> Source:
-    """Raises UserError where there is no picture."""
-    if test_dir == LIST:
-        return Source(LIST, Files, None)
+    """Return the images of TEST_DIR. Raises UserError where there are none."""
+    if test_dir == STANDARD_INPUT:
+        return Source(STANDARD_INPUT, Files, count=None)
     if not os.path.exists(test_dir):
         raise UserError(f'TEST_DIR = {test_dir!r}: no such file or folder')
     root = str(Path(test_dir))
-    source = Source(root, open_store(root), 0)
-    source.count = sum(1 for _ in source)
-    if not source.count:
-        raise UserError(f'TEST_DIR = {test_dir!r}: no pictures in it')
-    return source
-Picture = str | Path | Image.Image | np.ndarray  # a file, or one in memory: an array is (H, W) or (H, W, 3), uint8 RGB
-Batch = tuple[list[Picture], list[torch.Tensor] | None, list[str]]
+    store = open_store(root)
+    count = sum(1 for _ in store.paths())
+    if not count:
+        raise UserError(f'TEST_DIR = {test_dir!r}: no images in it')
+    return Source(root, store, count)
 
 
-def open_picture(picture: Picture, at_least: int | None, store: Store) -> Image.Image:
-    """An RGB picture. Raises BadImage for a file that is none, TypeError for an array of another kind."""
-    if isinstance(picture, (str, Path)):
-        return store.open(picture, at_least)
-    return as_rgb(Image.fromarray(picture) if isinstance(picture, np.ndarray) else picture)
+# Batches of images as tensors, read by worker processes
+
+AnyImage = str | Path | Image.Image | np.ndarray  # a file, or one in memory: an array is (H, W) or (H, W, 3), uint8 RGB
+
+
+class Batch(NamedTuple):
+    """Some images, and those of them that could be read as tensors."""
+    images: list[AnyImage]
+    tensors: list[torch.Tensor] | None  # the readable ones for each transform, (B, 3, H, W); None where there are none
+    errors: list[str]                   # what is wrong with each of `images`, '' for a readable one
+
+
+def open_any(image: AnyImage, at_least: int | None, store: Store) -> Image.Image:
+    """Return an RGB image. Raises BadImage for a file that is none, TypeError for an array of another kind."""
+    if isinstance(image, (str, Path)):
+        return store.open(image, at_least)
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(image)
+    return as_rgb(image)
 
 
 class Reader(Dataset):
-    """picture -> (its image for each of the transforms, ''), or (None, what is wrong with the file)."""
+    """Data set from an image to (its tensor for each of the transforms, ''), or to (None, what is wrong with it)."""
 
     def __init__(self, transforms: Sequence[Transform], store: Store):
         self.steps = [(least_side(transform), fit(transform), eval_transform(transform)) for transform in transforms]
         self.store = store
 
-    def __getitem__(self, picture: Picture) -> tuple[list[torch.Tensor] | None, str]:
+    def __getitem__(self, image: AnyImage) -> tuple[list[torch.Tensor] | None, str]:
+        tensors = []
         try:
-            return [to_tensor(resize(open_picture(picture, least, self.store)))
-                    for least, resize, to_tensor in self.steps], ''
+            for least, resize, to_tensor in self.steps:
+                opened = open_any(image, least, self.store)
+                tensors.append(to_tensor(resize(opened)))
         except BadImage as error:
             return None, str(error)
+        return tensors, ''
 
 
-def collate(items: list) -> tuple[list[torch.Tensor] | None, list[str]]:
-    """(batches of the readable images or None, [error or '' for each item])."""
-    images = [image for image, _ in items if image is not None]
-    return default_collate(images) if images else None, [error for _, error in items]
+def collate(items: list[tuple[list[torch.Tensor] | None, str]]) -> tuple[list[torch.Tensor] | None, list[str]]:
+    """Return the `tensors` and `errors` of a Batch from what a Reader made of its images."""
+    readable = [tensors for tensors, _ in items if tensors is not None]
+    errors = [error for _, error in items]
+    if not readable:
+        return None, errors
+    return default_collate(readable), errors
 
 
-def read_batches(batches: Iterable[list[Picture]], transforms: Sequence[Transform], store: Store,
+def read_batches(batches: Iterable[list[AnyImage]], transforms: Sequence[Transform], store: Store,
                  workers: int = 0) -> Iterator[Batch]:
-    """Yields (pictures, for each transform the readable ones as a tensor (B, 3, H, W), or None if none is readable,
-    [error or '' for each]) for each batch.
+    """Yield a Batch for each list of images, read by `workers` processes, or by this one for 0.
 
-    No more of `batches` are asked for than `workers` processes have begun to read.
+    No more of `batches` are asked for than the workers have begun to read.
     """
     waiting = deque()
 
@@ -113,5 +152,5 @@ def read_batches(batches: Iterable[list[Picture]], transforms: Sequence[Transfor
 
     loader = DataLoader(Reader(transforms, store), batch_sampler=asked_for(), collate_fn=collate, num_workers=workers,
                         worker_init_fn=init_worker, pin_memory=torch.cuda.is_available())
-    for images, errors in loader:
-        yield waiting.popleft(), images, errors
+    for tensors, errors in loader:
+        yield Batch(waiting.popleft(), tensors, errors)

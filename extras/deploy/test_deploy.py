@@ -58,8 +58,7 @@ def test_every_file_says_how_often_it_agrees(deployed):
     folder, out = deployed
     assert {path.name for path in folder.iterdir()} == {'x.pth', 'data', 'x.safetensors', *ONNX}
     paths = sorted((folder / 'data' / 'val').rglob('*.png'))
-    right = np.mean([found.label == path.parent.name
-                     for path, found in zip(paths, Predictor(folder / 'x.pth')(paths), strict=True)])
+    right = np.mean([found.label == found.image.parent.name for found in Predictor(folder / 'x.pth')(paths)])
     for name in ONNX:
         metadata = open_session(folder / name).get_modelmeta().custom_metadata_map
         agreement = json.loads(metadata['agreement'])

@@ -1,32 +1,78 @@
-"""Pictures with what the answer of a VOLO rests on."""
+"""EXPLAIN of test.py: images with what the answer of a VOLO rests on."""
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 
 from common.data.folders import Store
-from common.data.reading import read_batches
+from common.data.reading import Source, read_batches
 from common.data.transforms import Transform, fit
+from common.reporting.page import THUMBNAIL_SIDE, Section, as_uri, prediction_lines
 from common.runtime.console import Bar
 from common.runtime.device import to_device
+from common.runtime.errors import UserError
 from common.runtime.files import replacing
 from extras.explain.attribution import explain
 from extras.explain.heatmaps import overlay, side_by_side
-from models import restore_model
+from models import VARIANTS, restore_model
 
-LEAST = 256  # pixels of a picture's shorter side, as it is drawn
-
-Explanation = tuple[Path, Image.Image, torch.Tensor, torch.Tensor]
+LEAST = 256  # pixels of an image's shorter side, as it is drawn
 
 
-def explanations(saved: dict, paths: list[Path], batch_size: int, store: Store,
+class Explanation(NamedTuple):
+    """Where the network looked, both maps (H/16, W/16)."""
+    path: str
+    image: Image.Image         # the part of the image that the network sees
+    attention: torch.Tensor    # what the class token attended to
+    attribution: torch.Tensor  # what spoke for the most probable class
+
+
+class Explainer:
+    """Draws where the network of a checkpoint looked. `saved` is the checkpoint's content, which a Predictor has used.
+
+    Raises UserError for a network that is no VOLO.
+    """
+
+    def __init__(self, saved: dict[str, Any], batch_size: int, device: torch.device):
+        if saved['model'] not in VARIANTS:
+            raise UserError(f'EXPLAIN: {saved["model"]} is no VOLO, set it to False')
+        self.saved = saved
+        self.batch_size = batch_size
+        self.device = device
+
+    def draw(self, folder: Path, source: Source, names: Sequence[str]) -> dict[str, Path]:
+        """Draw images of a source, by their names in tables, each beside its maps, as folder/NAME.png.
+
+        Returns {name: file} of those that can be read. Raises UserError.
+        """
+        name_of = {source.path(name): name for name in names}
+        drawn = {}
+        for found in explanations(self.saved, list(name_of), self.batch_size, source.store, self.device):
+            name = name_of[found.path]
+            drawn[name] = folder / f'{name}.png'
+            write_sheet(drawn[name], found)
+        return drawn
+
+    def section(self, rows: Sequence[dict[str, Any]], drawn: dict[str, Path]) -> Section:
+        """Return the section of report.html with the drawings of some rows of the tables."""
+        pictures = []
+        for row in rows:
+            if row['path'] not in drawn:  # it can no longer be read
+                continue
+            sheet = Image.open(drawn[row['path']])
+            pictures.append({'images': [as_uri(sheet, 3 * THUMBNAIL_SIDE)], 'wide': True,
+                             'lines': prediction_lines(row)})
+        return {'name': 'explain', 'heading': 'Where it looked', 'pictures': pictures, 'note':
+                'Beside each image what the class token attended to, and what spoke for the class, both brightest '
+                'where they are largest. The drawings are also in the folder explain.'}
+
+
+def explanations(saved: dict[str, Any], paths: list[str] | list[Path], batch_size: int, store: Store,
                  device: torch.device) -> Iterator[Explanation]:
-    """Yields (path, the part of the picture that the network sees, its class attention, its attribution) of readable
-    pictures, both (H/16, W/16).
-
-    `saved` is the content of a checkpoint of a VOLO that a Predictor has used.
+    """Yield the Explanation of each readable image of `paths`, in order. `saved` is the content of a VOLO's checkpoint.
     """
     net = restore_model(saved).to(device).eval()
     transform = Transform.from_dict(saved['transform'])
@@ -34,28 +80,20 @@ def explanations(saved: dict, paths: list[Path], batch_size: int, store: Store,
     frame = fit(dataclasses.replace(transform, img_size=[round(scale * side) for side in transform.img_size]))
     batches = (paths[start:start + batch_size] for start in range(0, len(paths), batch_size))
     with Bar(total=len(paths), desc='explaining', unit='img') as bar:
-        for batch, images, errors in read_batches(batches, [transform], store):
-            maps = () if images is None else explain(net, to_device(images[0], device))[1:]
-            found = zip(*(values.cpu() for values in maps), strict=True)
-            for path, error in zip(batch, errors, strict=True):
-                bar.update()
-                if not error:
-                    yield path, frame(store.open(path, at_least=2 * LEAST)), *next(found)
+        for batch in read_batches(batches, [transform], store):
+            bar.update(len(batch.images))
+            if batch.tensors is None:
+                continue
+            _, attention, attribution = explain(net, to_device(batch.tensors[0], device))
+            readable = [path for path, error in zip(batch.images, batch.errors, strict=True) if not error]
+            for path, attended, spoke in zip(readable, attention.cpu(), attribution.cpu(), strict=True):
+                yield Explanation(path, frame(store.open(path, at_least=2 * LEAST)), attended, spoke)
 
 
-def draw_explanations(folder: Path, explained: Iterable[tuple[Path, Image.Image, torch.Tensor, torch.Tensor]],
-                      names: dict[Path, str]) -> dict[str, Path]:
-    """Each picture beside its class attention and its attribution, as folder/NAME.png: `explained` yields its path,
-    itself and the two maps, `names` is {path: name}.
-
-    Returns {name: file}. Raises UserError.
-    """
-    drawn = {}
-    for path, image, attention, attribution in explained:
-        sheet = side_by_side({'picture': image, 'class attention': overlay(image, attention),
-                              'attribution': overlay(image, attribution)})
-        file = drawn[names[path]] = folder / f'{names[path]}.png'
-        with replacing(file) as aside:
-            aside.parent.mkdir(parents=True, exist_ok=True)
-            sheet.save(aside, 'PNG')
-    return drawn
+def write_sheet(file: Path, found: Explanation) -> None:
+    """Write an image beside its two maps as a PNG file. Raises UserError."""
+    sheet = side_by_side({'image': found.image, 'class attention': overlay(found.image, found.attention),
+                          'attribution': overlay(found.image, found.attribution)})
+    with replacing(file) as aside:
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(aside, 'PNG')

@@ -6,7 +6,7 @@ from models.volo import VOLO
 
 @torch.enable_grad()
 def explain(net: VOLO, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(logits (B, classes), class attention, attribution (B, H/16, W/16) both) of a network in evaluation.
+    """Return (logits (B, classes), class attention, attribution, both (B, H/16, W/16)) of a network in evaluation.
 
     The class attention is what the class token takes from each place, on average over the heads of the class blocks;
     with what it takes from itself the sum is 1. The attribution is how much the logit of the most probable class would
@@ -19,14 +19,18 @@ def explain(net: VOLO, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
     logits = net.forward_head(tokens, box)
     gradient, = torch.autograd.grad(logits.amax(1).sum(), tokens)             # (B, H/16, W/16, dim)
     tokens = tokens.detach()
-    attribution = (gradient * (tokens - tokens.mean((1, 2), keepdim=True))).sum(-1).clamp(min=0)
+    difference = tokens - tokens.mean((1, 2), keepdim=True)
+    attribution = (gradient * difference).sum(-1).clamp(min=0)                # (B, H/16, W/16)
     return logits.detach(), attention.unflatten(1, tokens.shape[1:3]), attribution
 
 
-def class_attention(net: VOLO, x: torch.Tensor) -> torch.Tensor:
-    """Tokens (B, N, dim) ahead of the class blocks -> what the class token takes from each of them (B, N)."""
-    cls, found = net.cls_token.expand(len(x), -1, -1), []
+def class_attention(net: VOLO, tokens: torch.Tensor) -> torch.Tensor:
+    """Return what the class token takes from each of the tokens ahead of the class blocks, (B, N, dim) -> (B, N)."""
+    cls = net.cls_token.expand(len(tokens), -1, -1)
+    found = []
     for block in net.post_network:
-        found.append(block.attn.weights(block.norm1(torch.cat([cls, x], dim=1))).mean(1)[:, 1:])
-        cls = block(cls, x)
+        together = torch.cat([cls, tokens], dim=1)
+        weights = block.attn.weights(block.norm1(together)).mean(1)  # (B, 1 + N), mean over the heads
+        found.append(weights[:, 1:])
+        cls = block(cls, tokens)
     return torch.stack(found).mean(0)

@@ -1,14 +1,14 @@
-"""Maps drawn over pictures."""
+"""Maps drawn over images."""
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-STRENGTH = 0.6  # of the colours over the picture
-TITLE = 18      # pixels
+STRENGTH = 0.6     # of the colours over the image
+TITLE_HEIGHT = 18  # pixels
 
 
 def overlay(image: Image.Image, values: torch.Tensor) -> Image.Image:
-    """An image with a map (h, w) of values from 0 on over it: yellow where they are largest, dark where they are 0."""
+    """Return an image with a map (h, w) of values from 0 on over it: yellow where they are largest, dark where 0."""
     import matplotlib
 
     shares = (values / values.max().clamp(min=1e-12)).numpy()
@@ -18,11 +18,11 @@ def overlay(image: Image.Image, values: torch.Tensor) -> Image.Image:
 
 
 def side_by_side(panels: dict[str, Image.Image]) -> Image.Image:
-    """Images of one size beside each other, {title in ASCII: image}."""
+    """Return images of one size beside each other, {title in ASCII: image}."""
     width, height = next(iter(panels.values())).size
-    sheet = Image.new('RGB', (len(panels) * width, height + TITLE), 'white')
+    sheet = Image.new('RGB', (len(panels) * width, height + TITLE_HEIGHT), 'white')
     draw = ImageDraw.Draw(sheet)
     for place, (title, image) in enumerate(panels.items()):
-        sheet.paste(image, (place * width, TITLE))
+        sheet.paste(image, (place * width, TITLE_HEIGHT))
         draw.text((place * width + 4, 3), title, 'black')
     return sheet

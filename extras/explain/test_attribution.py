@@ -1,4 +1,4 @@
-"""models/attribution.py: where a VOLO looks."""
+"""Where a VOLO looks."""
 import itertools
 
 import pytest
@@ -21,8 +21,13 @@ def awake(net):
 def test_the_weights_of_class_attention_are_what_it_mixes_with(monkeypatch):
     attention, x = awake(ClassAttention(24, 4)), torch.randn(2, 7, 24)
     values, used = [], []
-    monkeypatch.setattr('models.layers.attend', lambda q, k, v, dropout: values.append(v) or used.append(
-        attend(q, k, v, dropout)) or used[-1])
+
+    def spy(q, k, v, dropout):
+        values.append(v)
+        used.append(attend(q, k, v, dropout))
+        return used[-1]
+
+    monkeypatch.setattr('models.layers.attend', spy)
     attention(x)
     weights = attention.weights(x)
     assert weights.shape == (2, 4, 7) and weights.std() > 0.01

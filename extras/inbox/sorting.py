@@ -1,4 +1,4 @@
-"""Copies of pictures in a folder for each answer."""
+"""Copies of images in a folder for each answer."""
 import filecmp
 import itertools
 import os
@@ -6,7 +6,8 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from common.data.folders import refuse_class_names
+from common.data.folders import SHARDS_TABLE, refuse_class_names
+from common.data.reading import STANDARD_INPUT
 from common.evaluation.predictor import UNKNOWN, Prediction
 from common.runtime.errors import UserError
 from common.runtime.files import beside, locked, writable_folder, writing
@@ -15,19 +16,24 @@ UNSURE = 'unsure'
 
 
 class Sorter:
-    """Copies pictures into folder/CLASS, folder/unsure (confidence below `unsure_below`) or folder/unknown.
+    """Copies images into folder/CLASS, folder/unsure (confidence below `unsure_below`) or folder/unknown.
 
-    Used with `with`, while no other process sorts into the folder. Raises UserError where it or a class is unfit.
+    `test_dir` is TEST_DIR. Used with `with`, while no other process sorts into the folder. Raises UserError where the
+    folder, the images or a class are unfit.
     """
 
     def __init__(self, folder: str, test_dir: str, classes: Iterable[str], unsure_below: float, unknown_below: float):
-        self.folder, self.unsure_below = writable_folder(folder, 'SORT_TO'), unsure_below
+        if Path(test_dir, SHARDS_TABLE).is_file():
+            raise UserError('SORT_TO needs files, and the images of TEST_DIR lie in shards: set it to None')
+        self.folder = writable_folder(folder, 'SORT_TO')
         if self.folder.resolve().is_relative_to(Path(test_dir).resolve()):
             raise UserError(f'SORT_TO = {folder!r} lies in TEST_DIR: choose a folder outside')
         refuse_class_names(classes, 'SORT_TO')
         for name, below in ((UNSURE, unsure_below), (UNKNOWN, unknown_below)):
             if below and name in classes:
                 raise UserError(f'SORT_TO: there is a class {name}: set {name.upper()}_BELOW to 0')
+        self.from_list = test_dir == STANDARD_INPUT
+        self.unsure_below = unsure_below
         self.lock = locked(beside(self.folder.resolve(), 'lock'), f'SORT_TO = {folder!r}: another run sorts into it')
 
     def __enter__(self) -> 'Sorter':
@@ -38,21 +44,22 @@ class Sorter:
         self.lock.__exit__(*error)
 
     def place(self, prediction: Prediction, name: str) -> Path:
-        """Where the picture by that name, a path, belongs."""
+        """Return where the image that tables call `name` belongs: a path below TEST_DIR, or of a list any path."""
         answer = prediction.label
         if answer != UNKNOWN and prediction.confidence < self.unsure_below:
             answer = UNSURE
-        return self.folder / answer / name
+        below = Path(name).name if self.from_list else name
+        return self.folder / answer / below
 
     def copy(self, prediction: Prediction, name: str) -> None:
-        """Copy a readable picture, its times too. Raises UserError where that cannot be written."""
-        if not os.path.exists(prediction.picture):
-            print(f'warning: {prediction.picture} is gone, so it is not sorted')
+        """Copy a readable image, its times too. Raises UserError where that cannot be written."""
+        if not os.path.exists(prediction.image):
+            print(f'warning: {prediction.image} is gone, so it is not sorted')
             return
         target = self.place(prediction, name)
         with writing(target):
             target.parent.mkdir(parents=True, exist_ok=True)
-            add_copy(prediction.picture, target, self.folder / '.copying')
+            add_copy(prediction.image, target, self.folder / '.copying')
 
 
 def add_copy(source: str | Path, target: Path, aside: Path) -> Path:

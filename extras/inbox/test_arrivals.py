@@ -1,11 +1,10 @@
-"""Which pictures of a folder that fills up are to be read."""
+"""Which images of a folder that fills up are to be read."""
 import os
 import shutil
 from pathlib import Path
 
 import pytest
 
-from extras.inbox import arrivals as module
 from extras.inbox.arrivals import HOPELESS, SETTLED, Arrivals
 
 
@@ -47,7 +46,7 @@ def ready(arrivals, clock, later=0., readable=True):
     return paths
 
 
-def test_a_picture_comes_once_when_it_has_settled(arrivals, clock):
+def test_an_image_comes_once_when_it_has_settled(arrivals, clock):
     write('inbox/1.jpg', 'half')
     write('inbox/deep/2.jpg', 'whole')
     write('inbox/notes.txt', 'x')
@@ -59,7 +58,7 @@ def test_a_picture_comes_once_when_it_has_settled(arrivals, clock):
     assert ready(arrivals, clock, SETTLED) == []
 
 
-def test_the_same_name_and_size_later_is_another_picture(arrivals, clock):
+def test_the_same_name_and_size_later_is_another_image(arrivals, clock):
     write('inbox/1.jpg', 'a', time=1000)
     ready(arrivals, clock)
     assert ready(arrivals, clock, SETTLED) == ['inbox/1.jpg']
@@ -116,14 +115,10 @@ def test_a_folder_that_goes_away_is_waited_for(arrivals, clock, capsys):
     assert ready(arrivals, clock) == [] and 'waiting for it' in capsys.readouterr().out
 
 
-def test_a_picture_that_goes_away_before_it_is_read_is_forgotten(arrivals, clock):
+def test_an_image_that_goes_away_before_it_is_read_is_forgotten(arrivals, clock):
     write('inbox/1.jpg', 'a')
     ready(arrivals, clock)
     clock.now += SETTLED
     assert arrivals.ready() == ['inbox/1.jpg']
     os.unlink('inbox/1.jpg')
     assert arrivals.take('inbox/1.jpg', False) is None and ready(arrivals, clock) == [] and not arrivals.since
-
-
-def test_the_constants_are_seconds():
-    assert 1 <= module.SETTLED < module.HOPELESS

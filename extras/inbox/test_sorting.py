@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from common.data.folders import SHARDS_TABLE
 from common.evaluation.predictor import Prediction
 from common.runtime.errors import UserError
 from extras.inbox import sorting
@@ -35,7 +36,7 @@ def test_each_answer_has_its_folder():
     assert Path('sorted/unsure/deep/2.jpg').read_text() == 'deep/2.jpg' == Path('inbox/deep/2.jpg').read_text()
 
 
-def test_a_picture_that_went_away_is_a_warning(capsys):
+def test_an_image_that_went_away_is_a_warning(capsys):
     with sorter() as there:
         there.copy(Prediction('inbox/3.jpg', 'a', confidence=1.), '3.jpg')
     assert 'warning: inbox/3.jpg is gone' in capsys.readouterr().out and found() == []
@@ -106,3 +107,9 @@ def test_one_run_at_a_time_sorts_into_a_folder():
             pass
     with sorter():
         assert first.lock
+
+
+def test_shards_have_no_files_to_copy():
+    Path('inbox', SHARDS_TABLE).write_text('file,class,bytes')
+    with pytest.raises(UserError, match='SORT_TO needs files, and the images of TEST_DIR lie in shards'):
+        sorter()

@@ -82,7 +82,7 @@ def test_they_predict_what_one_does(data, alone):
     assert run_script('test.py', *options, '--output-dir', 'one', env={'CUDA_VISIBLE_DEVICES': ''}).returncode == 3
     process = launch(2, 'test.py', *options, '--output-dir', 'two')
     out, err = process.communicate(timeout=300)
-    assert process.returncode == 0 and '30 pictures named, 1 unreadable' in out, err
+    assert process.returncode == 0 and '30 images classified, 0 not recognised, 1 unreadable' in out, err
     for name in ('predictions.csv', 'report.json'):
         assert Path('one', name).read_text() == Path('two', name).read_text()
     assert len(read_rows('two')) == 31

@@ -1,35 +1,47 @@
-"""Test-time augmentation: several views of an image, which a network should name alike."""
+"""Test-time augmentation: other views of an image, which a network should classify alike."""
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
-View = Callable[[torch.Tensor], torch.Tensor]
+View = Callable[[torch.Tensor], torch.Tensor]  # images (B, 3, H, W) -> the same images, seen another way
+
+MIRRORINGS = ((3,), (2,), (2, 3))  # axes that are reversed: left and right, top and bottom, both
 
 
-def other_views(flip: bool, flip_vertical: bool, turns: bool) -> list[View]:
-    """Functions (B, 3, H, W) -> another view of the same images, other than the images themselves.
+def seen_as(reversed_axes: tuple[int, ...], quarter_turns: int = 0) -> View:
+    """Return the view that reverses some axes and then turns the image by so many times 90 degrees."""
+    def view(images: torch.Tensor) -> torch.Tensor:
+        return images.flip(reversed_axes).rot90(quarter_turns, (2, 3))
 
-    With all three there are seven: the symmetries of the square. Images that are not square are not turned by 90
-    degrees.
+    return view
+
+
+def symmetries(square: bool) -> list[View]:
+    """Return the views of an image that has no up, other than the image itself: seven of a square one, and of others
+    the three that keep its shape.
     """
-    def view(quarters: int, axes: tuple[int, ...]) -> View:
-        return lambda images: images.flip(axes).rot90(quarters, (2, 3))
-
-    mirrored = [axes for axes in ((), (3,), (2,), (2, 3))
-                if (flip or 3 not in axes) and (flip_vertical or 2 not in axes)]
-    quarters = range(1) if not turns else range(2) if flip and flip_vertical else range(4)
-    return [view(turn, axes) for turn in quarters for axes in mirrored if turn or axes]
+    views = [seen_as(axes) for axes in MIRRORINGS]
+    if square:
+        for axes in ((), *MIRRORINGS):
+            views.append(seen_as(axes, quarter_turns=1))
+    return views
 
 
-def trained_views(saved: dict) -> list[View]:
-    """The other views that training had too, by the settings that a checkpoint holds: mirror images, and turns by 90
-    degrees where it turned images at least as far.
+def trained_views(saved: dict[str, Any]) -> list[View]:
+    """Return the views, other than the image itself, that training had too.
+
+    They follow from the VIEW among the settings that a checkpoint holds, which may come from anyone: whatever is no
+    known VIEW means no other view. `saved` has passed models.check_saved.
     """
-    settings, (height, width) = saved.get('settings'), saved['transform']['img_size']
-    settings = settings if isinstance(settings, dict) else {}
-
-    def had(name: str, least: float) -> bool:
-        value = settings.get(name)
-        return isinstance(value, (int, float)) and value >= least
-
-    return other_views(had('FLIP', 0.01), had('FLIP_VERTICAL', 0.01), height == width and had('ROTATION', 90))
+    settings = saved.get('settings')
+    if not isinstance(settings, dict):
+        return []
+    view = settings.get('VIEW')
+    if view == 'upright':
+        mirror_image = seen_as((3,))
+        return [mirror_image]
+    if view == 'above':
+        height, width = saved['transform']['img_size']
+        return symmetries(square=height == width)
+    return []

@@ -121,7 +121,7 @@ def evaluate(name, saved, half):
     paths = [path for path in map(Path, list_images('data/val')) if half_of(path) == half]
     predictor = Predictor({name: saved})
     predictions = [found for found in predictor(paths, workers=worker_count('auto')) if not found.error]
-    targets = [saved['classes'].index(prediction.picture.parts[2]) for prediction in predictions]
+    targets = [saved['classes'].index(prediction.image.parts[2]) for prediction in predictions]
     found = scores(torch.stack([p.logits for p in predictions]), torch.tensor(targets), saved['classes'])
     return {f'{name}_acc1': round(found['acc1'], 2), f'{name}_balanced': round(found['balanced_accuracy'], 2),
             f'{name}_macro_f1': round(100 * found['report']['macro avg']['f1-score'], 2)}

@@ -44,7 +44,7 @@ def main(cfg):
     trained = run_train(f'{cfg.OPTIONS} --balance {cfg.BALANCE}', cfg.PFLOP, cfg.SEED)
     saved = trained.weights['ema']
     found = [prediction for prediction in Predictor({'ema': saved})(list_images('data/val')) if not prediction.error]
-    targets = [saved['classes'].index(Path(prediction.picture).parent.name) for prediction in found]
+    targets = [saved['classes'].index(Path(prediction.image).parent.name) for prediction in found]
     result = scores(torch.stack([prediction.logits for prediction in found]), torch.tensor(targets), saved['classes'])
     recalls = [result['report'][name]['recall'] for name in saved['classes']]
     print(json.dumps({'balance': cfg.BALANCE, 'seed': cfg.SEED, 'pflop': round(trained.pflop, 4),

@@ -113,6 +113,6 @@ def test_test_py_calls_strange_pictures_unknown(tmp_path, monkeypatch):
     alike = [row for name, row in rows.items() if not name.startswith('strange')]
     answered = np.mean([row['class'] != 'unknown' for row in alike])
     assert answered > 0.85 and f'{answered:.1%} of them are answered with a class' in done.stdout
-    assert f'{60 - round(60 * answered) + 3} unknown, 0 unreadable' in done.stdout
+    assert f'{60 - round(60 * answered) + 3} not recognised, 0 unreadable' in done.stdout
     assert all(row['certainty'] <= row['confidence'] + 1e-6 for row in rows.values())
     assert 'unknown' not in run_script('test.py', *arguments, cwd=tmp_path).stdout

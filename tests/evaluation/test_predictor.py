@@ -1,4 +1,4 @@
-"""Predictor: the same answers for files, images and arrays; several looks, several networks."""
+"""Predictor: the same answers for files, images and arrays; several networks."""
 import itertools
 
 import numpy as np
@@ -11,25 +11,24 @@ from common.data.folders import list_images
 from common.evaluation import predictor as module
 from common.evaluation.predictor import Predictor
 from common.runtime.errors import UserError
-from extras.tta import other_views, trained_views
 
 
 @pytest.fixture
 def photos(tmp_path, monkeypatch):
-    """Paths of twelve pictures of noise, beside x.pth."""
+    """Paths of twelve images of noise, beside x.pth."""
     monkeypatch.chdir(tmp_path)
     untrained('x.pth')
     return list(list_images(draw_folder(tmp_path / 'photos', {'a': 6, 'b': 6})))
 
 
-def logits(predictor, pictures, **options):
-    return torch.stack([found.logits for found in predictor(pictures, **options)])
+def logits(predictor, images, **options):
+    return torch.stack([found.logits for found in predictor(images, **options)])
 
 
-def test_files_images_and_arrays_are_named_alike(photos):
+def test_files_images_and_arrays_are_classified_alike(photos):
     predictor = Predictor('x.pth', batch_size=5, use_amp=False)
     files, images = list(predictor(photos)), [Image.open(path) for path in photos]
-    assert [found.picture for found in files] == photos and len({found.label for found in files}) > 1
+    assert [found.image for found in files] == photos and len({found.label for found in files}) > 1
     expected = torch.stack([found.logits for found in files])
     assert logits(predictor, images).equal(expected)
     assert logits(predictor, [np.asarray(image) for image in images]).equal(expected)
@@ -61,12 +60,17 @@ def test_an_unreadable_file_is_an_answer_too(photos):
     assert logits(Predictor('x.pth'), photos[:3]).allclose(torch.stack([found[i].logits for i in (0, 2, 3)]), atol=1e-2)
 
 
-def test_no_more_pictures_are_asked_for_than_are_being_read(photos):
-    """An endless list is named as far as someone wants the answers."""
+def test_no_more_images_are_asked_for_than_are_being_read(photos):
+    """An endless list is classified as far as someone wants the answers."""
     asked = []
-    endless = (asked.append(path) or path for path in itertools.cycle(photos))
-    found = list(itertools.islice(Predictor('x.pth', batch_size=4)(endless), 10))
-    assert [prediction.picture for prediction in found] == photos[:10] and len(asked) <= 16
+
+    def endless():
+        for path in itertools.cycle(photos):
+            asked.append(path)
+            yield path
+
+    found = list(itertools.islice(Predictor('x.pth', batch_size=4)(endless()), 10))
+    assert [prediction.image for prediction in found] == photos[:10] and len(asked) <= 16
 
 
 def test_unknown_is_what_is_too_uncertain(photos):
@@ -76,42 +80,6 @@ def test_unknown_is_what_is_too_uncertain(photos):
     assert [prediction.label == 'unknown' for prediction in again] == [p.certainty < middle for p in found]
     assert {p.label for p in again} > {'unknown'} and all(p.confidence == q.confidence for p, q in
                                                             zip(found, again, strict=True))
-
-
-@pytest.mark.parametrize('arguments, count', [
-    ((False, False, False), 0), ((True, False, False), 1), ((False, True, False), 1), ((True, True, False), 3),
-    ((False, False, True), 3), ((True, False, True), 7), ((False, True, True), 7), ((True, True, True), 7)])
-def test_views_are_different_symmetries_of_the_square(arguments, count):
-    images = torch.arange(18.).view(1, 2, 3, 3)
-    views = [images, *(view(images) for view in other_views(*arguments))]
-    assert len(views) == count + 1 == len({tuple(view.flatten().tolist()) for view in views})
-    corners = {tuple(sorted(view[0, 0, ::2, ::2].flatten().tolist())) for view in views}
-    assert corners == {(0, 2, 6, 8)} and all(view[0, 0, 1, 1] == 4 for view in views)
-
-
-def test_views_are_those_of_training():
-    def count(side=32, **settings):
-        return len(trained_views({'settings': settings, 'transform': {'img_size': [32, side]}}))
-    assert count() == 0 and count(FLIP=0.5) == 1 and count(FLIP=0.5, FLIP_VERTICAL=0.5) == 3
-    assert count(FLIP=0.5, ROTATION=89) == 1 and count(FLIP=0.5, ROTATION=180) == 7
-    assert count(side=48, FLIP=0.5, ROTATION=180) == 1 and count(FLIP='auto') == 0
-    assert trained_views({'settings': None, 'transform': {'img_size': [32, 32]}}) == []
-
-
-def test_uncertain_pictures_are_looked_at_again(photos, monkeypatch):
-    """The mean of the logits of both mirror images; sure ones are as they were."""
-    untrained('x.pth', settings={'FLIP': 0.5})
-    once = list(Predictor('x.pth', use_amp=False)(photos))
-    mirrored = logits(Predictor('x.pth', use_amp=False), [Image.open(path).transpose(0) for path in photos])
-    middle = sorted(prediction.confidence for prediction in once)[6]
-    found = list(Predictor('x.pth', use_amp=False, tta=True, tta_below=middle)(photos))
-    for before, other, after in zip(once, mirrored, found, strict=True):
-        expected = (before.logits + other) / 2 if before.confidence < middle else before.logits
-        torch.testing.assert_close(after.logits, expected)
-    assert sum(before.logits.allclose(after.logits) for before, after in zip(once, found, strict=True)) == 6
-    sure, looks = Predictor('x.pth', use_amp=False, tta=True, tta_below=0.), []
-    monkeypatch.setattr(sure, 'look', lambda images: looks.append(1) or Predictor.look(sure, images))
-    assert logits(sure, photos).equal(torch.stack([prediction.logits for prediction in once])) and len(looks) == 1
 
 
 def test_several_networks_are_averaged(photos):
@@ -141,13 +109,42 @@ def test_the_mean_of_weights(photos):
 
 
 def test_the_mean_of_weights_has_its_own_temperature_and_no_features_of_others(photos):
-    for name, temperature in (('x.pth', 2.), ('y.pth', 8.)):
-        untrained(name, best={'temperature': temperature}, outliers={})
+    untrained('x.pth', seed=1, best={'temperature': 2.}, outliers={})
+    untrained('y.pth', seed=2, best={'temperature': 8.}, outliers={})
     (member,) = Predictor(['x.pth', 'y.pth'], average_weights=True).members
     assert module.temperature_of(member.saved) == pytest.approx(4) and member.saved['outliers'] is None
+    for name, tensor in member.model.net.state_dict().items():  # its checkpoint is that of the mean, for EXPLAIN
+        assert member.saved['state_dict'][name].equal(tensor)
 
 
-def test_weights_that_diverged_are_named(photos):
+@pytest.mark.parametrize('amp_dtype, expected', [
+    ('bfloat16', True), ('float16', True), (None, False), (7, False), ({}, False), ('missing', False)])
+def test_mixed_precision_is_as_in_training(amp_dtype, expected):
+    saved = {} if amp_dtype == 'missing' else {'amp_dtype': amp_dtype}
+    assert module.trained_with_amp(saved) == expected
+
+
+@pytest.mark.parametrize('settings', [None, 7, [], {}, {'DATA_DIR': 7}, {'DATA_DIR': None}, {'DATA_DIR': 'other'}])
+def test_a_folder_is_not_taken_for_the_validation_set(settings):
+    assert not module.is_validation_set('data/val', {'settings': settings})
+    assert module.is_validation_set('./data/val/', {'settings': {'DATA_DIR': 'data'}})
+
+
+def good_outliers():
+    return {'mean': torch.zeros(3), 'precision': torch.eye(3), 'share': torch.tensor(0.1), 'squares': torch.arange(9.)}
+
+
+@pytest.mark.parametrize('name, value', [
+    ('mean', torch.zeros(4)), ('mean', [0.] * 3), ('precision', torch.eye(4)), ('precision', torch.zeros(3)),
+    ('precision', torch.eye(3).to_sparse()), ('share', torch.zeros(1)), ('squares', torch.tensor(1.)),
+    ('squares', torch.zeros(9, dtype=torch.int32)), ('mean', torch.full((3,), float('nan'))), ('squares', None)])
+def test_outliers_that_make_no_sense_are_left_out(name, value):
+    assert module.outliers_of({'outliers': good_outliers()}, 3) is not None
+    assert module.outliers_of({'outliers': {**good_outliers(), name: value}}, 3) is None
+    assert module.outliers_of({'outliers': [value]}, 3) is None
+
+
+def test_an_error_names_the_weights_that_diverged(photos):
     saved = torch.load('x.pth', weights_only=True)
     saved['state_dict']['head.bias'] += float('nan')
     torch.save(saved, 'nan.pth')

@@ -10,15 +10,17 @@ import sys
 import numpy as np
 import pytest
 import torch
-from helpers import draw_folder, read_json, run, run_script
+from helpers import draw_folder, read_json, run
 from PIL import Image
 
+import test
+from common import settings
 from common.data.split import SPLIT_COLUMNS
 from common.evaluation.metrics import scores
 from common.evaluation.report import build_report
 from common.reporting import page
-from common.runtime.device import Autocast
 from common.runtime.errors import UserError
+from common.training.losses import LossModel
 from common.training.page import RunPage, find_twins
 
 NAMES = ["Fat Hen's <script>alert(1)</script>", '玉米 "Mais" & <b>co</b>', '{{ 7 * 7 }} $x$', '</script>=cmd']
@@ -64,7 +66,7 @@ def show(browser):
 
 @pytest.fixture(scope='module')
 def project(tmp_path_factory):
-    """A small run on classes with names that are not easily shown, and predictions with explanations."""
+    """A small run on classes with names that are not easily shown, predictions for val and for a flat folder."""
     folder = tmp_path_factory.mktemp('project')
     names = [name.replace('/', '∕') for name in NAMES]
     draw_folder(folder / 'data' / 'train', dict.fromkeys(names, 8), size=(40, 48))
@@ -73,16 +75,25 @@ def project(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         run(epochs=2, cutout=1)
-    done = run_script('test.py', '--checkpoint', 'out/best.pth', '--explain', '--num-workers', 0, cwd=folder)
-    assert done.returncode == 0, done.stderr
+        predict()
+        (folder / 'flat').mkdir()
+        for number, path in enumerate(sorted((folder / 'data' / 'val').rglob('*.png'))):
+            shutil.copy(path, folder / 'flat' / f'{number}.png')
+        (folder / 'flat' / '7.png').write_text('no image')
+        with pytest.raises(SystemExit):
+            predict('--test-dir', 'flat', '--output-dir', 'classified')
     return folder
 
 
-def write_split(data_dir, twins, **settings):
+def predict(*arguments):
+    test.main(settings.read(test, ['--checkpoint', 'out/best.pth', '--num-workers', '0', *arguments]))
+
+
+def write_split(data_dir, twins, **of_split):
     """What makedata.py would have written of pictures that are the same, and of two others."""
     rows = [(file, f'data1/{file}', name, file.partition('/')[0], '7', '') for file, name in twins]
     rows += [('train/x/1.png', 'x', 'x', 'train', '8', ''), ('train/x/2.png', 'x', 'x', 'train', '8', '')]
-    (data_dir / 'split.json').write_text(json.dumps({'settings': settings}), encoding='utf-8')
+    (data_dir / 'split.json').write_text(json.dumps({'settings': of_split}), encoding='utf-8')
     with open(data_dir / 'split.csv', 'w', newline='', encoding='utf-8') as file:
         csv.writer(file).writerows([SPLIT_COLUMNS, *rows])
 
@@ -107,7 +118,7 @@ def synthetic(path, classes, count=600):
 @pytest.mark.parametrize('file, sections', [
     ('out', ['curves', 'confusion', 'classes', 'confidence', 'mistakes', 'doubtful', 'suspects', 'twins', 'batch',
              'settings']),
-    ('predictions', ['confusion', 'classes', 'confidence', 'mistakes', 'doubtful', 'suspects', 'explain'])])
+    ('predictions', ['confusion', 'classes', 'confidence', 'mistakes', 'doubtful', 'suspects'])])
 def test_the_pages_of_a_run(project, show, file, sections):
     view = show(project / file / 'report.html')
     there = view.evaluate('[...document.querySelectorAll("section")].map(section => section.id)')
@@ -118,50 +129,37 @@ def test_the_pages_of_a_run(project, show, file, sections):
     assert view.evaluate('[...document.querySelectorAll("nav a")].every(a => document.querySelector(a.hash))')
 
 
-def test_pictures_of_unknown_class_have_a_page_too(project, show):
-    """A flat folder with an unreadable file; of every other picture there is a map as wide as three."""
-    (project / 'flat').mkdir(exist_ok=True)
-    for number, path in enumerate(sorted((project / 'data' / 'val').rglob('*.png'))[:40]):
-        shutil.copy(path, project / 'flat' / f'{number}.png')
-    (project / 'flat' / '7.png').write_text('no picture')
-    done = run_script('test.py', '--checkpoint', 'out/best.pth', '--test-dir', 'flat', '--output-dir', 'named',
-                      '--explain', '--num-workers', 0, cwd=project)
-    assert done.returncode == 3, done.stderr
-    view = show(project / 'named' / 'report.html')
-    assert view.locator('#predictions figure').count() == view.locator('#explain figure').count() == 31
-    maps = sorted((project / 'named' / 'explain').iterdir())
-    assert len(maps) == 31 and not (project / 'named' / 'explain' / '7.png.png').exists()
-    sheet = Image.open(maps[0])
-    assert sheet.width == 3 * 256 and sheet.height > 256
-    assert len({np.asarray(sheet)[20:, first:first + 256].tobytes() for first in (0, 256, 512)}) == 3
+def test_images_of_unknown_class_have_a_page_too(project, show):
+    """A flat folder with an unreadable file."""
+    view = show(project / 'classified' / 'report.html')
+    assert view.locator('#predictions figure').count() == 31
 
 
 def test_the_page_says_what_the_run_was(project, show):
     result = json.loads((project / 'out' / 'result.json').read_text(encoding='utf-8'))
     text = show(project / 'out' / 'report.html').evaluate('document.body.textContent')
     for part in (f'{result["best"]["acc1"]:.1f} %', f'epoch {result["best"]["epoch"]}', '95 % interval', 'from scratch',
-                 '32 pictures of 4 classes', result['fingerprint'], result['torch'], 'MIXUP_PROB', 'PFLOP'):
+                 'of 4 classes', result['fingerprint'], result['torch'], 'MIXUP_PROB', 'PFLOP'):
         assert part in text
 
 
-def test_augmented_pictures_are_those_that_the_network_saw(project, show):
+def test_augmented_images_are_those_that_the_network_saw(project, show):
     """A box on all of them, in a batch of eight; beside each its original."""
     view = show(project / 'out' / 'report.html')
     assert view.locator('#batch figure').count() == 8
     assert view.locator('#batch figure img').count() == 16
-    assert '32 × 32 pixels' in view.locator('#batch p').text_content()
+    assert 'first batch of epoch' in view.locator('#batch p').text_content()
 
 
 def test_the_batch_of_the_page_is_the_one_of_the_training(folder, monkeypatch):
     """The first of the last epoch, mixed and with boxes, but for what JPEG makes of it."""
-    seen, sections, real = [], [], Autocast.forward
+    seen, sections, real = [], [], LossModel.forward
 
-    def forward(model, images, targets=None):
-        if targets is not None:
-            seen.append(images)
+    def forward(model, images, targets):
+        seen.append(images)
         return real(model, images, targets)
 
-    monkeypatch.setattr(Autocast, 'forward', forward)
+    monkeypatch.setattr(LossModel, 'forward', forward)
     monkeypatch.setattr('common.training.page.write_page', lambda *arguments: sections.extend(arguments[-1]))
     run(epochs=2, mixup_prob=1, cutout=1)
     batch = next(section for section in sections[::-1] if section['name'] == 'batch')
@@ -173,14 +171,14 @@ def test_the_batch_of_the_page_is_the_one_of_the_training(folder, monkeypatch):
         assert abs(np.asarray(shown, float) - expected).mean() < 12
 
 
-def test_the_same_picture_in_two_classes_is_shown(project, show, tmp_path):
+def test_the_same_image_in_two_classes_is_shown(project, show, tmp_path):
     figures = show(project / 'out' / 'report.html').locator('#twins figure')
     assert figures.count() == 2
     names = [name.replace('/', '∕') for name in NAMES]
     assert figures.nth(0).locator('div').nth(1).text_content() == names[0]
     assert figures.nth(1).locator('div').nth(1).text_content() == names[2]
-    for settings in ({'GROUP': 'folder'}, {'LABELS': 'labels.csv'}):  # such groups need not be alike
-        write_split(tmp_path, [('train/a/1.png', 'a'), ('val/b/1.png', 'b')], **settings)
+    for grouped in ({'GROUP': 'folder'}, {'LABELS': 'labels.csv'}):  # such groups need not be alike
+        write_split(tmp_path, [('train/a/1.png', 'a'), ('val/b/1.png', 'b')], **grouped)
         assert find_twins(tmp_path) == []
     (tmp_path / 'split.json').unlink()
     assert find_twins(tmp_path) == []
@@ -203,17 +201,9 @@ def test_a_page_that_cannot_be_made_is_a_warning(data, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, 'plotly', None)  # an environment that is older than the page
     run()
     assert 'warning: out/report.html could not be made (ModuleNotFoundError' in capsys.readouterr().out
-    done = run_script('test.py', '--checkpoint', 'out/best.pth', '--num-workers', 0, cwd=data.parent,
-                      env={'PYTHONPATH': without('plotly', data.parent)})
-    assert done.returncode == 0 and 'report.html could not be made' in done.stdout, done.stderr
+    predict()
+    assert 'warning: predictions/report.html could not be made' in capsys.readouterr().out
     assert (data.parent / 'predictions' / 'predictions.csv').exists()
-
-
-def without(package, folder):
-    """A folder to put first on Python's path, in which a package cannot be imported."""
-    (folder / 'path' / package).mkdir(parents=True)
-    (folder / 'path' / package / '__init__.py').write_text(f'raise ModuleNotFoundError("no {package}")')
-    return str(folder / 'path')
 
 
 def test_a_table_is_sorted_by_a_click(tmp_path, show):
@@ -284,14 +274,19 @@ def test_what_fails_is_an_error_of_one_line(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_picture_that_went_is_left_blank():
+def test_an_image_that_went_is_left_blank():
     def gone(name):
         raise OSError(name)
 
     assert page.Thumbnails(gone)('x') == ''
 
 
-def test_a_picture_is_read_once():
+def test_an_image_is_read_once():
     read = []
-    thumbnail = page.Thumbnails(lambda name: read.append(name) or Image.new('RGB', (9, 9)))
+
+    def open_image(name):
+        read.append(name)
+        return Image.new('RGB', (9, 9))
+
+    thumbnail = page.Thumbnails(open_image)
     assert thumbnail('x') == thumbnail('x') and thumbnail('y') and read == ['x', 'y']

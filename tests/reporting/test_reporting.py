@@ -15,7 +15,7 @@ from common.runtime.errors import UserError
 from common.runtime.files import write_csv
 
 
-def test_tables_and_pictures(tmp_path):
+def test_tables_and_plots(tmp_path):
     history = [{'epoch': epoch, 'lr': 0.1, 'train_loss': 3 / epoch, 'raw_loss': 2., 'ema_loss': None, 'train_acc1': 30.,
                 'raw_acc1': 10. * epoch, 'ema_acc1': None} for epoch in (1, 2, 3)]
     plots.plot_training(tmp_path, history, {'epoch': 3, 'acc1': 30., 'weights': 'raw'})
@@ -27,7 +27,7 @@ def test_tables_and_pictures(tmp_path):
     write_report(tmp_path, result, {'epoch': 3, **report})
     write_suspects(tmp_path / 'suspects.csv', report['suspects'])
     plots.plot_confusion(tmp_path / 'confusion.png', result, classes)
-    cells = [(Image.new('RGB', (9, 9), 'red'), '$y', 'red'), (None, 'unreadable', 'black')]
+    cells = [plots.Cell(Image.new('RGB', (9, 9), 'red'), '$y', 'red'), plots.Cell(None, 'unreadable', 'black')]
     plots.contact_sheet(tmp_path / 'predictions.png', cells, 'two')
     assert len(list(csv.DictReader((tmp_path / 'log.csv').read_text(encoding='utf-8-sig').splitlines()))) == 3
     found = json.loads((tmp_path / 'report.json').read_text(encoding='utf-8'))
@@ -43,3 +43,19 @@ def test_what_fails_in_drawing_is_an_error_of_one_line(tmp_path):
     with pytest.raises(UserError, match=r'x\.png could not be drawn \(KeyError: .epoch.\)'):
         plots.plot_curves(tmp_path / 'x.png', [{'loss': 1.}], {'loss': 'loss'}, 'loss')
     assert not list(tmp_path.iterdir())
+
+
+def test_a_cell_is_green_where_the_answer_is_right():
+    def open_image(path):
+        if path == 'gone.png':
+            raise UserError(f'{path}: no such file')
+        return Image.new('RGB', (999, 9))
+
+    def cell(true_class, path='a/1.png', error=''):
+        return plots.prediction_cell({'path': path, 'class': 'a', 'confidence': 0.9, 'error': error}, true_class,
+                                     open_image)
+
+    assert [cell(name).colour for name in ('a', 'b', None)] == ['green', 'red', 'black']
+    assert cell('a').text == 'a 90%' and cell('b').text == 'a 90%\nis b' and cell('a').image.width < 999
+    assert cell('a', error='bad') == (None, 'a/1.png\nunreadable', 'black')
+    assert cell('a', path='gone.png') == (None, 'gone.png: no such file', 'black')

@@ -5,11 +5,9 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 from helpers import ROOT, TINY, draw_folder, read_rows, run_script
 from PIL import Image
 
-import models
 import test
 from common import settings
 from common.runtime.errors import UserError
@@ -61,11 +59,11 @@ def test_what_chose_the_weights_is_not_what_measures_them(project, tmp_path):
     """data/val is said to have chosen them; data/test has not, and is taken where it is there."""
     out, _ = predict(project)
     low, high = json.loads((project / 'predictions' / 'report.json').read_text())['acc1_interval']
-    assert 'These pictures chose the weights' in out and f'(95 % interval {low:.1f} to {high:.1f} %)' in out
+    assert 'These images chose the weights' in out and f'(95 % interval {low:.1f} to {high:.1f} %)' in out
     shutil.copytree(project / 'data', tmp_path / 'data')
     (tmp_path / 'data' / 'val').rename(tmp_path / 'data' / 'test')
     out, rows = predict(tmp_path, '--checkpoint', project / 'checkpoints' / 'volo_d1' / 'best.pth')
-    assert 'These pictures chose' not in out and 'ACC1' in out and len(rows) == 12
+    assert 'These images chose' not in out and 'ACC1' in out and len(rows) == 12
 
 
 def test_the_checkpoint_is_all_that_is_needed(project, tmp_path):
@@ -79,7 +77,7 @@ def test_the_checkpoint_is_all_that_is_needed(project, tmp_path):
     out, rows = predict(tmp_path, '--checkpoint', 'best.pth', '--test-dir', 'photos', '--batch-size', 2)
     assert [row['path'] for row in rows] == ['0.BMP', '1.BMP', '2.BMP', '2broken.jpg', '3.BMP', '4.BMP']
     assert [bool(row['error']) for row in rows] == [False, False, False, True, False, False]
-    assert '5 pictures named, 1 unreadable' in out and 'ACC1' not in out
+    assert '5 images classified, 0 not recognised, 1 unreadable' in out and 'ACC1' not in out
     _, whole = predict(project)
     for row, same in zip([r for r in rows if not r['error']], whole, strict=False):
         assert row['class'] == same['class'] and row['confidence'] == pytest.approx(same['confidence'], abs=0.01)
@@ -93,7 +91,7 @@ def test_a_single_picture(project):
 
 @pytest.mark.parametrize('arguments, words', [
     (('--checkpoint', 'gone.pth'), 'gone.pth: no such file'), (('--test-dir', 'gone'), 'no such file or folder'),
-    (('--test-dir', 'empty'), 'no pictures in it'), (('--checkpoint', 'data1/Maize/000.png'), 'not a readable file'),
+    (('--test-dir', 'empty'), 'no images in it'), (('--checkpoint', 'data1/Maize/000.png'), 'not a readable file'),
     (('--output-dir', 'mean_std.json'), 'OUTPUT_DIR'), (('--unknown-below', '1.5'), 'UNKNOWN_BELOW = 1.5 must be'),
     (('--batch-size', 'ten'), 'BATCH_SIZE must be a whole number')])
 def test_mistakes_end_in_one_line(project, monkeypatch, arguments, words):
@@ -102,15 +100,6 @@ def test_mistakes_end_in_one_line(project, monkeypatch, arguments, words):
     with pytest.raises(UserError, match=words) as error:
         test.main(settings.read(test, list(arguments)))
     assert '\n' not in str(error.value)
-
-
-def test_only_a_volo_can_be_explained(project, monkeypatch):
-    monkeypatch.chdir(project)
-    saved = torch.load('checkpoints/volo_d1/best.pth', weights_only=True)
-    state = models.create_model('resnet18', num_classes=3, img_size=[32, 32]).state_dict()
-    torch.save({**saved, 'model': 'resnet18', 'model_kwargs': {}, 'state_dict': state}, 'other.pth')
-    with pytest.raises(UserError, match='EXPLAIN: resnet18 is no VOLO, set it to False'):
-        test.main(settings.read(test, ['--checkpoint', 'other.pth', '--explain']))
 
 
 def test_overrides_hold_in_spawned_workers(project, tmp_path):

@@ -75,7 +75,7 @@ def test_images_are_of_the_usual_size_where_nothing_asks_for_less(capsys, budget
 
 
 def test_images_are_as_large_as_the_time_allows(capsys, monkeypatch):
-    """However fast the machine, so many images should be seen; more of them where there are more of them to learn from."""
+    """However fast the machine, so many images should be seen; more of them where there are more."""
     monkeypatch.setattr(choices, 'training_speed', lambda cfg, images, classes: 1e4 * speed)
     sizes = {}
     for speed in (0.1, 3, 10, 30, 1000):
