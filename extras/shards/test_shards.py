@@ -51,7 +51,8 @@ def test_the_same_split_and_the_same_pictures(sharded):
         (row['file'], row['sha256']) for row in rows_of(sharded / 'files'))
     names = {path.name for path in (sharded / 'data' / 'train').iterdir()}
     assert {'index.json', 'pictures.csv'} < names and len(names) > 5
-    for of_files, of_shards in zip(open_split('files'), open_split('data'), strict=True):
+    files, shards = open_split('files'), open_split('data')
+    for of_files, of_shards in ((files.train, shards.train), (files.val, shards.val)):
         assert of_shards.classes == of_files.classes
         labels = {Path(path).relative_to('files'): target for path, target in of_files.samples}
         assert labels == {Path(path).relative_to('data'): target for path, target in of_shards.samples}
@@ -62,7 +63,7 @@ def test_the_same_split_and_the_same_pictures(sharded):
 
 
 def test_pictures_lie_in_random_order_and_each_shard_is_a_block(sharded):
-    dataset = open_split('data')[0]
+    dataset = open_split('data').train
     blocks = dataset.blocks()
     assert (np.diff(blocks) >= 0).all() and blocks.max() > 3
     assert [*np.bincount(blocks)] == [shard['chunk_size'] for shard in json.loads(
@@ -90,7 +91,7 @@ def test_an_epoch_takes_each_picture_once_and_few_shards_at_a_time(monkeypatch):
 
 @pytest.mark.parametrize('workers', [0, 2])
 def test_worker_processes_read_them(sharded, workers):
-    open_split('data')[0].loader(open_split('data')[0].samples[0][0])  # this process has them open, too
+    open_split('data').train.loader(open_split('data').train.samples[0][0])  # this process has them open, too
     dataset = SeededImageFolder('data/train', lambda image: np.asarray(image).astype(int).sum())
     dataset[0, 0]
     loader = start_loader(dataset, workers, batch_sampler=EpochSampler(len(dataset), 4, 1, dataset.blocks()))
@@ -102,7 +103,7 @@ def test_worker_processes_read_them(sharded, workers):
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='this system starts processes anew')
 def test_a_forked_process_opens_them_itself(sharded):
     """The place in an open file would be shared."""
-    store = open_split('data')[0].store
+    store = open_split('data').train.store
     store.read(0)
     child = multiprocessing.get_context('fork').Process(
         target=lambda: (before := store.local.dataset, store.read(0), os._exit(store.local.dataset is before)))
@@ -112,7 +113,7 @@ def test_a_forked_process_opens_them_itself(sharded):
 
 
 def test_they_go_to_another_process(sharded):
-    store = open_split('data')[0].store
+    store = open_split('data').train.store
     path = store.all[3][0]
     assert pickle.loads(pickle.dumps(store)).open(path).tobytes() == store.open(path).tobytes()
 
@@ -159,7 +160,8 @@ def test_predictions_of_shards_are_those_of_files(sharded):
 def test_a_class_without_a_picture_in_val_is_known_there(sharded):
     draw_folder(sharded / 'data1', {'one': 1}, seed=9)
     assert split('--shards').returncode == 0
-    train_set, val_set = open_split('data')
+    found = open_split('data')
+    train_set, val_set = found.train, found.val
     assert train_set.classes == val_set.classes and 'one' in val_set.classes and len(val_set) == 19
 
 
@@ -167,7 +169,7 @@ def test_a_damaged_picture_in_a_shard_is_named(sharded):
     for path in Path('data1', 'a').iterdir():
         path.write_bytes(path.read_bytes()[:-60])
     assert split('--shards').returncode == 0
-    dataset = open_split('data')[0]
+    dataset = open_split('data').train
     for path, target in dataset.samples:
         if dataset.classes[target] == 'a':
             with pytest.raises(BadImage, match='a/0[0-9]*.png: not a readable image'):
@@ -223,4 +225,4 @@ def test_without_the_library_there_is_one_line(sharded, monkeypatch):
     monkeypatch.setitem(sys.modules, 'litdata', None)
     assert 'pip install -U litdata' in split('--shards').stderr
     with pytest.raises(UserError, match='pip install -U litdata'):
-        open_split('data')[0].store.read(0)
+        open_split('data').train.store.read(0)

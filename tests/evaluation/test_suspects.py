@@ -2,6 +2,7 @@
 import csv
 import math
 
+import numpy as np
 import pytest
 import torch
 from helpers import draw_folder, read_json, run
@@ -27,9 +28,9 @@ def test_a_class_without_pictures_suspects_nobody():
 
 def test_margins_average_unmixed_pictures():
     margins = Margins(5)
-    margins.add(torch.tensor([3, 1]), torch.tensor([[-0.5, 2, 1], [0.9, 4, 1]]))
-    margins.add(torch.tensor([1, 3]), torch.tensor([[0.7, 0, 1], [-1., 4, 1]]))
-    margins.add(torch.tensor([3, 2]), torch.tensor([[0.9, 1, 0], [-0.1, 0, 1]]))
+    margins.add(np.array([3, 1]), torch.tensor([[-0.5, 2, 1], [0.9, 4, 1]]))
+    margins.add(np.array([1, 3]), torch.tensor([[0.7, 0, 1], [-1., 4, 1]]))
+    margins.add(np.array([3, 2]), torch.tensor([[0.9, 1, 0], [-0.1, 0, 1]]))
     assert margins.suspects() == [(3, 4, pytest.approx(math.tanh(-0.375))), (2, 0, pytest.approx(math.tanh(-0.05)))]
     two = torch.tensor([-0.75, 0]).softmax(0)
     assert margins.suspects()[0][2] == pytest.approx((two[0] - two[1]).item())

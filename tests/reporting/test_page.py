@@ -187,9 +187,9 @@ def test_the_same_image_in_two_classes_is_shown(project, show, tmp_path):
 def test_a_page_takes_its_share_of_the_time_and_no_more(data, monkeypatch):
     """The first one, always the last one, and between them while all together took less than a share of the run."""
     written = []
-    monkeypatch.setattr(RunPage, 'write', lambda page, history, size: written.append(len(history)))
+    monkeypatch.setattr(RunPage, 'write', lambda page, history: written.append(len(history)))
     for share, epochs in ((0, [1, 4]), (1e9, [1, 2, 3, 4])):
-        monkeypatch.setattr('common.training.page.SHARE', share)
+        monkeypatch.setattr('common.training.page.TIME_SHARE', share)
         written.clear()
         run(epochs=4)
         assert written == epochs

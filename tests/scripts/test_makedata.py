@@ -283,5 +283,5 @@ def test_two_thousand_classes(tmp_path, source):
         (source / f'class {number}' / '0.png').write_bytes(content + str(number).encode())
     result = split()
     assert result.returncode == 0 and len(entries(tmp_path)) == 2030
-    train_set, val_set = open_split(tmp_path / 'data')
-    assert len(train_set.classes) == 2002 and len(val_set) == 9
+    found = open_split(tmp_path / 'data')
+    assert len(found.classes) == 2002 and len(found.val) == 9
