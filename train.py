@@ -3,12 +3,13 @@
     python train.py                              with the constants below
     python train.py --img-size 112 --epochs 30   with two of them changed for one run; --help lists all
 
-writes to checkpoints/volo_d1/ (OUTPUT_DIR): best.pth and last.pth; report.html, a page on what the network has learnt;
-the same as files: loss.png, acc.png, lr.png, confusion.png, calibration.png, report.txt, report.json, result.json,
+writes to checkpoints/volo_d1/ (OUTPUT_DIR): best.pth and last.pth; report.html, a page on what the network has learnt,
+and its parts as files: loss.png, acc.png, lr.png, confusion.png, calibration.png, report.txt, report.json, result.json,
 log.csv and class.json. README.md has measured accuracies and times to expect.
 """
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -37,7 +38,7 @@ from models import VARIANTS
 # ---- Data
 DATA_DIR = 'data'                 # Folder that makedata.py made: train/ and val/, one sub-folder for each class.
 IMG_SIZE: int | tuple | str = 'auto'  # Pixels, a multiple of 16, or (height, width). 112 takes a quarter of the time of
-                                  # 224. 'auto' is 224, or less where TIME_BUDGET is short and training from scratch.
+                                  # 224. 'auto' is 224; from scratch with a short TIME_BUDGET it is less.
 CROP: float | str | None = None   # None squeezes the whole image into IMG_SIZE, whatever its shape. 0.96 takes the
                                   # middle 96 % undistorted. 'published' crops and interpolates as MODEL was published.
 NORMALISATION: str | tuple = 'auto'  # Mean and standard deviation of red, green and blue. 'data': those of
@@ -61,9 +62,8 @@ GRAD_CHECKPOINTING = False        # True computes each block twice instead of st
 TIME_BUDGET: float | None = None  # Minutes for the whole of train.py, in place of EPOCHS. The number of updates follows
                                   # from the speed of the machine.
 EPOCHS = 100                      # Passes over the training set. The tutorial's 300 can pay from scratch.
-BATCH_SIZE: int | str = 'auto'    # Images at a time over all GPUs, even, since Mixup pairs them. 'auto' is 16, from
-                                  # 10,000 images on 64; with Muon 32, from 1,000 images on 128; less where memory is
-                                  # short.
+BATCH_SIZE: int | str = 'auto'    # Images at a time over all GPUs, even, since Mixup pairs them. 'auto' is 16, or 64
+                                  # from 10,000 images on; with Muon 32, or 128 from 1,000 on; less if memory is short.
 ACCUMULATE_STEPS = 1              # Batches to each update of the weights: 4 with BATCH_SIZE = 8 learn like 32.
 OPTIMIZER = 'auto'                # 'muon', 'adamw', or another of timm's, such as 'lion', with an LR of its own. 'auto'
                                   # is 'muon' for a VOLO from scratch on 1,000 images or more, else 'adamw'.
@@ -72,8 +72,8 @@ WARMUP = 0.1                      # Fraction of the run in which the learning ra
 LAYER_DECAY = 1.0                 # Learning rate of a layer relative to the next; 0.75 keeps more of loaded weights.
 WEIGHT_DECAY = 0.05               # Decoupled weight decay. Norms, biases, pos_embed and cls_token have none.
 CLIP_GRAD = 5.0                   # Largest norm of the gradient; 0 does not clip.
-USE_GPU: bool | str = 'auto'      # 'auto' takes NVIDIA's or AMD's GPU where there is one, True also Apple's and others,
-                                  # which nobody has tried, False none.
+USE_GPU: bool | str = 'auto'      # 'auto' takes an NVIDIA or AMD GPU if there is one. True also takes others, such as
+                                  # Apple's, which nobody has tried. False uses the CPU.
 USE_AMP = True                    # Mixed precision, where the processor gains from it.
 COMPILE = False                   # torch.compile, for GPUs: minutes at the start, then about half the time an update.
 USE_EMA = True                    # Also keep an average of the weights (ModelEmaV3), and validate it.
@@ -85,7 +85,7 @@ VIEW: str | None = 'upright'      # How images may be turned. 'upright': by 10 d
                                   # angle, mirrored both ways (plants or cells from above, satellites). 'text': by 10
                                   # degrees only, since left and right differ. None: not at all.
 AUGMENTATION: float | str = 'auto'  # Fraction of BLUR, JITTER, CUTOUT, MIXUP_PROB and DROP_PATH that is applied, 0 to
-                                  # 1. 'auto' is all from 100 passes over the training set on, less in shorter runs.
+                                  # 1. 'auto' is 1 in runs of 100 passes over the training set or more, else less.
 BLUR = 0.1                        # Probability of a Gaussian blur.
 JITTER = 0.4                      # Brightness, contrast and saturation are multiplied by 1 - JITTER to 1 + JITTER.
 CUTOUT = 0.5                      # Probability of a grey box (torchtoolbox's Cutout).
@@ -103,34 +103,39 @@ SEED = 42                         # Seed of the initial weights, the order of th
 
 
 def train_one_epoch(cfg: Settings, state: step.TrainState, data: Data, epoch: int, after_update: Callable) -> None:
-    """Train on what is left of a pass over the training set; `after_update(update, batches)` is called after each."""
+    """Train on what is left of a pass over the training set.
+
+    `after_update(update, batches)` is called after each update of the weights.
+    """
     setup.set_train_mode(state.net, heads_only=epoch < state.frozen_epochs)
     guarded_step = step.GuardedStep(state.net, state.optimizer, state.scaler, state.device)
-    meter = step.UpdateMeter(cfg.SMOOTHING, cfg.BATCH_SIZE, data.train.batch_sampler.rows)
+    meter = step.UpdateMeter(cfg.SMOOTHING, cfg.BATCH_SIZE, data.own_rows)
     batches = step.UpdateBatches(data.train, state, epoch, cfg.ACCUMULATE_STEPS)
-    for images, labels in batches:
-        step.seed_batch(cfg.SEED, batches.update, batches.place)
+    for images, labels in batches:                          # on the device
+        step.seed_batch(cfg.SEED, batches.number, batches.place)  # a resumed run draws what another one would
         images, targets = state.mix(images, labels)         # Mixup or CutMix now and then; smoothed targets
         logits, each_loss = state.model(images, targets)    # forward: autocast, in each replica of DataParallel
-        loss = each_loss.sum() / cfg.BATCH_SIZE             # several processes have a part of the mean each
-        state.scaler.scale(processes.WORLD_SIZE * loss / batches.in_update).backward()
+        loss = each_loss.sum() / (cfg.BATCH_SIZE * batches.in_update)
+        loss = loss * processes.WORLD_SIZE                  # torchrun's processes average what should be added
+        state.scaler.scale(loss).backward()
         meter.add(each_loss, logits, labels, targets)
         if not batches.completes_update:                    # ACCUMULATE_STEPS batches make an update
             continue
 
         state.scaler.unscale_(state.optimizer)              # so that the norm is that of the true gradients
         norm = clip_grad_norm_(state.net.parameters(), cfg.CLIP_GRAD or math.inf)
-        finite = guarded_step(norm)                         # skipped, leaving no trace, if the norm is not finite
-        state.scheduler.step_update(100 * state.plan.share(batches.update))
+        finite = guarded_step(norm)                         # optimizer.step, scaler.update, zero_grad; without a
+                                                            # trace if the norm is not finite
+        state.scheduler.step_update(100 * state.plan.share(batches.number))  # percent of the run
         update = meter.read(norm, finite)                   # here a GPU is waited for
         if update.finite and state.ema:
-            state.ema.update(state.net, step=batches.update)
+            state.ema.update(state.net, step=batches.number)
         after_update(update, batches)                       # AverageMeters of loss and ACC1, progress, saves, signals
 
 
 def evaluate(cfg: Settings, state: step.TrainState, data: Data, between_batches: Callable) -> dict[str, dict]:
-    """Return {'raw': …, 'ema': …}: what these weights score on the validation set (ACC1, ACC5 and more), and their
-    outputs.
+    """Return {'raw': …, 'ema': …}: ACC1, ACC5 and other scores of the network and of its average on the validation set,
+    with their outputs, after BatchNorm's statistics of both were measured again.
     """
     nets = state.weights()
     measure_batch_norm([*nets.values()], data.plain, state.device, state.amp_dtype)
@@ -153,10 +158,8 @@ def train_epochs(cfg: Settings, state: step.TrainState, data: Data, facts: dict,
             epoch = len(history)
             with monitor.epoch(epoch) as after_update:
                 train_one_epoch(cfg, state, data, epoch, after_update)
-            results = {}
-            if state.plan.validates(epoch):
-                results = evaluate(cfg, state, data, monitor.between_batches)
-            monitor.after_epoch(epoch, results)             # log, curves, report, best.pth, last.pth
+            results = evaluate(cfg, state, data, monitor.between_batches) if state.plan.validates(epoch) else {}
+            monitor.after_epoch(epoch, results)             # a row of the history, curves, report, checkpoints
 
 
 # ---- what an epoch needs ---------------------------------------------------------------------------------------------
@@ -202,9 +205,8 @@ def build_model(cfg: Settings, built: setup.BuiltNetwork, data: Data, device: to
     if cfg.COMPILE:
         with extra('COMPILE'):
             from extras.compile import compiled
-        rows = len(data.train.batch_sampler.rows)
         graphs = device.type == 'cuda' and cfg.ACCUMULATE_STEPS == 1 and not processes.LAUNCHED
-        model = compiled(model.train(), cfg.IMG_SIZE, torch.zeros(rows, len(data.classes), device=device), graphs)
+        model = compiled(model.train(), *schedule.blank_batch(data, device), graphs)
     if processes.LAUNCHED:
         with extra('torchrun'):
             from extras.torchrun.shared_batch import distributed
@@ -224,8 +226,8 @@ def build_state(cfg: Settings, data: Data, weights: setup.InitialWeights, saved:
     spec = setup.network_spec(cfg, len(data.classes), drop_path=cfg.AUGMENTATION * cfg.DROP_PATH)
     built = setup.build_network(spec, data.classes, weights)
     net = built.net.to(device)
-    load = setup.Load(cfg.BATCH_SIZE, device, amp_dtype, cfg.USE_DP, cfg.USE_EMA)
-    image_flop = setup.print_cost(spec, net, load)
+    demand = setup.Demand(cfg.BATCH_SIZE, device, amp_dtype, cfg.USE_DP, cfg.USE_EMA)
+    image_flop = setup.work_out_cost(spec, net, demand)
     frozen_epochs = setup.choose_frozen_epochs(net, cfg.FREEZE_EPOCHS, built.provenance)
     if processes.LAUNCHED:
         with extra('torchrun'):
@@ -234,19 +236,15 @@ def build_state(cfg: Settings, data: Data, weights: setup.InitialWeights, saved:
     lr = lr_scale * cfg.LR
     optimizer = build_optimizer(cfg.OPTIMIZER, net, lr, cfg.WEIGHT_DECAY, cfg.LAYER_DECAY, amp_dtype)  # Muon or AdamW
     ema = None
-    if cfg.USE_EMA:  # its window is a fiftieth of the updates so far, so that it is worth something in short runs too
+    if cfg.USE_EMA:  # over a fiftieth of the updates so far, at most 5,000: worth something in short runs, too
         ema = ModelEmaV3(net, decay=0.9998, use_warmup=True, warmup_gamma=50, warmup_power=1)
     model = build_model(cfg, built, data, device, amp_dtype)
     validation = schedule.validation_cost(net, len(data.val), len(data.plain), cfg.USE_EMA, cfg.ACCUMULATE_STEPS)
     updates_per_epoch = math.ceil(len(data.train) / cfg.ACCUMULATE_STEPS)
     plan = schedule.make_plan(cfg.EPOCHS, updates_per_epoch, validation, cfg.VALIDATE_EVERY)
     if cfg.TIME_BUDGET:
-        def rehearse() -> None:
-            rows = len(data.train.batch_sampler.rows)
-            images = torch.zeros(rows, 3, *cfg.IMG_SIZE, device=device)
-            targets = torch.zeros(rows, len(data.classes), device=device)
-            schedule.rehearse(clock, model, optimizer, images, targets, cfg.ACCUMULATE_STEPS)
-
+        rehearse = partial(schedule.rehearse, clock, model, optimizer, *schedule.blank_batch(data, device),
+                           cfg.ACCUMULATE_STEPS)
         plan = schedule.fit_time_budget(plan, cfg.TIME_BUDGET, clock, saved, rehearse)
     state = step.TrainState(
         net=net,
@@ -302,14 +300,17 @@ def main(cfg: Settings) -> None:
         if not saved:
             processes.on_first(checkpoint.set_aside, out)
         print(f'Ctrl-C saves and stops; RESUME = True (--resume) then goes on from {out}')
-        del saved, weights  # as large as the network, or four times
+        del saved, weights  # `weights` is as large as the network, `saved` up to four times
+        diverged = False
         try:
             train_epochs(cfg, state, data, facts, history, out)
         except Diverged as error:
             if lr_scale < 1:
                 raise
             print(f'{error}: going back to the last save, with a tenth of the learning rate')
-            del state  # makes room for the next one
+            diverged = True
+        if diverged:  # not within except, where the traceback would keep the old network in memory
+            del state
             saved = processes.on_first(checkpoint.load_last, out)
             history = saved['history']
             state, facts = build_state(cfg, data, setup.weights_of_resumed(saved), saved, clock, lr_scale=0.1)

@@ -67,7 +67,7 @@ def seedlings():
 @pytest.fixture
 def quick(monkeypatch):
     """Runs in the tests' own process draw nothing and do not work out what an update costs: most of their time."""
-    monkeypatch.setattr('common.training.setup.print_cost', lambda *arguments: None)
+    monkeypatch.setattr('common.training.setup.work_out_cost', lambda *arguments: None)
     for name in ('plot_training', 'plot_confusion', 'plot_reliability'):
         monkeypatch.setattr(f'common.training.log.{name}', lambda *arguments: None)
     monkeypatch.setattr('common.training.page.RunPage.write', lambda *arguments: None)

@@ -184,6 +184,11 @@ class Data:
     plain: DataLoader        # some of them without augmentation, always the same; this process's rows of each batch
     val: DataLoader          # the validation set in order, without augmentation; the batches of this process
 
+    @property
+    def own_rows(self) -> list[int]:
+        """The rows of a training batch that this process has: all, unless torchrun has started several."""
+        return self.train.batch_sampler.rows
+
 
 def build_data(cfg: Settings, split: Split, transform: Transform, augment: Callable) -> Data:
     """Return the data of a run: files checked, loaders started.

@@ -15,7 +15,7 @@ from common.settings import Settings, check_ranges
 from common.training.losses import LossModel, choose_loss
 from common.training.optimizer import build_optimizer
 from common.training.schedule import Clock, rehearse
-from common.training.setup import Load, Provenance, Size, largest_batch, network_spec
+from common.training.setup import Demand, Provenance, Size, largest_batch, network_spec
 from models import VARIANTS, default_cfg, has_fixed_size
 
 # ---- what cannot work ------------------------------------------------------------------------------------------------
@@ -236,8 +236,8 @@ def choose_batch_size(cfg: Settings, images: int, classes: int) -> Choice:
         reason = f'{images} training images are {many} or more'
     device = choose_device(cfg.USE_GPU)
     amp_dtype = choose_amp_dtype(device) if cfg.USE_AMP else None
-    load = Load(batch, device, amp_dtype, cfg.USE_DP, cfg.USE_EMA)
-    fitting = largest_batch(network_spec(cfg, classes, cfg.DROP_PATH), load)
+    demand = Demand(batch, device, amp_dtype, cfg.USE_DP, cfg.USE_EMA)
+    fitting = largest_batch(network_spec(cfg, classes, cfg.DROP_PATH), demand)
     if fitting < batch:
         reason += f', and {batch} need too much of the free memory'
     return Choice(fitting, reason)

@@ -3,10 +3,12 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
+from common.data.loaders import Data
 from common.evaluation.validate import has_statistics
 from common.runtime.console import format_duration
 from common.runtime.processes import from_first, largest
@@ -149,6 +151,19 @@ class Clock:
 
 
 # ---- TIME_BUDGET -----------------------------------------------------------------------------------------------------
+
+class BlankBatch(NamedTuple):
+    """Images (B, 3, H, W) and targets (B, classes) of zeros, as many as this process has of a batch."""
+    images: torch.Tensor
+    targets: torch.Tensor
+
+
+def blank_batch(data: Data, device: torch.device) -> BlankBatch:
+    """Return a blank batch on the device, of the size that those of `data` have."""
+    rows = len(data.own_rows)
+    return BlankBatch(torch.zeros(rows, 3, *data.transform.img_size, device=device),
+                      torch.zeros(rows, len(data.classes), device=device))
+
 
 def rehearse(clock: Clock, model: nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor,
              targets: torch.Tensor, accumulate_steps: int) -> None:

@@ -228,7 +228,7 @@ def set_train_mode(net: nn.Module, heads_only: bool) -> None:
 # ---- what it costs ---------------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
-class Load:
+class Demand:
     """What a device has to hold during training."""
     batch_size: int                  # over all processes and devices
     device: torch.device
@@ -257,30 +257,30 @@ class Load:
         return training_memory(net.train(), img_size, self.images, self.amp_dtype, copies=copies)
 
 
-def largest_batch(spec: NetworkSpec, load: Load) -> int:
+def largest_batch(spec: NetworkSpec, demand: Demand) -> int:
     """Return the batch size, or about half of it, and so on, until a training step takes no more than MEMORY_SHARE of
     the free memory of the device.
     """
-    free = free_device_memory(load.device)
+    free = free_device_memory(demand.device)
     if free is None:
-        return load.batch_size
+        return demand.batch_size
     with torch.random.fork_rng():
         net = spec.create()
-    net.to(load.device)
+    net.to(demand.device)
     while True:
-        smaller = load.batch_size // 4 * 2  # even, since Mixup pairs images
+        smaller = demand.batch_size // 4 * 2  # even, since Mixup pairs images
         if smaller < 2 * WORLD_SIZE:        # a pair for each process
-            return load.batch_size
+            return demand.batch_size
         try:
-            needed = load.memory(net, spec.img_size)
-        except Exception:  # not to be worked out: print_cost will say so
-            return load.batch_size
+            needed = demand.memory(net, spec.img_size)
+        except Exception:  # not to be worked out: work_out_cost will say so
+            return demand.batch_size
         if needed <= MEMORY_SHARE * free:
-            return load.batch_size
-        load = replace(load, batch_size=smaller)
+            return demand.batch_size
+        demand = replace(demand, batch_size=smaller)
 
 
-def print_cost(spec: NetworkSpec, net: nn.Module, load: Load) -> float | None:
+def work_out_cost(spec: NetworkSpec, net: nn.Module, demand: Demand) -> float | None:
     """Print a line with the network's parameters, multiply-adds and memory.
 
     Returns the floating-point operations that training on one image takes: the backward pass takes twice those of the
@@ -290,15 +290,15 @@ def print_cost(spec: NetworkSpec, net: nn.Module, load: Load) -> float | None:
     text = f'{spec.model}: {parameters / 1e6:.1f} M parameters'
     flop = None
     try:
-        memory = load.memory(net, spec.img_size)
+        memory = demand.memory(net, spec.img_size)
         macs = multiply_adds(net, spec.img_size)
         flop = 3 * 2 * macs
-        where = ' on each GPU' if load.gpus > 1 else ''
-        text += (f', {macs / 1e9:.2f} G multiply-adds an image; a batch of {load.images} images needs at least '
+        where = ' on each GPU' if demand.gpus > 1 else ''
+        text += (f', {macs / 1e9:.2f} G multiply-adds an image; a batch of {demand.images} images needs at least '
                  f'{memory / 2 ** 30:.1f} GiB of memory{where}')
     except Exception as error:  # a network of timm that looks into its numbers: they are fake there
         if 'more than 1 value per channel' in str(error):
-            raise UserError(f'BATCH_SIZE = {load.batch_size}: too few for the BatchNorm of {spec.model}') from error
+            raise UserError(f'BATCH_SIZE = {demand.batch_size}: too few for the BatchNorm of {spec.model}') from error
         text += f'; its multiply-adds and memory could not be worked out ({type(error).__name__})'
     print(text)
     return flop

@@ -3,12 +3,12 @@ import torch
 from torch import nn
 
 
-def compiled(model: nn.Module, img_size: tuple[int, int], targets: torch.Tensor, graphs: bool = False) -> nn.Module:
+def compiled(model: nn.Module, images: torch.Tensor, targets: torch.Tensor, graphs: bool = False) -> nn.Module:
     """Return a LossModel under torch.compile, after steps on blank images showed that it works; else the model.
 
-    It is compiled for images of `img_size`, (height, width) in pixels; `targets` are of the shape that a batch has,
-    (B, classes). With `graphs`, on a GPU, the kernels of a step are recorded and later started all at once; gradients
-    must then be gone before the next forward pass.
+    It is compiled for batches of the shape of `images` (B, 3, H, W) and `targets` (B, classes), which are blank. With
+    `graphs`, on a GPU, the kernels of a step are recorded and later started all at once; gradients must then be gone
+    before the next forward pass.
     """
     if isinstance(model, nn.DataParallel):
         print('COMPILE does not go with several GPUs in DataParallel: going on without')
@@ -16,7 +16,6 @@ def compiled(model: nn.Module, img_size: tuple[int, int], targets: torch.Tensor,
     print('COMPILE: this takes a minute or two')
     faster = torch.compile(model, dynamic=False, mode='reduce-overhead' if graphs else None)
     buffers = [buffer.clone() for buffer in model.buffers()]  # a step changes BatchNorm's
-    images = torch.zeros(len(targets), 3, *img_size, device=targets.device)
     try:
         with torch.random.fork_rng():
             for _ in range(3 if graphs else 1):  # the second and third time the graphs are recorded

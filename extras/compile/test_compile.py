@@ -28,7 +28,7 @@ def test_compiling_that_fails_leaves_the_model_as_it_was(monkeypatch, capsys):
     model = small_model()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     monkeypatch.setattr(torch, 'compile', lambda model, **options: broken)
-    assert compiled(model, (32, 32), torch.zeros(2, 5)) is model
+    assert compiled(model, torch.zeros(2, 3, 32, 32), torch.zeros(2, 5)) is model
     assert 'going on without, since RuntimeError: no C++ compiler\n' in capsys.readouterr().out
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
@@ -37,7 +37,7 @@ def test_compiling_that_fails_leaves_the_model_as_it_was(monkeypatch, capsys):
 @pytest.mark.skipif(not shutil.which('g++'), reason='torch.compile needs g++')
 def test_a_compiled_model_computes_the_same(capsys):
     model, plain = small_model(), small_model()
-    faster = compiled(model, (32, 32), torch.zeros(2, 5))
+    faster = compiled(model, torch.zeros(2, 3, 32, 32), torch.zeros(2, 5))
     assert 'going on without' not in capsys.readouterr().out and faster is not model
     for found, expected in zip(model.state_dict().values(), plain.state_dict().values(), strict=True):
         assert torch.equal(found, expected)  # the trial left nothing behind, in BatchNorm either

@@ -1,6 +1,8 @@
 """What goes wrong in the middle of a run ends it in one line, or does not end it; what was saved stays good."""
+import gc
 import os
 import signal
+import weakref
 from pathlib import Path
 
 import pytest
@@ -133,6 +135,25 @@ def test_many_in_a_row_go_back_once_with_a_lower_rate(monkeypatch, capsys):
     assert torch.load('out/last.pth', weights_only=True)['history'][2]['lr'] < 1e-4
     run(**{**CHANGES, 'epochs': 4}, resume='true', lr=2e-3)  # until LR is changed
     assert torch.load('out/last.pth', weights_only=True)['lr_scale'] == 1
+
+
+def test_going_back_needs_no_memory_for_two_networks(monkeypatch):
+    """The old one is gone when the new one is built, whatever holds on to the error."""
+    monkeypatch.setattr(monitor, 'MAX_SKIPPED', 3)
+    spoil(monkeypatch, {1, 2, 3})
+    built, alive = [], []
+    real = train.build_state
+
+    def build_state(*arguments, **named):
+        gc.collect()
+        alive.extend(net() is not None for net in built)
+        state, facts = real(*arguments, **named)
+        built.append(weakref.ref(state.net))
+        return state, facts
+
+    monkeypatch.setattr(train, 'build_state', build_state)
+    run(**CHANGES)
+    assert alive == [False]
 
 
 def test_they_do_so_after_a_resume_with_another_rate_too(monkeypatch):

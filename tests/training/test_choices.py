@@ -11,7 +11,7 @@ from common.training.setup import Provenance
 @pytest.fixture(autouse=True)
 def memory(monkeypatch):
     """Enough of it, whatever the machine."""
-    monkeypatch.setattr(choices, 'largest_batch', lambda spec, load: load.batch_size)
+    monkeypatch.setattr(choices, 'largest_batch', lambda spec, demand: demand.batch_size)
 
 
 def choose(source, images=100, saved=None, **changes):
@@ -39,18 +39,18 @@ def test_muon_has_larger_batches(pictures, batch):
 @pytest.mark.parametrize('img_size, largest', [(64, (64, 64)), ('auto', (224, 224))])
 def test_batches_are_smaller_where_memory_is_short(capsys, monkeypatch, img_size, largest):
     asked = []
-    monkeypatch.setattr(choices, 'largest_batch', lambda spec, load: asked.append((spec, load)) or 4)
+    monkeypatch.setattr(choices, 'largest_batch', lambda spec, demand: asked.append((spec, demand)) or 4)
     _, found = choose('scratch', batch_size='auto', img_size=img_size)
     assert (found.BATCH_SIZE, found.LR) == (4, 1e-4 / 2)
-    [(spec, load)] = asked
-    assert spec.img_size == largest and spec.classes == 2 and load.batch_size == 16
+    [(spec, demand)] = asked
+    assert spec.img_size == largest and spec.classes == 2 and demand.batch_size == 16
     assert "BATCH_SIZE = 'auto': 4, 100 training images are fewer than 10000, and 16 need too much of the free " \
            'memory\n' in capsys.readouterr().out
 
 
 def test_small_images_leave_memory_for_the_batch(monkeypatch):
     """So few minutes are enough for images of 64 pixels, of which 16 fit, as of the 112 that try the speed."""
-    monkeypatch.setattr(choices, 'largest_batch', lambda spec, load: 16 if spec.img_size[0] <= 112 else 2)
+    monkeypatch.setattr(choices, 'largest_batch', lambda spec, demand: 16 if spec.img_size[0] <= 112 else 2)
     monkeypatch.setattr(choices, 'training_speed', lambda cfg, images, classes: 1e3)
     _, found = choose('scratch', batch_size='auto', img_size='auto', time_budget=1)
     assert (found.IMG_SIZE, found.BATCH_SIZE, found.LR) == ((64, 64), 16, 1e-4)

@@ -119,7 +119,7 @@ class FakeBar:
 
 def counted(monitor, bar, updates_and_times):
     for number, (update, (seconds, waited)) in enumerate(updates_and_times, 1):
-        monitor.after_update(0, update, SimpleNamespace(update=number, seconds=seconds, waited=waited))
+        monitor.after_update(0, update, SimpleNamespace(number=number, seconds=seconds, waited=waited))
         monitor.show_progress(0, number, bar)
 
 

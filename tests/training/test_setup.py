@@ -91,7 +91,7 @@ def spec_of(**changes):
 
 
 def load_of(batch_size, device='cpu', amp_dtype=None, use_dp=True, use_ema=True):
-    return setup.Load(batch_size, torch.device(device), amp_dtype, use_dp, use_ema)
+    return setup.Demand(batch_size, torch.device(device), amp_dtype, use_dp, use_ema)
 
 
 @pytest.mark.parametrize('device, use_dp, batch, where', [
@@ -110,7 +110,7 @@ def test_the_cost_is_of_what_one_device_holds(monkeypatch, capsys, device, use_d
     net = torch.nn.Linear(1000, 1999)
     for use_ema in (True, False):
         load = load_of(5, device, torch.bfloat16, use_dp, use_ema)
-        assert setup.print_cost(spec_of(), net, load) == 6 * 1.5e9
+        assert setup.work_out_cost(spec_of(), net, load) == 6 * 1.5e9
     assert asked == [((32, 32), batch, torch.bfloat16, 3), ((32, 32), batch, torch.bfloat16, 2)]
     expected = (f'volo_d1: 2.0 M parameters, 1.50 G multiply-adds an image; a batch of {batch} images needs '
                 f'at least 1.5 GiB of memory{where}\n')
@@ -158,6 +158,6 @@ def test_a_cost_that_cannot_be_worked_out_costs_no_run(monkeypatch, capsys):
         raise ZeroDivisionError
 
     monkeypatch.setattr(setup, 'training_memory', fail)
-    assert setup.print_cost(spec_of(), torch.nn.Linear(1000, 1999), load_of(8)) is None
+    assert setup.work_out_cost(spec_of(), torch.nn.Linear(1000, 1999), load_of(8)) is None
     assert capsys.readouterr().out == (
         'volo_d1: 2.0 M parameters; its multiply-adds and memory could not be worked out (ZeroDivisionError)\n')
