@@ -93,8 +93,9 @@ def finish(unreadable: int) -> None:
 
 def validate_settings(cfg: Settings) -> None:
     """Raise UserError for settings that do not fit, before anything is read."""
-    settings.check_ranges(cfg, {'BATCH_SIZE': (1, float('inf')), 'UNKNOWN_BELOW': (0, 1), 'UNSURE_BELOW': (0, 1),
-                                'TTA_BELOW': (0, 1)})
+    settings.check_range('BATCH_SIZE', cfg.BATCH_SIZE, least=1)
+    for name in ('UNKNOWN_BELOW', 'UNSURE_BELOW', 'TTA_BELOW'):
+        settings.check_range(name, getattr(cfg, name), least=0, most=1)
     choices = {'USE_GPU': (True, False, 'auto'), 'USE_AMP': (True, False, 'auto'), 'PRINT': ('text', 'jsonl', None)}
     for name, allowed in choices.items():
         value = getattr(cfg, name)

@@ -276,7 +276,8 @@ def main(cfg: Settings) -> None:
     cfg = choices.check_settings(cfg)
     with setup.running(cfg.OUTPUT_DIR, cfg.USE_GPU, cfg.SEED) as out:
         saved = processes.on_first(checkpoint.find_saved, cfg.RESUME, out)
-        if saved and cfg.RESUME == 'auto' and checkpoint.is_complete(cfg, saved):
+        if saved and cfg.RESUME == 'auto' and checkpoint.is_complete(
+                saved, cfg.EPOCHS, cfg.TIME_BUDGET, cfg.PATIENCE):
             print(f'{out}/last.pth is of a run that completed all its epochs: nothing to do')
             return
         clock = schedule.Clock(saved['elapsed'] if saved else 0.)

@@ -121,12 +121,6 @@ def check_range(name: str, value: float, least: float, most: float = math.inf) -
         raise UserError(f'{name} = {value} must be at least {least}{upper}')
 
 
-def check_ranges(cfg: Settings, ranges: Mapping[str, tuple[float, float]]) -> None:
-    """Call check_range for each constant of `ranges`, {name: (least, most)}."""
-    for name, (least, most) in ranges.items():
-        check_range(name, getattr(cfg, name), least, most)
-
-
 # ---- reading constants and the command line --------------------------------------------------------------------------
 
 def read(module: types.ModuleType, argv: list[str] | None = None) -> Settings:

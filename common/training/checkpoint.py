@@ -138,14 +138,14 @@ def find_saved(resume: bool | str, out: Path) -> dict | None:
     return saved
 
 
-def is_complete(cfg: Settings, saved: dict) -> bool:
-    """Return whether a run has nothing left to do with these settings."""
+def is_complete(saved: dict, epochs: int, time_budget: float | None, patience: int | None) -> bool:
+    """Return whether a run has nothing left to do with these settings of its end."""
     before = saved['settings']
-    epochs = len(saved['history'])
-    same_end = before['TIME_BUDGET'] == cfg.TIME_BUDGET and before['PATIENCE'] == cfg.PATIENCE
-    if same_end and (cfg.TIME_BUDGET or before['EPOCHS'] == cfg.EPOCHS):
-        return epochs >= Plan(**saved['plan']).epochs
-    return not cfg.TIME_BUDGET and epochs >= cfg.EPOCHS
+    done = len(saved['history'])
+    same_end = before['TIME_BUDGET'] == time_budget and before['PATIENCE'] == patience
+    if same_end and (time_budget or before['EPOCHS'] == epochs):
+        return done >= Plan(**saved['plan']).epochs
+    return not time_budget and done >= epochs
 
 
 def check_resume(cfg: Settings, data: Data, saved: dict) -> None:
@@ -172,7 +172,7 @@ def check_resume(cfg: Settings, data: Data, saved: dict) -> None:
         were = ', '.join(f'{key.upper()} = {value}' for key, value in saved['transform'].items()
                          if value != now.get(key))
         raise UserError(f'{place} was trained with {were}: set it so, or choose another OUTPUT_DIR')
-    if is_complete(cfg, saved):
+    if is_complete(saved, cfg.EPOCHS, cfg.TIME_BUDGET, cfg.PATIENCE):
         longer = 'TIME_BUDGET' if cfg.TIME_BUDGET else 'EPOCHS'
         raise UserError(f'{place} has completed all its {len(saved["history"])} epochs: raise {longer} to train on')
     print_changes(vars(cfg), before)

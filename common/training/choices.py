@@ -11,7 +11,7 @@ from common.data.transforms import are_mean_and_std
 from common.runtime.device import choose_amp_dtype, choose_device, parallel
 from common.runtime.errors import UserError, extra
 from common.runtime.processes import RESTARTS
-from common.settings import Settings, check_ranges
+from common.settings import Settings, check_range
 from common.training.losses import LossModel, choose_loss
 from common.training.optimizer import build_optimizer
 from common.training.schedule import Clock, rehearse
@@ -38,7 +38,8 @@ def check_settings(cfg: Settings) -> Settings:
     """Return the settings with IMG_SIZE as (height, width), unless it is 'auto', and with RESUME = 'auto' where
     torchrun has restarted the processes. Raises UserError for settings that would fail later, each by its name.
     """
-    check_ranges(cfg, RANGES)
+    for name, (least, most) in RANGES.items():
+        check_range(name, getattr(cfg, name), least, most)
     for name, choices in CHOICES.items():
         value = getattr(cfg, name)
         if value not in choices:

@@ -48,8 +48,8 @@ _LEAST_AGREEMENT = 0.99
 
 
 def main(cfg: Settings) -> None:
-    many = float('inf')
-    settings.check_ranges(cfg, {'VAL_IMAGES': (1, many), 'CALIBRATION_IMAGES': (1, many), 'BATCH_SIZE': (1, many)})
+    for name in ('VAL_IMAGES', 'CALIBRATION_IMAGES', 'BATCH_SIZE'):
+        settings.check_range(name, getattr(cfg, name), least=1)
     path = Path(cfg.CHECKPOINT)
     saved = load_network(path)
     writable_folder(path.parent, 'CHECKPOINT')

@@ -5,8 +5,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from common.data.loaders import own_rows
-from common.runtime.processes import LAUNCHED
-from extras.torchrun import add_up
+from common.runtime.processes import LAUNCHED, add_up
 from models import set_rows
 
 

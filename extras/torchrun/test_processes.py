@@ -22,7 +22,7 @@ def draw_data(folder):
 @pytest.fixture
 def data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, 'choose_device', lambda use_gpu: torch.device('cpu'))  # as in `launch`
+    monkeypatch.setattr(train.devices, 'choose_device', lambda use_gpu: torch.device('cpu'))  # as in `launch`
     draw_data(tmp_path)
     return tmp_path / 'data'
 
@@ -32,7 +32,7 @@ def alone(tmp_path_factory):
     """The output folder of one process on its own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp('alone'))
-        patch.setattr(train, 'choose_device', lambda use_gpu: torch.device('cpu'))
+        patch.setattr(train.devices, 'choose_device', lambda use_gpu: torch.device('cpu'))
         draw_data(Path())
         run(**CHANGES)
         return Path('out').absolute()

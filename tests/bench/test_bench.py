@@ -35,12 +35,12 @@ def test_a_recipes_accuracy_is_that_of_half_the_validation_set(folder, tmp_path)
     options = f'--img-size 32 --batch-size 4 --model-kwargs "{TINY}"'
     for half in ('choose', 'claim'):
         done = run_script('tests/bench/accuracy.py', '--photos', folder / 'train', '--options', options, '--half', half,
-                          '--pflop', 1.6e-7, '--table', 'table.csv', cwd=tmp_path)
+                          '--pflop', 3.6e-7, '--table', 'table.csv', cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     with open(tmp_path / 'table.csv', encoding='utf-8') as file:
         rows = list(csv.DictReader(file))
     assert [row['half'] for row in rows] == ['choose', 'claim'] and {row['epochs'] for row in rows} == {'2'}
-    assert all(1e-7 < float(row['pflop']) < 1.6e-7 and float(row['ema_acc1']) >= 0 for row in rows)
+    assert all(1.8e-7 < float(row['pflop']) < 3.6e-7 and float(row['ema_acc1']) >= 0 for row in rows)
     assert Image.open(tmp_path / 'table.png').width > 500
 
 

@@ -296,7 +296,7 @@ def test_training_is_the_same_with_and_without(quick, tmp_path, monkeypatch):
     (tmp_path / 'data' / 'train' / 'a' / 'bad.jpg').write_bytes(Path('data/train/a/000.jpg').read_bytes()[:500])
     logs = []
     for where in ('none', 'ram', 'disk'):
-        run(cache=where, crop=0.9, num_workers=1, normalisation='weights', mean='0.5,0.5,0.5', std='0.2,0.2,0.2')
+        run(cache=where, crop=0.9, num_workers=1, normalisation='((0.5, 0.5, 0.5), (0.2, 0.2, 0.2))')
         assert 'bad.jpg' in Path('out/bad_images.txt').read_text()
         logs.append({key: value for key, value in result()['last'].items() if key not in CLOCKS})
     assert logs[0] == logs[1] == logs[2]

@@ -18,7 +18,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 import models
 from common.runtime.errors import UserError
 from common.training import checkpoint
-from common.training.setup import build_network, find_weights
+from common.training.setup import build_network, find_weights, network_spec
 from models import LoadReport, WeightsError, load_weights, normalisation_of
 from models.volo import resize_pos_embed
 from models.weights import fetch_published, published_tag
@@ -341,7 +341,8 @@ def test_files_that_hold_something_else_than_weights(tmp_path, monkeypatch, mode
     torch.save(content, 'w.pth')
     cfg = prepare(pretrained='w.pth', img_size=64)
     with pytest.raises(UserError, match='no state dict|not a readable file'):
-        build_network(cfg, list('abcde'), *find_weights(cfg))
+        weights = find_weights(cfg.PRETRAINED, cfg.MODEL, cfg.IMG_SIZE)
+        build_network(network_spec(cfg, 5), list('abcde'), weights)
 
 
 def test_a_normalisation_that_is_none_is_not_taken():

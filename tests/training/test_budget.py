@@ -2,7 +2,6 @@
 import copy
 import dataclasses
 import time
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -171,4 +170,4 @@ def test_complete_is_what_the_settings_ask_for(data):
                                         (None, 1., 2, False), (None, None, 1, False)):
         content = {'settings': {'TIME_BUDGET': then, 'PATIENCE': None, 'EPOCHS': 2}, 'plan': vars(plan),
                    'history': [{}] * epochs}
-        assert is_complete(SimpleNamespace(TIME_BUDGET=now, EPOCHS=2, PATIENCE=None), content) == complete
+        assert is_complete(content, epochs=2, time_budget=now, patience=None) == complete
