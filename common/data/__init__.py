@@ -1,1 +1,1 @@
-"""The way of a picture from its file to a batch."""
+"""The way of an image from its file to a batch."""

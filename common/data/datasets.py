@@ -18,7 +18,7 @@ from common.runtime.processes import RANK
 
 
 class ImageFolder(datasets.ImageFolder):
-    """torchvision's ImageFolder over open_image: (transformed picture, class index), classes sorted by name. The folder
+    """torchvision's ImageFolder over open_image: (transformed image, class index), classes sorted by name. The folder
     may also be one of shards.
 
     `classes` may be given to fix the indices, by name; the folder must then have just those. An empty class is an error
@@ -32,7 +32,7 @@ class ImageFolder(datasets.ImageFolder):
         super().__init__(str(root), transform, loader=self.store.open, allow_empty=allow_empty)
         self._keep(self.samples)
         if not self.samples:
-            raise UserError(f'{root}: no pictures in it')
+            raise UserError(f'{root}: no images in it')
 
     def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
         names = self.store.classes()

@@ -1,1 +1,1 @@
-"""Networks applied to pictures, and what they get right."""
+"""Networks applied to images, and what they get right."""

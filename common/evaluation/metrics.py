@@ -1,4 +1,4 @@
-"""What a network gets right: ACC1 and ACC5 (timm), and per class what scikit-learn reports.
+"""What a network gets right: ACC1 and ACC5 (timm), scores per class (scikit-learn), and the worth of its confidence.
 
 ACC1 is the share of images, in percent, whose most probable class is the right one; ACC5 the share whose right class is
 among the five most probable. With fewer than six classes ACC5 is 100.
@@ -11,20 +11,63 @@ import torch
 import torch.nn.functional as F
 from timm.utils import accuracy
 
-# Confidence that can be taken at its word: of pictures named with 80 %, four in five are right
+CONFIDENCE_BINS = 15
 
-BINS = 15  # of confidence
 
+def scores(logits: torch.Tensor, targets: torch.Tensor, classes: list[str]) -> dict:
+    """Return what logits (N, classes) get right of targets (N,): loss, acc1, its interval, acc5, balanced_accuracy (all
+    in percent), macro_f1, ece, the temperature that would fit best and the ece with it, the report of scikit-learn as
+    text and as a dict, and as arrays the confusion matrix (rows: truth) and the reliability.
+    """
+    from sklearn.metrics import balanced_accuracy_score, classification_report, confusion_matrix, f1_score  # a second
+
+    acc1, acc5 = accuracy(logits, targets, topk=(1, 5))
+    truth = targets.numpy()
+    guess = logits.argmax(1).numpy()
+    labels = list(range(len(classes)))
+    temperature = fit_temperature(logits, targets)
+    named = {'labels': labels, 'target_names': classes, 'zero_division': 0}
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', message='y_pred contains classes not in y_true')
+        balanced = balanced_accuracy_score(truth, guess)
+    return {
+        'loss': F.cross_entropy(logits, targets).item(),
+        'acc1': acc1.item(),
+        'acc1_interval': interval(acc1.item(), len(targets)),
+        'acc5': acc5.item(),
+        'balanced_accuracy': 100 * float(balanced),
+        'macro_f1': float(f1_score(truth, guess, labels=labels, average='macro', zero_division=0)),
+        'ece': calibration_error(logits, targets),
+        'temperature': temperature,
+        'calibrated_ece': calibration_error(logits / temperature, targets),
+        'report_text': classification_report(truth, guess, **named, digits=3),
+        'report': classification_report(truth, guess, **named, output_dict=True),
+        'confusion': confusion_matrix(truth, guess, labels=labels),
+        'reliability': reliability(logits, targets)}
+
+
+def interval(acc1: float, count: int) -> tuple[float, float]:
+    """Return the percentages between which the ACC1 on many such images would lie, with 95 % confidence (Wilson), if it
+    is `acc1` on `count` of them.
+    """
+    from scipy.stats import binomtest  # takes half a second
+
+    found = binomtest(round(acc1 / 100 * count), count).proportion_ci(method='wilson')
+    return 100 * found.low, 100 * found.high
+
+
+# ---- calibration: of images classified with a confidence of 80 %, four in five should be right -----------------------
 
 def fit_temperature(logits: torch.Tensor, targets: torch.Tensor) -> float:
-    """What logits (N, classes) are to be divided by so that their softmax fits the targets (N,) best.
+    """Return by what logits (N, classes) are to be divided so that their softmax fits the targets (N,) best.
 
-    Guo et al. 2017, arXiv:1706.04599. It changes no decision. That all of a few pictures are right is no reason for
-    100 %: the labels are smoothed as if there were two pictures more, after Platt 1999.
+    Guo et al. 2017, arXiv:1706.04599. It changes no decision. That a few images are all right is no reason for 100 %:
+    the labels are smoothed as if there were two images more, after Platt 1999.
     """
     from scipy.optimize import minimize_scalar  # takes half a second
 
-    logits, smoothing = logits.double(), 1 / (len(targets) + 2)
+    logits = logits.double()
+    smoothing = 1 / (len(targets) + 2)
 
     def loss(power: float) -> float:
         return F.cross_entropy(logits / math.exp(power), targets, label_smoothing=smoothing).item()
@@ -33,49 +76,24 @@ def fit_temperature(logits: torch.Tensor, targets: torch.Tensor) -> float:
 
 
 def reliability(logits: torch.Tensor, targets: torch.Tensor) -> dict[str, np.ndarray]:
-    """{'count', 'confidence', 'accuracy'}: (BINS,) each, of the pictures (N,) whose confidence lies in each of BINS
-    equal parts of [0, 1]; confidence and accuracy are averages, from 0 to 1, and 0 where there is none.
+    """Return {'count', 'confidence', 'accuracy'}, (CONFIDENCE_BINS,) each: of the images (N,) whose confidence lies in
+    each of the equal parts of [0, 1]. Confidence and accuracy are averages, from 0 to 1, and 0 where there is none.
     """
     confidence, guess = logits.softmax(1).max(1)
-    place = (confidence.nan_to_num() * BINS).long().clamp(max=BINS - 1)  # a run that diverged gives NaN
-    count, sure, right = (torch.zeros(BINS, dtype=torch.float64).index_add(0, place, values.double()).numpy()
-                          for values in (torch.ones_like(confidence), confidence, guess == targets))
-    return {'count': count.astype(int), 'confidence': sure / count.clip(1), 'accuracy': right / count.clip(1)}
+    # A run that diverged gives NaN.
+    place = (confidence.nan_to_num() * CONFIDENCE_BINS).long().clamp(max=CONFIDENCE_BINS - 1)
+
+    def in_bins(values: torch.Tensor) -> np.ndarray:
+        """Return the sum of values (N,) in each bin."""
+        return torch.zeros(CONFIDENCE_BINS, dtype=torch.float64).index_add(0, place, values.double()).numpy()
+
+    count = in_bins(torch.ones_like(confidence))
+    return {'count': count.astype(int),
+            'confidence': in_bins(confidence) / count.clip(1),
+            'accuracy': in_bins(guess == targets) / count.clip(1)}
 
 
 def calibration_error(logits: torch.Tensor, targets: torch.Tensor) -> float:
-    """ECE, from 0 to 1: how far confidence and accuracy lie apart, on average over the pictures."""
+    """Return the ECE, from 0 to 1: how far confidence and accuracy lie apart, on average over the images."""
     found = reliability(logits, targets)
     return float((found['count'] * abs(found['confidence'] - found['accuracy'])).sum() / len(targets))
-def scores(logits: torch.Tensor, targets: torch.Tensor, classes: list[str]) -> dict:
-    """From logits (N, classes) and targets (N,): loss, acc1, its interval, acc5, balanced_accuracy (percent), macro_f1,
-    ece, the temperature that would fit best, and ece with it (common/evaluation/calibration.py), report (of
-    scikit-learn, as text and as a dict), and as arrays the confusion matrix (rows: truth) and the reliability."""
-    from sklearn.metrics import balanced_accuracy_score, classification_report, confusion_matrix, f1_score  # a second
-
-    acc1, acc5 = accuracy(logits, targets, topk=(1, 5))
-    truth, guess = targets.numpy(), logits.argmax(1).numpy()
-    labels, temperature = list(range(len(classes))), fit_temperature(logits, targets)
-    named = {'labels': labels, 'target_names': classes, 'zero_division': 0}
-    with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', message='y_pred contains classes not in y_true')
-        balanced = balanced_accuracy_score(truth, guess)
-    return {'loss': F.cross_entropy(logits, targets).item(),
-            'acc1': acc1.item(), 'acc1_interval': interval(acc1.item(), len(targets)),
-            'acc5': acc5.item(), 'balanced_accuracy': 100 * float(balanced),
-            'macro_f1': float(f1_score(truth, guess, labels=labels, average='macro', zero_division=0)),
-            'ece': calibration_error(logits, targets), 'temperature': temperature,
-            'calibrated_ece': calibration_error(logits / temperature, targets),
-            'report_text': classification_report(truth, guess, **named, digits=3),
-            'report': classification_report(truth, guess, **named, output_dict=True),
-            'confusion': confusion_matrix(truth, guess, labels=labels), 'reliability': reliability(logits, targets)}
-
-
-def interval(acc1: float, count: int) -> tuple[float, float]:
-    """Between which percentages the ACC1 on many such images would lie, with 95 % confidence (Wilson), if it is `acc1`
-    on `count` of them.
-    """
-    from scipy.stats import binomtest  # takes half a second
-
-    found = binomtest(round(acc1 / 100 * count), count).proportion_ci(method='wilson')
-    return 100 * found.low, 100 * found.high

@@ -23,7 +23,7 @@ BETAS = (0.8, 0.999)
 class Muon(torch.optim.Optimizer):
     """Orthogonalised updates of the matrices, AdamW's of all other parameters.
 
-    The update of a matrix is its momentum with all singular values near 1: what only few pictures tell about moves the
+    The update of a matrix is its momentum with all singular values near 1: what only few images tell about moves the
     weights as far as what they have in common (Jordan et al., kellerjordan.github.io/posts/muon). It is scaled to the
     size that AdamW's would have, which makes learning rates and weight decay alike (Liu et al., arXiv:2502.16982).
     A convolution counts as a matrix (output channels, the rest). `dtype` is what is multiplied in.

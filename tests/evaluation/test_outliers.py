@@ -5,7 +5,7 @@ import torch
 from helpers import draw_folder, read_rows, run, run_script
 from PIL import Image
 
-from common.evaluation.certainty import FEWEST, certainty, fit_outliers, typicality
+from common.evaluation.certainty import FEWEST_KNOWN, certainty, fit_outliers, typicality
 from common.evaluation.predictor import outliers_of
 from models import VOLO, create_model, logits_and_features
 
@@ -41,13 +41,13 @@ def test_certainty_is_the_confidence_but_for_rare_pictures():
     assert found.tolist() == pytest.approx([0.9, 0.9, 0.2, 0.1])
 
 
-@pytest.mark.parametrize('features', [None, pictures(FEWEST - 1, 1), torch.full((50, 4), torch.nan)])
+@pytest.mark.parametrize('features', [None, pictures(FEWEST_KNOWN - 1, 1), torch.full((50, 4), torch.nan)])
 def test_nothing_is_fitted_to_too_little(features):
     assert fit_outliers(features) is None
 
 
 def test_of_many_pictures_some_are_enough(monkeypatch):
-    monkeypatch.setattr('common.evaluation.certainty.MOST', 50)
+    monkeypatch.setattr('common.evaluation.certainty.MOST_FITTED', 50)
     known = fit_outliers(pictures(3000, 1, dim=5))
     assert len(known['squares']) == 50 and 0.5 / 50 < known['share'] < 1 / 50
 

@@ -86,8 +86,6 @@ def test_training_accuracy_counts_pictures_with_one_label(data):
     for smoothing in (0, 0.1):
         run(epochs=1, smoothing=smoothing, mixup_prob=0)
         assert result()['last']['train_acc1'] is not None
-    run(epochs=1, mixup_prob=1)  # every batch mixed: only partners of one class count
-    assert result()['last']['train_acc1'] is None or result()['last']['train_acc1'] <= 100
 
 
 def test_an_earlier_runs_checkpoints_are_kept_once(data, tmp_path, capsys):
@@ -290,7 +288,3 @@ def test_digits_are_learnt(tmp_path, monkeypatch):
     history = torch.load('out/last.pth', weights_only=True)['history']
     assert history[-1]['train_loss'] < history[0]['train_loss']
     assert result()['best']['acc1'] >= 90
-
-
-def test_the_default_model_is_the_tutorials():
-    assert train.MODEL == 'volo_d1' and train.MODEL in models.VARIANTS
