@@ -54,16 +54,18 @@ class Monitor:
         self.forecast_given = False
 
     def __enter__(self) -> 'Monitor':
-        self.opened.enter_context(self.stop)
-        if self.cfg.TRACKER is not None and RANK == 0:
-            with extra('TRACKER'):
-                from extras.trackers import tracking
-            self.track = self.opened.enter_context(
-                tracking(self.cfg.TRACKER, self.facts['settings'], self.out, self.history))
-        if RANK == 0:
-            write_json(self.out / 'class.json', self.data.classes)
-        if not self.history and not self.state.progress.updates:
-            self.save_last()  # there is a save to go back to from the first update on
+        with ExitStack() as opening:  # should it fail half-way, what was opened is closed
+            opening.enter_context(self.stop)
+            if self.cfg.TRACKER is not None and RANK == 0:
+                with extra('TRACKER'):
+                    from extras.trackers import tracking
+                self.track = opening.enter_context(
+                    tracking(self.cfg.TRACKER, self.facts['settings'], self.out, self.history))
+            if RANK == 0:
+                write_json(self.out / 'class.json', self.data.classes)
+            if not self.history and not self.state.progress.updates:
+                self.save_last()  # there is a save to go back to from the first update on
+            self.opened = opening.pop_all()
         return self
 
     def __exit__(self, *error) -> None:

@@ -1,6 +1,7 @@
 """TRACKER: the rows of the log in another program, whole after a resumed run; nothing where it is None."""
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -104,8 +105,10 @@ def test_a_tracker_that_cannot_begin_is_a_mistake(monkeypatch):
         raise RuntimeError('not logged in')
     monkeypatch.setattr(tracker, 'open_service', refuse)
     monkeypatch.setattr('extras.trackers.validate_tracker', lambda name: None)
+    before = signal.getsignal(signal.SIGINT)
     with pytest.raises(UserError, match="TRACKER = 'trackio' cannot begin .not logged in.: log in"):
         run(tracker='trackio')
+    assert signal.getsignal(signal.SIGINT) == before, 'Ctrl-C does again what it did'
 
 
 def test_a_tracker_that_is_not_there(monkeypatch):
