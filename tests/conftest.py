@@ -1,7 +1,9 @@
 """Fixtures that several tests use."""
 import os
 import random
+import signal
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -55,6 +57,20 @@ def no_other_extra(request):
                 patch.delattr(package, name.rpartition('.')[2], raising=False)
         patch.setattr(sys, 'meta_path', [finder, *sys.meta_path])
         yield
+
+
+@pytest.fixture(autouse=True)
+def signals_as_in_a_terminal():
+    """Whoever starts the tests in the background, or under nohup, has their processes ignore Ctrl-C or SIGHUP."""
+    usual = {'SIGINT': signal.default_int_handler, 'SIGHUP': signal.SIG_DFL, 'SIGTERM': signal.SIG_DFL}
+    before = {}
+    if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
+        for name, handler in usual.items():
+            if hasattr(signal, name):
+                before[name] = signal.signal(getattr(signal, name), handler)
+    yield
+    for name, handler in before.items():
+        signal.signal(getattr(signal, name), handler)
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
 """A run that is stopped anywhere and goes on is, to the bit, the run that was never stopped."""
+import contextlib
 import os
 import shutil
 import signal
@@ -290,10 +291,14 @@ def start(*more):
 def test_signals_save_and_leave_with_their_own_exit_code(data, signum):
     """Both reach the loader workers too: from a terminal, or from a scheduler that signals the whole job."""
     process = start('--epochs=10000')
-    for line in process.stdout:
-        if line.startswith('epoch 2/'):
-            break
-    os.killpg(process.pid, signum)
-    output, _ = process.communicate(timeout=60)
+    try:
+        for line in process.stdout:
+            if line.startswith('epoch 2/'):
+                break
+        os.killpg(process.pid, signum)
+        output, _ = process.communicate(timeout=60)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # a test that fails leaves nothing behind
     assert process.returncode == 128 + signum and 'Traceback' not in output and 'saving, then leaving' in output
     assert len(finished()['history']) >= 2
