@@ -223,9 +223,13 @@ def images_wanted(side: int, images: int) -> int:
 def choose_batch_size(cfg: Settings, images: int, classes: int) -> Choice:
     """Choose by the number of training images, and less where memory is short. IMG_SIZE has been chosen before."""
     if cfg.OPTIMIZER == 'muon':
-        usual, many, larger = 32, ENOUGH_FOR_MUON, 128
+        usual = 32
+        many = ENOUGH_FOR_MUON
+        larger = 128
     else:
-        usual, many, larger = 16, MANY_IMAGES, 64
+        usual = 16
+        many = MANY_IMAGES
+        larger = 64
     if images < usual:
         batch = max(2, images // 2 * 2)
         reason = f'{images} training images, in pairs'
@@ -247,9 +251,11 @@ def choose_batch_size(cfg: Settings, images: int, classes: int) -> Choice:
 def choose_lr(optimizer: str, images: int) -> Choice:
     """Choose by the number of images in an update."""
     if optimizer == 'muon':
-        base, whose = 6e-4, "Muon's 6e-4"
+        base = 6e-4
+        whose = "Muon's 6e-4"
     else:
-        base, whose = 1e-4, "the tutorial's 1e-4"
+        base = 1e-4
+        whose = "the tutorial's 1e-4"
     return Choice(base * math.sqrt(images / 16), f'{whose} for 16 images in an update, times √({images}/16)')
 
 

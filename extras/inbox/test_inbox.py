@@ -145,7 +145,11 @@ def test_ten_thousand_arrivals(photos):
         content, folder = source[number % 12] + str(number).encode(), inbox / str(number % 7)
         folder.mkdir(exist_ok=True)
         path = folder / f'{number}.png'
-        kind = 'bad' if number % 100 == 50 else 'slow' if number % 10 == 5 else 'whole'
+        kind = 'whole'
+        if number % 100 == 50:
+            kind = 'bad'
+        elif number % 10 == 5:
+            kind = 'slow'
         kinds[kind] += 1
         if kind == 'slow':
             path.write_bytes(content[:len(content) // 2])
