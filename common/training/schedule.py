@@ -19,7 +19,7 @@ FORWARD_SHARE = 1 / 3      # cost of a forward pass, as a fraction of a training
 STEM_SHARE = 1 / 6         # cost of a VOLO's stem, which BatchNorm is measured with, as a fraction of its forward pass
 VALIDATION_SHARE = 0.2     # VALIDATE_EVERY = 'auto': time of validation, as a fraction of the time of training
 MEMORY = 0.98              # weight of all earlier updates beside the newest: other programs may come and go
-REHEARSAL_SECONDS = 4      # for which blank updates are timed before a run with TIME_BUDGET
+REHEARSAL_SECONDS = 4      # for which blank updates are timed before a run with TIME_BUDGET, after a first one
 
 
 @dataclass
@@ -172,7 +172,7 @@ def rehearse(clock: Clock, model: nn.Module, optimizer: torch.optim.Optimizer, i
     """
     buffers = [buffer.clone() for buffer in model.buffers()]
     model.train()
-    end = time.perf_counter() + REHEARSAL_SECONDS
+    end = None
     going_on = True
     with torch.random.fork_rng():
         while going_on:
@@ -185,8 +185,11 @@ def rehearse(clock: Clock, model: nn.Module, optimizer: torch.optim.Optimizer, i
                 optimizer.step()
             if images.device.type != 'cpu':
                 torch.accelerator.synchronize()
-            clock.add(time.perf_counter() - start)
-            going_on = bool(largest(time.perf_counter() < end or not clock.ready))
+            now = time.perf_counter()
+            clock.add(now - start)
+            if end is None:  # the first update may take as long as ten others
+                end = now + REHEARSAL_SECONDS
+            going_on = bool(largest(now < end or not clock.ready))
     model.zero_grad()
     for buffer, before in zip(model.buffers(), buffers, strict=True):
         buffer.copy_(before)

@@ -113,6 +113,21 @@ def test_no_optimizer_rehearses_on_a_device_where_it_would_leave_a_trace(data, s
     assert state.clock.count > before and not steps
 
 
+def test_a_slow_first_update_leaves_time_to_measure_others(data, seconds):
+    cfg, _, state = build()
+    seconds.batch = 20.
+    clock = state.clock = schedule.Clock()
+    real = clock.add
+
+    def add(duration):
+        real(duration)
+        seconds.batch = 1.
+
+    clock.add = add
+    rehearse(cfg, state)
+    assert clock.count == 5 and clock.update_seconds == 1.
+
+
 def saved(minutes, plan, epochs, updates=0):
     return {'plan': vars(plan), 'history': [{}] * epochs, 'progress': {'updates': updates},
             'settings': {'TIME_BUDGET': minutes}}
