@@ -15,6 +15,7 @@ from PIL import Image
 
 import makedata
 import models
+import test
 import train
 from common import settings
 from common.data.transforms import Transform
@@ -116,6 +117,18 @@ def build(**changes):
 
 def measure_norms(state, loader):
     measure_batch_norm([*state.weights().values()], loader, state.device, state.amp_dtype)
+
+
+def classify(*arguments):
+    """Run test.py in this process, in the current folder; returns its exit code and what it printed."""
+    out = io.StringIO()
+    code = 0
+    with contextlib.redirect_stdout(out):
+        try:
+            test.main(settings.read(test, ['--num-workers', '0', *map(str, arguments)]))
+        except SystemExit as error:
+            code = error.code
+    return SimpleNamespace(returncode=code, stdout=out.getvalue())
 
 
 def read_json(path):

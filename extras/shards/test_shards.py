@@ -118,7 +118,7 @@ def test_they_go_to_another_process(sharded):
     assert pickle.loads(pickle.dumps(store)).open(path).tobytes() == store.open(path).tobytes()
 
 
-@pytest.mark.parametrize('cache', ['disk', 'None'])
+@pytest.mark.parametrize('cache', ['disk', pytest.param('None', marks=pytest.mark.slow)])
 def test_a_run_on_shards_goes_on_in_mid_epoch_with_two_processes(sharded, quick, monkeypatch, cache):
     """To what one process learns that was never stopped, but for rounding."""
     changes = {'cache': cache, 'batch_size': 6, 'lr': 1e-4, 'use_amp': 'false'}

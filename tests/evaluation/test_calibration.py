@@ -1,10 +1,8 @@
 """Confidence that says how often it is right."""
 import pytest
 import torch
-from helpers import draw_folder, read_rows, run
+from helpers import classify, draw_folder, read_rows, run
 
-import test
-from common import settings
 from common.evaluation.metrics import calibration_error, fit_temperature, reliability, scores
 from common.evaluation.predictor import temperature_of
 from common.reporting.plots import plot_reliability
@@ -67,7 +65,7 @@ def test_predictions_are_divided_by_that_of_validation(tmp_path, monkeypatch):
     for name, temperature in (('as it is', saved['best']['temperature']), ('plain', 1.)):
         saved['best']['temperature'] = temperature
         torch.save(saved, f'{name}.pth')
-        test.main(settings.read(test, ['--checkpoint', f'{name}.pth', '--output-dir', name, '--num-workers', '0']))
+        classify('--checkpoint', f'{name}.pth', '--output-dir', name)
         confidences.append(torch.tensor([
             [top['confidence'] for top in row['top5']] for row in read_rows(tmp_path / name)]))
     divided = (confidences[1].log() / torch.load('as it is.pth', weights_only=True)['best']['temperature']).softmax(1)

@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 import torch
-from helpers import draw_folder, read_rows, run, run_script
+from helpers import classify, draw_folder, read_rows, run
 from PIL import Image
 
 from common.evaluation.certainty import FEWEST_KNOWN, certainty, fit_outliers, typicality
@@ -95,7 +95,7 @@ def test_a_network_without_timms_methods_has_no_features():
     assert logits.shape == (1, 2) and features is None
 
 
-def test_test_py_calls_strange_pictures_unknown(tmp_path, monkeypatch):
+def test_test_py_calls_strange_pictures_unknown(tmp_path, monkeypatch, quick):
     """Trained on grey noise; a coloured drawing is unlike it, and more of the same is not."""
     monkeypatch.chdir(tmp_path)
     draw_folder(tmp_path / 'data' / 'train', {'a': 24, 'b': 24})
@@ -104,15 +104,15 @@ def test_test_py_calls_strange_pictures_unknown(tmp_path, monkeypatch):
     run(epochs=3)
     for number, colour in enumerate(('red', 'blue', 'yellow')):
         Image.new('RGB', (24, 20), colour).save(tmp_path / 'new' / f'strange{number}.png')
-    arguments = ('--checkpoint', 'out/best.pth', '--test-dir', 'new', '--num-workers', 0)
-    done = run_script('test.py', *arguments, '--unknown-below', 0.4, cwd=tmp_path)
+    arguments = ('--checkpoint', 'out/best.pth', '--test-dir', 'new')
+    done = classify(*arguments, '--unknown-below', 0.4)
     rows = {row['path']: row for row in read_rows('predictions')}
     strange = [row for name, row in rows.items() if name.startswith('strange')]
-    assert len(strange) == 3 and all(row['class'] == 'unknown' for row in strange), done.stderr
+    assert len(strange) == 3 and all(row['class'] == 'unknown' for row in strange)
     assert all(row['certainty'] < 0.4 for row in strange) and all(row['top5'][0]['class'] in 'ab' for row in strange)
     alike = [row for name, row in rows.items() if not name.startswith('strange')]
     answered = np.mean([row['class'] != 'unknown' for row in alike])
     assert answered > 0.85 and f'{answered:.1%} of them are answered with a class' in done.stdout
     assert f'{60 - round(60 * answered) + 3} not recognised, 0 unreadable' in done.stdout
     assert all(row['certainty'] <= row['confidence'] + 1e-6 for row in rows.values())
-    assert 'unknown' not in run_script('test.py', *arguments, cwd=tmp_path).stdout
+    assert 'unknown' not in classify(*arguments).stdout

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, TINY, draw_folder, read_rows, run_script
+from helpers import ROOT, TINY, classify, draw_folder, read_rows, run_script
 from PIL import Image
 
 import test
@@ -27,11 +27,16 @@ def project(tmp_path_factory):
     return folder
 
 
-def predict(project, *arguments):
-    done = run_script('test.py', *arguments, cwd=project)
-    rows = read_rows(project / 'predictions')
-    assert done.returncode == (3 if any(row['error'] for row in rows) else 0), done.stderr
-    return done.stdout, rows
+@pytest.fixture
+def predict(monkeypatch):
+    """predict(folder, …) runs test.py there, in this process, and returns what it printed and its rows."""
+    def run(folder, *arguments):
+        monkeypatch.chdir(folder)
+        done = classify(*arguments)
+        rows = read_rows('predictions')
+        assert done.returncode == (3 if any(row['error'] for row in rows) else 0)
+        return done.stdout, rows
+    return run
 
 
 def test_training_used_the_measured_normalisation(project):
@@ -41,7 +46,10 @@ def test_training_used_the_measured_normalisation(project):
 
 
 def test_val_is_predicted_with_the_accuracy_of_training(project):
-    out, rows = predict(project)
+    done = run_script('test.py', cwd=project)
+    assert done.returncode == 0, done.stderr
+    out = done.stdout
+    rows = read_rows(project / 'predictions')
     result = json.loads((project / 'checkpoints' / 'volo_d1' / 'result.json').read_text())
     assert f'ACC1 {result["best"]["acc1"]:.2f} %' in out
     names = sorted(p.relative_to(project / 'data/val').as_posix() for p in (project / 'data' / 'val').rglob('*.png'))
@@ -55,7 +63,7 @@ def test_val_is_predicted_with_the_accuracy_of_training(project):
     assert Image.open(project / 'predictions' / 'predictions.png').width > 500
 
 
-def test_what_chose_the_weights_is_not_what_measures_them(project, tmp_path):
+def test_what_chose_the_weights_is_not_what_measures_them(project, tmp_path, predict):
     """data/val is said to have chosen them; data/test has not, and is taken where it is there."""
     out, _ = predict(project)
     low, high = json.loads((project / 'predictions' / 'report.json').read_text())['acc1_interval']
@@ -66,7 +74,7 @@ def test_what_chose_the_weights_is_not_what_measures_them(project, tmp_path):
     assert 'These images chose' not in out and 'ACC1' in out and len(rows) == 12
 
 
-def test_the_checkpoint_is_all_that_is_needed(project, tmp_path):
+def test_the_checkpoint_is_all_that_is_needed(project, tmp_path, predict):
     """In another folder, flat, other names, other formats, one broken file: same classes, a row for each."""
     shutil.copy(project / 'checkpoints' / 'volo_d1' / 'best.pth', tmp_path)
     photos = tmp_path / 'photos'
@@ -83,7 +91,7 @@ def test_the_checkpoint_is_all_that_is_needed(project, tmp_path):
         assert row['class'] == same['class'] and row['confidence'] == pytest.approx(same['confidence'], abs=0.01)
 
 
-def test_a_single_picture(project):
+def test_a_single_picture(project, predict):
     path = next((project / 'data' / 'val').rglob('*.png'))
     _, rows = predict(project, '--test-dir', path)
     assert [row['path'] for row in rows] == [path.name]
