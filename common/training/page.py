@@ -4,6 +4,7 @@ import json
 import platform
 import time
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ class RunPage:
         self.state = state
         self.data = data
         self.out = out
-        self.thumbnail = Thumbnails(self.open_image)
+        self.thumbnail = Thumbnails(partial(open_image, data))  # a method would keep the data alive, in a circle
         self.twins: list | None = None
         self.spent = 0.    # seconds, for all pages so far
         self.longest = 0.  # seconds, for one of them
@@ -90,12 +91,6 @@ class RunPage:
         return [{'file': f'train/{Path(dataset.samples[index][0]).relative_to(dataset.root).as_posix()}',
                  'class': classes[dataset.targets[index]], 'perhaps': classes[guess], 'score': score}
                 for index, guess, score in self.state.margins.suspects()]
-
-    def open_image(self, file: str) -> Image.Image:
-        """Return an image named as in split.csv: train/CLASS/NAME or val/CLASS/NAME."""
-        side, _, rest = file.partition('/')
-        loader = self.data.train if side == 'train' else self.data.val
-        return loader.dataset.store.open(Path(loader.dataset.root, rest), at_least=256)
 
     def tiles(self, history: list[dict]) -> list[tuple[str, str, str]]:
         """Return the tiles of a training run: [(label, value, note)]."""
@@ -160,6 +155,13 @@ class RunPage:
         return {'name': 'settings', 'heading': 'Settings', 'facts': [
             (heading, [(name, printable(str(value))) for name, value in facts.items()])
             for heading, facts in (('Constants of train.py', self.settings), ('Versions and data', origin))]}
+
+
+def open_image(data: Data, file: str) -> Image.Image:
+    """Return an image named as in split.csv: train/CLASS/NAME or val/CLASS/NAME."""
+    side, _, rest = file.partition('/')
+    loader = data.train if side == 'train' else data.val
+    return loader.dataset.store.open(Path(loader.dataset.root, rest), at_least=256)
 
 
 def find_twins(data_dir: Path) -> list[list[tuple[str, str]]]:
