@@ -129,6 +129,7 @@ def test_a_signal_stops_all_and_one_goes_on(data, alone, capsys):
     assert_learnt_the_same(last(alone), last())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path('/proc/self/task').exists(), reason='finds the processes by /proc')
 def test_a_killed_process_is_started_again_and_all_go_on(data, alone):
     process = started(2, '--max-restarts=1', save_every_minutes=0)
@@ -142,6 +143,7 @@ def test_a_killed_process_is_started_again_and_all_go_on(data, alone):
     assert_learnt_the_same(last(alone), last())
 
 
+@pytest.mark.slow
 def test_an_error_in_one_of_them_ends_all(data):
     """In seconds, with one line, however many of them have noticed."""
     process = started(2, cache='none', epochs=1000)

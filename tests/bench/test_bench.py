@@ -21,6 +21,8 @@ from common.training.setup import network_spec
 from models import create_model
 from models.cost import multiply_adds
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize('script, options, words', [
     ('model', ('--img-size', 32, '--batch-sizes', '1,', '--repeats', 1), 'forward, eval, float32, batch 1'),

@@ -110,6 +110,7 @@ def test_mistakes_end_in_one_line(project, monkeypatch, arguments, words):
     assert '\n' not in str(error.value)
 
 
+@pytest.mark.slow
 def test_overrides_hold_in_spawned_workers(project, tmp_path):
     """As on Windows and macOS: a worker imports the script anew, and must still see --img-size 48 and the rest."""
     launcher = tmp_path / 'launch.py'
