@@ -62,10 +62,11 @@ GRAD_CHECKPOINTING = False        # True computes each block twice instead of st
 TIME_BUDGET: float | None = None  # Minutes for the whole of train.py, in place of EPOCHS. The number of updates follows
                                   # from the speed of the machine.
 EPOCHS = 100                      # Passes over the training set. The tutorial's 300 can pay from scratch.
-BATCH_SIZE: int | str = 'auto'    # Images at a time over all GPUs, even, since Mixup pairs them. 'auto' is 16, or 64
-                                  # from 10,000 images on; with Muon 32, or 128 from 1,000 on; less if memory is short.
+BATCH_SIZE: int | str = 'auto'    # Images at a time over all GPUs; an even number, since Mixup pairs them. 'auto' is
+                                  # 16, or 64 from 10,000 images on; with Muon 32, or 128 from 1,000 on; less if memory
+                                  # is short.
 ACCUMULATE_STEPS = 1              # Batches to each update of the weights: 4 with BATCH_SIZE = 8 learn like 32.
-OPTIMIZER = 'auto'                # 'muon', 'adamw', or another of timm's, such as 'lion', with an LR of its own. 'auto'
+OPTIMIZER = 'auto'                # 'muon', 'adamw', or another of timm's, such as 'lion', for which you set LR. 'auto'
                                   # is 'muon' for a VOLO from scratch on 1,000 images or more, else 'adamw'.
 LR: float | str = 'auto'          # Peak learning rate. 'auto' is 1e-4 (Muon 6e-4) times √(images in an update / 16).
 WARMUP = 0.1                      # Fraction of the run in which the learning rate rises. The tutorial has no warm-up.
@@ -75,7 +76,8 @@ CLIP_GRAD = 5.0                   # Largest norm of the gradient; 0 does not cli
 USE_GPU: bool | str = 'auto'      # 'auto' takes an NVIDIA or AMD GPU if there is one. True also takes others, such as
                                   # Apple's, which nobody has tried. False uses the CPU.
 USE_AMP = True                    # Mixed precision, where the processor gains from it.
-COMPILE = False                   # torch.compile, for GPUs: minutes at the start, then about half the time an update.
+COMPILE = False                   # torch.compile, for GPUs: takes minutes at the start, then halves the time of an
+                                  # update.
 USE_EMA = True                    # Also keep an average of the weights (ModelEmaV3), and validate it.
 USE_DP = True                     # DataParallel over several GPUs, which share each batch.
 BALANCE: str | None = None        # For classes with far fewer images: 'weights' in the loss, or a 'sampler' that shows
@@ -105,18 +107,18 @@ SEED = 42                         # Seed of the initial weights, the order of th
 def train_one_epoch(cfg: Settings, state: step.TrainState, data: Data, epoch: int, after_update: Callable) -> None:
     """Train on what is left of a pass over the training set.
 
-    `after_update(update, batches)` is called after each update of the weights.
+    `after_update(result, batches)` is called after each update of the weights.
     """
     setup.set_train_mode(state.net, heads_only=epoch < state.frozen_epochs)
     guarded_step = step.GuardedStep(state.net, state.optimizer, state.scaler, state.device)
-    meter = step.UpdateMeter(cfg.SMOOTHING, cfg.BATCH_SIZE, data.own_rows)
+    meter = step.UpdateMeter(smoothing=cfg.SMOOTHING, batch_size=cfg.BATCH_SIZE, rows=data.own_rows)
     batches = step.UpdateBatches(data.train, state, epoch, cfg.ACCUMULATE_STEPS)
     for images, labels in batches:                          # on the device
-        step.seed_batch(cfg.SEED, batches.number, batches.place)  # a resumed run draws what another one would
+        step.seed_batch(cfg.SEED, batches.update, batches.place)  # so that a resumed run draws the same numbers
         images, targets = state.mix(images, labels)         # Mixup or CutMix now and then; smoothed targets
         logits, each_loss = state.model(images, targets)    # forward: autocast, in each replica of DataParallel
         loss = each_loss.sum() / (cfg.BATCH_SIZE * batches.in_update)
-        loss = loss * processes.WORLD_SIZE                  # torchrun's processes average what should be added
+        loss = loss * processes.WORLD_SIZE                  # torchrun averages gradients over its processes: undone
         state.scaler.scale(loss).backward()
         meter.add(each_loss, logits, labels, targets)
         if not batches.completes_update:                    # ACCUMULATE_STEPS batches make an update
@@ -124,18 +126,18 @@ def train_one_epoch(cfg: Settings, state: step.TrainState, data: Data, epoch: in
 
         state.scaler.unscale_(state.optimizer)              # so that the norm is that of the true gradients
         norm = clip_grad_norm_(state.net.parameters(), cfg.CLIP_GRAD or math.inf)
-        finite = guarded_step(norm)                         # optimizer.step, scaler.update, zero_grad; without a
-                                                            # trace if the norm is not finite
-        state.scheduler.step_update(100 * state.plan.share(batches.number))  # percent of the run
-        update = meter.read(norm, finite)                   # here a GPU is waited for
-        if update.finite and state.ema:
-            state.ema.update(state.net, step=batches.number)
-        after_update(update, batches)                       # AverageMeters of loss and ACC1, progress, saves, signals
+        finite = guarded_step(norm)                         # optimizer.step, scaler.update, zero_grad; a norm that is
+                                                            # not finite changes neither weights nor optimizer
+        state.scheduler.step_update(100 * state.plan.share(batches.update))  # in percent of the run
+        result = meter.read(norm, finite)                   # as Python's numbers, for which a GPU is waited for
+        if result.finite and state.ema:
+            state.ema.update(state.net, step=batches.update)
+        after_update(result, batches)                       # AverageMeters of loss and ACC1, progress, saves, signals
 
 
 def evaluate(cfg: Settings, state: step.TrainState, data: Data, between_batches: Callable) -> dict[str, dict]:
     """Return {'raw': …, 'ema': …}: ACC1, ACC5 and other scores of the network and of its average on the validation set,
-    with their outputs, after BatchNorm's statistics of both were measured again.
+    with their outputs. Before that BatchNorm's statistics are measured on training images without augmentation.
     """
     nets = state.weights()
     measure_batch_norm([*nets.values()], data.plain, state.device, state.amp_dtype)
@@ -162,7 +164,7 @@ def train_epochs(cfg: Settings, state: step.TrainState, data: Data, facts: dict,
             monitor.after_epoch(epoch, results)             # a row of the history, curves, report, checkpoints
 
 
-# ---- what an epoch needs ---------------------------------------------------------------------------------------------
+# ---- what a run is built from ----------------------------------------------------------------------------------------
 
 _VIEWS = {  # degrees either way, probability of a mirror image, of an upside-down one
     'upright': (10, 0.5, 0.),
@@ -188,7 +190,7 @@ def train_transform(cfg: Settings, transform: Transform) -> v2.Compose:
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, lr: float, warmup: float) -> CosineLRScheduler:
-    """Return the learning rate over the run, in percent of its updates: a linear warm-up to `lr`, then the cosine."""
+    """Return the schedule of the learning rate, in percent of the run: a linear warm-up to `lr`, then the cosine."""
     lowest = min(1e-6, lr)
     return CosineLRScheduler(optimizer, t_initial=100 - 100 * warmup, warmup_t=100 * warmup, warmup_prefix=True,
                              lr_min=lowest, warmup_lr_init=lowest, t_in_epochs=False)
@@ -236,15 +238,15 @@ def build_state(cfg: Settings, data: Data, weights: setup.InitialWeights, saved:
     lr = lr_scale * cfg.LR
     optimizer = build_optimizer(cfg.OPTIMIZER, net, lr, cfg.WEIGHT_DECAY, cfg.LAYER_DECAY, amp_dtype)  # Muon or AdamW
     ema = None
-    if cfg.USE_EMA:  # over a fiftieth of the updates so far, at most 5,000: worth something in short runs, too
+    if cfg.USE_EMA:  # an average over about the last fiftieth of all updates so far, at most 5,000
         ema = ModelEmaV3(net, decay=0.9998, use_warmup=True, warmup_gamma=50, warmup_power=1)
     model = build_model(cfg, built, data, device, amp_dtype)
     validation = schedule.validation_cost(net, len(data.val), len(data.plain), cfg.USE_EMA, cfg.ACCUMULATE_STEPS)
     updates_per_epoch = math.ceil(len(data.train) / cfg.ACCUMULATE_STEPS)
     plan = schedule.make_plan(cfg.EPOCHS, updates_per_epoch, validation, cfg.VALIDATE_EVERY)
-    if cfg.TIME_BUDGET:
-        rehearse = partial(schedule.rehearse, clock, model, optimizer, *schedule.blank_batch(data, device),
-                           cfg.ACCUMULATE_STEPS)
+    if cfg.TIME_BUDGET:  # how fast the machine is, updates with blank images tell
+        blank = schedule.blank_batch(data, device)
+        rehearse = partial(schedule.rehearse, clock, model, optimizer, *blank, cfg.ACCUMULATE_STEPS)
         plan = schedule.fit_time_budget(plan, cfg.TIME_BUDGET, clock, saved, rehearse)
     state = step.TrainState(
         net=net,
@@ -306,7 +308,7 @@ def main(cfg: Settings) -> None:
         try:
             train_epochs(cfg, state, data, facts, history, out)
         except Diverged as error:
-            if lr_scale < 1:
+            if lr_scale < 1:  # the run went back before
                 raise
             print(f'{error}: going back to the last save, with a tenth of the learning rate')
             diverged = True

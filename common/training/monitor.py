@@ -85,7 +85,7 @@ class Monitor:
 
             def after_update(update: Update, batches: UpdateBatches) -> None:
                 self.after_update(epoch, update, batches)
-                self.show_progress(epoch, batches.number, bar)
+                self.show_progress(epoch, batches.update, bar)
                 self.save_if_due()
 
             yield after_update
@@ -106,7 +106,7 @@ class Monitor:
             elapsed = largest(self.state.clock.elapsed)
             if elapsed - self.plan_revised > 60 * self.cfg.TIME_BUDGET / PLAN_REVISIONS:
                 self.plan_revised = elapsed
-                revise(self.state.plan, self.cfg.TIME_BUDGET, self.state.clock, batches.number)
+                revise(self.state.plan, self.cfg.TIME_BUDGET, self.state.clock, batches.update)
 
     def guard(self, epoch: int, update: Update) -> None:
         """Count an update that was skipped. Raises Diverged, naming the images, after MAX_SKIPPED in a row.

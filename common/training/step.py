@@ -177,7 +177,7 @@ class UpdateBatches:
         self.accumulate_steps = accumulate_steps
         self.batches = TimedBatches(loader, epoch, state.device, skip=state.progress.updates * accumulate_steps)
         self.batches_in_epoch = len(loader)
-        self.number = 0          # of the update that the batch is for, counted from 1 in the whole run
+        self.update = 0          # number of the update that the batch is for, counted from 1 in the whole run
         self.in_update = 0       # batches of that update: ACCUMULATE_STEPS, at the end of an epoch perhaps fewer
         self.place = 0           # place of the batch among those, from 0
         self.started = 0.        # when the first of those was asked for
@@ -189,7 +189,7 @@ class UpdateBatches:
         while progress.updates < plan.updates_in(self.epoch):
             self.started = time.perf_counter()
             self.waited_before = self.batches.seconds
-            self.number = self.epoch * plan.updates_per_epoch + progress.updates + 1
+            self.update = self.epoch * plan.updates_per_epoch + progress.updates + 1
             left = self.batches_in_epoch - progress.updates * self.accumulate_steps
             self.in_update = min(self.accumulate_steps, left)
             for place in range(self.in_update):

@@ -152,7 +152,7 @@ def test_a_resumed_run_ends_in_time_too(data, seconds, monkeypatch):
     def stop(cfg, state, data, epoch, after_update):
         def hook(update, batches):
             after_update(update, batches)
-            if batches.number == 3:
+            if batches.update == 3:
                 raise Stopped(15)
         real(cfg, state, data, epoch, hook)
 
