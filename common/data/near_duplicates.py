@@ -1,14 +1,20 @@
 """Images that show the same, but for being saved again, resized, cropped by up to 5 %, turned by 90° or mirrored.
 
 Every two images are compared at 12 x 12 pixels, in all eight orientations and cropped at several borders; those that
-look alike then lie on top of each other at 64 x 64, as exactly as a small crop can bring them there.
+look alike are then laid on top of each other at 64 x 64, as exactly as a small crop can bring them there.
+
+Images of one kind are alike without being copies: parts under a fixed camera, plots with their axes, objects on white.
+So what most images of the set have in common is subtracted first. An image that is still alike to others without it
+is taken for a copy only of what is the same everywhere, in each small square.
 """
 import hashlib
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 from PIL import Image
+from sklearn.decomposition import PCA
 
 from common.data.grouping import alike
 from common.runtime.console import Bar
@@ -19,7 +25,13 @@ _COARSE = 12         # pixels, of each side
 _CROP = 0.05         # fraction of the width or height
 _LOOKS_ALIKE = 0.85  # correlation of coarse images above which their thumbnails are compared
 _IS_SAME = 0.975     # correlation of thumbnails of the same image; copies have 0.98 and more
-_MOST = 10           # images that each one is compared with at 64 x 64
+_IS_OWN = 0.8        # correlation of what they have of their own; copies of photographs have 0.97 and more
+_SAME_SQUARE = 5     # grey levels by which copies differ at most, in the square where they differ most
+_SQUARE = 8          # pixels, of each side of such a square
+_COMPONENTS = 16     # of what the images of a set have in common, besides their mean
+_FEWEST = 20         # images to each component
+_SAMPLED = 1000      # images that the components are found in
+_MOST = 10           # images that each one is compared with at 64 x 64, besides those nearest without what is common
 _FLAT = 2            # grey levels; images with a smaller standard deviation show nothing to compare
 _BLOCK = 512         # images that are compared at a time
 _BLUR = 5            # pixels, odd
@@ -38,35 +50,116 @@ def find_near_duplicates(thumbnails: np.ndarray) -> np.ndarray:
 
     An image that is there many times is paired with its next copy in the list.
     """
-    def confirm(first, second, number):
-        return is_same(distinct[first], variant(distinct[second], number))
-
     equal = alike(hashlib.sha256(image).digest() for image in thumbnails)
     places = np.setdiff1d(np.arange(len(thumbnails)), equal[:, 1])
     distinct = thumbnails[places]
     cv2.setNumThreads(1)  # OpenCV would start threads of its own in each of the threads below
+    sampled = np.random.default_rng(0).permutation(len(distinct))[:_SAMPLED]
+    common = find_common(np.stack([inner_values(distinct[place]).ravel() for place in sampled]))
+
+    def confirm(first: int, second: int, number: int) -> Comparison | None:
+        return compare(distinct[first], variant(distinct[second], number), common)
+
     candidates = np.array([*find_candidates(distinct)], np.int64).reshape(-1, 3)
-    same = np.array([*map_in_threads(confirm, *candidates.T, desc='comparing')], bool)
-    return np.concatenate([equal, places[candidates[same, :2]]])
+    found = map_in_threads(confirm, *candidates.T, desc='comparing')
+    comparisons = {(first, second): comparison for (first, second, _), comparison
+                   in zip(candidates.tolist(), found, strict=True) if comparison and comparison.whole > _IS_SAME}
+    same = [pair for pair, is_copy in zip(comparisons, are_copies(comparisons), strict=True) if is_copy]
+    return np.concatenate([equal, places[without_chains(same)].reshape(-1, 2)])
+
+
+class Comparison(NamedTuple):
+    """How alike two images are once they lie on top of each other."""
+    whole: float   # correlation of their colours
+    own: float     # correlation without what the set has in common
+    square: float  # largest difference of a square, in grey levels
+
+
+def are_copies(comparisons: dict[tuple[int, int], Comparison]) -> list[bool]:
+    """Return for each pair of images that are alike as a whole whether one is a copy of the other."""
+    of_a_kind = {image for pair, comparison in comparisons.items() if comparison.own <= _IS_OWN for image in pair}
+    return [comparison.square < _SAME_SQUARE if of_a_kind & {*pair} else True for pair, comparison
+            in comparisons.items()]
+
+
+def without_chains(pairs: list[tuple[int, int]]) -> np.ndarray:
+    """Return pairs (P, 2) of the first image of each group with every other one of it.
+
+    A group takes in another one only if their first images are a pair themselves: two images do not belong together
+    because a third one is between them.
+    """
+    known = {frozenset(pair) for pair in pairs}
+    first = {}  # {image: the first image of its group}
+    for one, other in sorted(tuple(sorted(pair)) for pair in known):
+        leader = first.setdefault(one, one)
+        led = first.setdefault(other, other)
+        if leader != led and frozenset((leader, led)) in known:
+            for image in [image for image, its in first.items() if its == led]:
+                first[image] = leader
+    return np.array([(leader, image) for image, leader in first.items() if image != leader], np.int64).reshape(-1, 2)
+
+
+def find_common(values: np.ndarray) -> PCA | None:
+    """Return what the rows of `values` (N, D), one for each image, have in common: their mean and main components.
+
+    None is returned for a few images, among which a copy would be a component.
+    """
+    count = min(_COMPONENTS, len(values) // _FEWEST)
+    if not count:
+        return None
+    return PCA(count, svd_solver='randomized', random_state=0).fit(values)
+
+
+def own_part(values: np.ndarray, common: PCA) -> np.ndarray:
+    """Return rows (N, D) without what the set has in common."""
+    return values - common.inverse_transform(common.transform(values))
+
+
+def correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """Return the correlation of two arrays of the same shape whose means are 0; 0 where one is flat."""
+    norms = np.sqrt((one ** 2).sum() * (other ** 2).sum())
+    return float((one * other).sum() / norms) if norms else 0.
 
 
 def find_candidates(images: np.ndarray) -> Iterator[tuple[int, int, int]]:
     """Yield (first, second, number): as far as 12 x 12 pixels show, the first is that variant of the second.
 
-    For each second image the ten most similar ones are tried.
+    For each second image those are tried that are most similar as a whole, and those that are it without what the set
+    has in common.
     """
     whole = np.stack([describe(shrink(image)) for image in images])
+    common = find_common(whole)
+    own = own_descriptions(whole, common)
     for start in Bar(range(0, len(images), _BLOCK), desc='looking for near-duplicates', unit='block'):
         variants = np.stack([describe_variants(image) for image in images[start:start + _BLOCK]], 1)
-        count = variants.shape[1]
-        likeness = np.full((count, len(whole)), -1, np.float32)
-        for row in variants:
-            np.maximum(likeness, row @ whole.T, out=likeness)
-        likeness[np.arange(count), start + np.arange(count)] = -1  # each with itself
-        most = likeness.argpartition(-min(_MOST, len(whole)), 1)[:, -_MOST:]
-        for second, firsts in enumerate(most):
-            for first in firsts[likeness[second, firsts] > _LOOKS_ALIKE]:
-                yield first, start + second, (variants[:, second] @ whole[first]).argmax()
+        own_variants = np.stack([own_descriptions(row, common) for row in variants])
+        candidates = nearest(variants, whole, start) | nearest(own_variants, own, start)
+        for first, second in sorted(candidates):
+            likeness = variants[:, second] @ whole[first]
+            if likeness.max() > _LOOKS_ALIKE:
+                yield first, start + second, likeness.argmax()
+
+
+def nearest(variants: np.ndarray, descriptions: np.ndarray, start: int) -> set[tuple[int, int]]:
+    """Return pairs (first, second): the images whose descriptions (N, 144) are nearest to a variant of the second.
+
+    `variants` (variants, B, 144) are those of B images, from the image `start` on.
+    """
+    count = variants.shape[1]
+    likeness = np.full((count, len(descriptions)), -1, np.float32)
+    for row in variants:
+        np.maximum(likeness, row @ descriptions.T, out=likeness)
+    most = likeness.argpartition(-min(_MOST + 1, len(descriptions)), 1)[:, -_MOST - 1:]  # each finds itself, too
+    return {(first, second) for second, firsts in enumerate(most.tolist()) for first in firsts
+            if first != start + second}
+
+
+def own_descriptions(descriptions: np.ndarray, common: PCA | None) -> np.ndarray:
+    """Return descriptions (N, 144) without what the set has in common, each of length 1 again."""
+    if common is None:
+        return descriptions
+    own = own_part(descriptions, common)
+    return own / np.maximum(np.linalg.norm(own, axis=1, keepdims=True), 1e-6)
 
 
 def describe_variants(image: np.ndarray) -> np.ndarray:
@@ -113,16 +206,32 @@ def describe(grey: np.ndarray) -> np.ndarray:
     return values / np.linalg.norm(values)
 
 
-def is_same(first: np.ndarray, second: np.ndarray) -> bool:
-    """Return whether two thumbnails (64, 64, RGB) show the same, once a small shift and zoom has aligned them."""
+def compare(first: np.ndarray, second: np.ndarray, common: PCA | None) -> Comparison | None:
+    """Return how alike two thumbnails (64, 64, RGB) are once a small shift and zoom has aligned them.
+
+    None is returned where no crop of up to 5 % aligns them.
+    """
     motion = align(first, second)
     if motion is None:
-        return False
+        return None
     moved = cv2.warpAffine(second, motion, (THUMBNAIL_SIZE, THUMBNAIL_SIZE),
                            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE)
     one = inner_values(first)
     other = inner_values(moved)
-    return (one * other).sum() > _IS_SAME * np.sqrt((one ** 2).sum() * (other ** 2).sum())
+    whole = correlation(one, other)
+    if common is None or whole <= _IS_SAME:
+        own = whole
+    else:
+        own = correlation(*own_part(np.stack([one.ravel(), other.ravel()]), common))
+    return Comparison(whole, own, largest_difference(first, moved))
+
+
+def largest_difference(first: np.ndarray, second: np.ndarray) -> float:
+    """Return the mean difference of the grey values of two thumbnails in the square where it is largest."""
+    difference = cv2.absdiff(inner_grey(first), inner_grey(second))
+    side = len(difference) // _SQUARE * _SQUARE
+    return float(cv2.resize(difference[:side, :side], (side // _SQUARE, side // _SQUARE),
+                            interpolation=cv2.INTER_AREA).max())
 
 
 def align(first: np.ndarray, second: np.ndarray) -> np.ndarray | None:
@@ -143,8 +252,18 @@ def align(first: np.ndarray, second: np.ndarray) -> np.ndarray | None:
 
 
 def inner_values(image: np.ndarray) -> np.ndarray:
-    """Return the blurred colours of a thumbnail without its border, (pixels, RGB), each channel with mean 0."""
+    """Return the blurred colours of a thumbnail without its border, float32 (pixels, RGB), each channel with mean 0."""
+    values = inner(image).reshape(-1, 3).astype(np.float32)
+    return values - values.mean(0)
+
+
+def inner_grey(image: np.ndarray) -> np.ndarray:
+    """Return the blurred grey values of a thumbnail without its border, float32 (H, W)."""
+    return inner(image).mean(2, dtype=np.float32)
+
+
+def inner(image: np.ndarray) -> np.ndarray:
+    """Return a thumbnail, blurred, without its border, uint8 (H, W, RGB)."""
     border = round(_CROP * THUMBNAIL_SIZE)
     blurred = cv2.GaussianBlur(image, (_BLUR, _BLUR), 0)
-    values = blurred[border:-border, border:-border].reshape(-1, 3)
-    return values - values.mean(0)
+    return blurred[border:-border, border:-border]
