@@ -5,8 +5,6 @@ from pathlib import Path
 
 from common.runtime.errors import UserError
 
-IS_WINDOWS = os.name == 'nt'
-
 # An empty part, such as the first one of '/etc', a part that leads up or nowhere, and what ends a name in C.
 _LEADS_AWAY = re.compile(r'(\A|/)\.{0,2}(/|\Z)|\0')
 # What Windows takes for a drive, a stream, another separator or a device, or leaves out at the end of a name.
@@ -34,7 +32,7 @@ def is_below(name: str) -> bool:
     """Return whether a name leads down from every folder, without a detour, to what can be a file."""
     if not isinstance(name, str) or _LEADS_AWAY.search(name):
         return False
-    if IS_WINDOWS and _ODD_ON_WINDOWS.search(name):
+    if os.sep == '\\' and _ODD_ON_WINDOWS.search(name):
         return False
     try:
         os.fsencode(name)
