@@ -5,8 +5,7 @@ from pathlib import Path
 
 from common.runtime.errors import UserError
 
-# An empty part, such as the first one of '/etc', a part that leads up or nowhere, and what ends a name in C.
-_LEADS_AWAY = re.compile(r'(\A|/)\.{0,2}(/|\Z)|\0')
+_NO_NAMES = {'', '.', '..'}  # parts of a path that lead up or nowhere, such as the first one of '/etc'
 # What Windows takes for a drive, a stream, another separator or a device, or leaves out at the end of a name.
 _ODD_ON_WINDOWS = re.compile(
     r'[\\:<>"|?*\x00-\x1f]|[. ](/|\Z)|(\A|/)(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³]) *(\.|/|\Z)',
@@ -30,7 +29,9 @@ def inside(folder: str | Path, name: str) -> str:
 
 def is_below(name: str) -> bool:
     """Return whether a name leads down from every folder, without a detour, to what can be a file."""
-    if not isinstance(name, str) or _LEADS_AWAY.search(name):
+    if not isinstance(name, str) or '\0' in name:
+        return False
+    if not _NO_NAMES.isdisjoint(name.split('/')):
         return False
     if os.sep == '\\' and _ODD_ON_WINDOWS.search(name):
         return False
