@@ -255,6 +255,8 @@ def test_an_index_that_makedata_would_not_write_is_refused(sharded):
 def test_a_pipe_is_not_waited_for(sharded):
     for name in ('chunk-0-0.bin', 'index.json', 'classes.json'):
         shutil.copytree('data/val', name)
+        change_index(Path(name), chunk_bytes=0)
+        Shards(name)
         Path(name, name).unlink()
         os.mkfifo(Path(name, name))
         with pytest.raises(UserError, match='make the shards again'):
@@ -279,6 +281,19 @@ def test_a_shard_that_changes_later_is_no_image_and_not_waited_for(sharded):
         for path, _ in store.all:
             with pytest.raises(BadImage, match='not a readable image .*chunk-0-.*bin'):
                 store.open(path)
+
+
+def test_an_item_that_is_too_large_or_lies_elsewhere_is_not_read(sharded, monkeypatch):
+    store = Shards('data/val')
+    file = Path('data/val', store.files[0])
+    with monkeypatch.context() as patch, pytest.raises(BadImage, match='does not lie where'):
+        patch.setattr(extras.shards, 'MAX_BYTES', 10)
+        store.open(store.all[0][0])
+    content = bytearray(file.read_bytes())
+    content[8:12] = (2 ** 32 - 1).to_bytes(4, 'little')  # where the first one ends
+    file.write_bytes(content)
+    with pytest.raises(BadImage, match='does not lie where'):
+        store.open(store.all[0][0])
 
 
 def test_a_thread_has_few_shards_open(sharded, monkeypatch):
