@@ -17,6 +17,7 @@ import math
 import os
 import sys
 import tokenize
+import traceback
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -58,6 +59,7 @@ def run(main: Callable[[Settings], None], rows_only: Callable[[Settings], bool] 
 
 def _prepare_streams() -> None:
     """Make standard output and error accept any text, and silence all processes but the first."""
+    sys.excepthook = _print_traceback
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, 'reconfigure'):  # The streams of a notebook cannot be configured.
             # An odd file name must not end the run that prints it. In a log file each line is to be there at once.
@@ -68,13 +70,21 @@ def _prepare_streams() -> None:
         sys.stdout = open(os.devnull, 'w')  # noqa: SIM115 - it stays open until the process ends
 
 
+def _print_traceback(kind: type[BaseException], error: BaseException, trace: types.TracebackType | None) -> None:
+    """Print the traceback of a bug. Its texts may hold names of files and classes, whatever these consist of."""
+    text = ''.join(traceback.format_exception(kind, error, trace))
+    print(printable(text, allowed='\n'), end='', file=sys.stderr, flush=True)
+
+
 def _call(main: Callable[[Settings], None], rows_only: Callable[[Settings], bool]) -> None:
     """Read the settings and call main(cfg). Errors that are not bugs become SystemExit."""
     module = sys.modules[main.__module__]
     script = Path(module.__file__).name
     try:
         cfg = read(module)
-        output = contextlib.redirect_stdout(sys.stderr) if rows_only(cfg) else contextlib.nullcontext()
+        output = contextlib.nullcontext()
+        if rows_only(cfg):
+            output = contextlib.redirect_stdout(PrintableStream(sys.stderr))
         with output:
             show(vars(cfg), vars(module))
             main(cfg)

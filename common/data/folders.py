@@ -13,6 +13,7 @@ from PIL import Image
 
 from common.data.images import FORMATS, open_image
 from common.runtime.errors import UserError, extra
+from common.runtime.names import is_folder_name
 
 EXTENSIONS = {extension for extension, kind in Image.registered_extensions().items() if kind in {*FORMATS, 'MPO'}}
 LITTER = {'.DS_Store', 'Thumbs.db', 'desktop.ini'}  # what file managers leave in every folder that they show
@@ -102,12 +103,11 @@ def class_folders(folder: str | Path) -> list[str]:
 
 def refuse_class_names(names: Iterable[str], place: str | Path) -> None:
     """Raise UserError for a class that cannot be the name of a folder."""
-    separators = {'/', os.sep}
     for name in names:
+        if not is_folder_name(name) or is_hidden(name):
+            raise UserError(f'{place}: the class {name!r} cannot be the name of a folder, rename it')
         if any(unicodedata.category(character) == 'Cc' for character in name):
             raise UserError(f'{place}: the class {name!r} has control characters in its name, rename it')
-        if separators & {*name} or is_hidden(name):
-            raise UserError(f'{place}: the class {name!r} cannot be the name of a folder, rename it')
 
 
 def refuse_empty(names: Iterable[str], filled: Collection[str], place: str | Path) -> None:

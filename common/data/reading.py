@@ -17,6 +17,7 @@ from common.data.images import BadImage, as_rgb
 from common.data.loaders import init_worker
 from common.data.transforms import Transform, eval_transform, fit, least_side
 from common.runtime.errors import UserError
+from common.runtime.names import inside
 
 # What test.py classifies: a folder, one image, shards, or a list of files on standard input
 
@@ -52,17 +53,27 @@ class Source:
         return below.replace(os.sep, '/')
 
     def path(self, name: str) -> str:
-        """Return the path of the image that tables call by a name."""
+        """Return the path of the image that tables call by a name. Raises BadName."""
         if self.is_list:
             return name
         if os.path.isfile(self.root):
             return self.root
-        return os.path.join(self.root, name.replace('/', os.sep))
+        return inside(self.root, name)
+
+    def below(self, name: str) -> str:
+        """Return where a drawing or copy of the image that tables call by a name belongs in a folder of such.
+
+        This is its path below `root`. Of an image of a list it is the last part of the path alone, which other images
+        may share.
+        """
+        if self.is_list:
+            return Path(name).name
+        return name
 
     def open(self, name: str) -> Image.Image:
         """Return the RGB image that tables call by a name, perhaps smaller, but large enough to be shown.
 
-        Raises BadImage.
+        Raises BadImage and BadName.
         """
         return self.store.open(self.path(name), at_least=SHOWN_SIDE)
 

@@ -16,6 +16,7 @@ from common.data.taking import TakenImages
 from common.runtime.console import printable
 from common.runtime.errors import UserError
 from common.runtime.files import harmless, write_json
+from common.runtime.names import BadName, inside
 
 SIDES = ('train', 'val', 'test')
 TRAIN, VAL, TEST = range(len(SIDES))
@@ -29,7 +30,8 @@ SPLIT_COLUMNS = ('file', 'source', 'class', 'side', 'group', 'sha256')  # images
 
 _MADE_BY = 'makedata.py'
 _ADVICE = 'move it away or choose another TARGET_DIR; it was not touched'
-_MALFORMED = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, csv.Error)
+# What reading the listing of a split raises where makedata.py did not write it.
+MALFORMED = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, csv.Error, BadName)
 
 
 @contextmanager
@@ -54,7 +56,7 @@ def read_sides(target: Path, deciding: Mapping[str, Any]) -> Rows:
     try:
         manifest = json.loads((target / SPLIT_SETTINGS).read_text(encoding='utf-8'))
         is_ours = manifest['made_by'] == _MADE_BY and not target.is_symlink()
-    except _MALFORMED:
+    except MALFORMED:
         is_ours = False
     if not is_ours:
         raise UserError(f'{target} exists and was not made by {_MADE_BY}: {_ADVICE}')
@@ -64,7 +66,7 @@ def read_sides(target: Path, deciding: Mapping[str, Any]) -> Rows:
         earlier = Rows((row['sha256'] for row in read_split_table(target)), sides)
         unlisted = {SPLIT_SETTINGS, SPLIT_TABLE, *manifest['shards']}
         is_same = all([manifest['settings'][name] == value for name, value in deciding.items()])
-    except _MALFORMED:
+    except MALFORMED:
         raise UserError(f'{target} was made by another version of {_MADE_BY}, or changed since: {_ADVICE}') from None
 
     for place, folders, names in os.walk(target):
@@ -77,9 +79,14 @@ def read_sides(target: Path, deciding: Mapping[str, Any]) -> Rows:
 
 
 def read_split_table(folder: Path) -> Iterator[dict[str, str]]:
-    """Yield the rows of split.csv as {column: text}."""
+    """Yield the rows of split.csv as {column: text}, each with a 'file' that lies in the folder.
+
+    Raises BadName for others, and OSError, ValueError, KeyError and csv.Error.
+    """
     with open(folder / SPLIT_TABLE, newline='', encoding='utf-8', errors='surrogateescape') as file:
-        yield from csv.DictReader(file)
+        for row in csv.DictReader(file):
+            inside(folder, row['file'])
+            yield row
 
 
 # The side of each image

@@ -81,6 +81,7 @@ def as_uri(image: Image.Image, side: int = THUMBNAIL_SIDE) -> str:
     """Return a copy of an image as a data URI, with at most `side` pixels on its longer side."""
     small = image.convert('RGB')
     small.thumbnail((side, side))
+    small.info.clear()  # a comment in the image file would come into the page
     file = io.BytesIO()
     small.save(file, 'JPEG', quality=80)
     return f'data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}'

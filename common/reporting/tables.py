@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from common.runtime.console import Bar, PrintableStream, printable
+from common.runtime.console import Bar, PrintableStream, as_json, printable
 from common.runtime.files import harmless, write_csv, write_json, write_text, writing
 
 # Scores
@@ -28,7 +28,8 @@ def calibration(scores: dict[str, Any]) -> str:
 
 def write_report(folder: Path, scores: dict[str, Any], report: dict[str, Any]) -> None:
     """Write report.txt from `scores` (common/evaluation/metrics.py) and report.json from `report`. Raises UserError."""
-    write_text(folder / 'report.txt', f'{headline(scores)}\n{calibration(scores)}\n\n{scores["report_text"]}')
+    text = f'{headline(scores)}\n{calibration(scores)}\n\n{scores["report_text"]}'
+    write_text(folder / 'report.txt', printable(text, allowed='\n'))
     write_json(folder / 'report.json', report)
 
 
@@ -65,7 +66,7 @@ class Tables:
     def append(self, rows: list[dict[str, Any]]) -> None:
         """Write rows at the end of both tables. Raises UserError."""
         with writing(self.lines), open(self.lines, 'a', encoding='utf-8', errors='backslashreplace') as file:
-            file.write(''.join(f'{json.dumps(row, ensure_ascii=False)}\n' for row in rows))
+            file.write(''.join(f'{as_json(row)}\n' for row in rows))
         self.append_csv(rows)
 
     def append_csv(self, rows: list[dict[str, Any]]) -> None:

@@ -1,7 +1,8 @@
 """What a script prints: text that is safe to print, progress bars, durations."""
 import contextlib
+import json
 import sys
-from typing import TextIO
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -12,8 +13,24 @@ PLAIN_SECONDS = 30  # between two lines of a progress bar where the output is no
 
 def printable(text: str, allowed: str = '') -> str:
     """Return the text with escapes for invisible characters, such as terminal codes, except those in `allowed`."""
+    if text.isprintable():
+        return text
     return ''.join(character if character.isprintable() or character in allowed
                    else character.encode('unicode_escape').decode() for character in text)
+
+
+def as_json(value: Any, indent: int | None = None) -> str:
+    """Return a value as JSON, in which invisible characters, such as terminal codes, are JSON's own escapes.
+
+    A text in it is the same when it is read back.
+    """
+    lines = json.dumps(value, indent=indent, ensure_ascii=False).split('\n')
+    return '\n'.join(line if line.isprintable() else _escaped(line) for line in lines)
+
+
+def _escaped(line):
+    """Return a line of JSON with escapes for the invisible characters in its texts."""
+    return ''.join(character if character.isprintable() else json.dumps(character)[1:-1] for character in line)
 
 
 class PrintableStream:

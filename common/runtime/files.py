@@ -1,7 +1,7 @@
 """Files and folders that are whole or absent: they are written beside their place, then moved into it."""
 import csv
-import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -12,10 +12,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from common.runtime.console import printable
+from common.runtime.console import as_json, printable
 from common.runtime.errors import UserError
 
-_FORMULA_STARTS = ('=', '+', '-', '@', '\t', '\r', '\n')  # a spreadsheet may take what begins so for a formula
+# A spreadsheet may take what begins so for a formula: a cell, and what follows a semicolon, where one that expects
+# semicolons between cells finds the beginning of another cell. Quotation marks are part of how cells are written.
+_FORMULA = re.compile(r'((?:\A|;)[\s"]*)(?=[=+\-@＝＋－＠])')
 _MOVE_PAUSES = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)  # seconds between attempts to move a file
 
 
@@ -101,7 +103,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 def write_json(path: str | Path, value: Any) -> None:
     """Write a value as JSON. Raises UserError if the file cannot be written."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + '\n')
+    write_text(path, as_json(value, indent=2) + '\n')
 
 
 def write_csv(path: str | Path, rows: list[dict[str, Any]], columns: Sequence[str] | None = None) -> None:
@@ -119,13 +121,11 @@ def write_csv(path: str | Path, rows: list[dict[str, Any]], columns: Sequence[st
 def harmless(value: Any) -> Any:
     """Return a value for a cell of a spreadsheet, with escapes for invisible characters in a text.
 
-    A text that a spreadsheet would take for a formula, and run, gets an apostrophe in front.
+    What a spreadsheet would take for a formula, and run, gets an apostrophe in front.
     """
     if not isinstance(value, str):
         return value
-    if value.startswith(_FORMULA_STARTS):
-        value = "'" + value
-    return printable(value)
+    return printable(_FORMULA.sub(r"\1'", value))
 
 
 def beside(folder: Path, purpose: str) -> Path:

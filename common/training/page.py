@@ -1,5 +1,4 @@
 """report.html of a training run: its scores, curves, pictures, settings and versions."""
-import csv
 import json
 import platform
 import time
@@ -16,7 +15,7 @@ from torch.utils.data import default_collate
 from torchvision.transforms.v2.functional import to_pil_image
 
 from common.data.loaders import Data
-from common.data.split import SPLIT_TABLE
+from common.data.split import MALFORMED, read_split_table
 from common.reporting.page import (
     Section,
     Thumbnails,
@@ -32,6 +31,7 @@ from common.reporting.tables import write_suspects
 from common.runtime.console import format_duration, printable
 from common.runtime.device import describe_device
 from common.runtime.errors import warn_instead
+from common.runtime.names import BadName, inside
 from common.training.step import TrainState, seed_batch
 
 TIME_SHARE = 0.02       # of the time of a run, which its pages may take before the last
@@ -158,10 +158,12 @@ class RunPage:
 
 
 def open_image(data: Data, file: str) -> Image.Image:
-    """Return an image named as in split.csv: train/CLASS/NAME or val/CLASS/NAME."""
+    """Return an image named as in split.csv: train/CLASS/NAME or val/CLASS/NAME. Raises UserError."""
     side, _, rest = file.partition('/')
+    if side not in ('train', 'val'):
+        raise BadName(f'{file!r} lies neither in train nor in val')
     loader = data.train if side == 'train' else data.val
-    return loader.dataset.store.open(Path(loader.dataset.root, rest), at_least=256)
+    return loader.dataset.store.open(inside(loader.dataset.root, rest), at_least=256)
 
 
 def find_twins(data_dir: Path) -> list[list[tuple[str, str]]]:
@@ -174,10 +176,9 @@ def find_twins(data_dir: Path) -> list[list[tuple[str, str]]]:
         settings: dict[str, Any] = json.loads((data_dir / 'split.json').read_text(encoding='utf-8'))['settings']
         if settings.get('GROUP') or settings.get('LABELS'):
             return []
-        with open(data_dir / SPLIT_TABLE, newline='', encoding='utf-8', errors='surrogateescape') as file:
-            for row in csv.DictReader(file):
-                if row['side'] != 'test':
-                    groups[row['group']].append((row['file'], row['class']))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error):  # not made by makedata.py
+        for row in read_split_table(data_dir):
+            if row['side'] != 'test':
+                groups[row['group']].append((row['file'], row['class']))
+    except MALFORMED:  # not made by makedata.py
         return []
     return [group for group in groups.values() if len({name for _, name in group}) > 1]

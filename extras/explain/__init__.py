@@ -1,6 +1,7 @@
 """EXPLAIN of test.py: images with what the answer of a VOLO rests on."""
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from common.runtime.console import Bar
 from common.runtime.device import to_device
 from common.runtime.errors import UserError
 from common.runtime.files import replacing
+from common.runtime.names import inside
 from extras.explain.attribution import explain
 from extras.explain.heatmaps import overlay, side_by_side
 from models import VARIANTS, restore_model
@@ -46,13 +48,15 @@ class Explainer:
     def draw(self, folder: Path, source: Source, names: Sequence[str]) -> dict[str, Path]:
         """Draw images of a source, by their names in tables, each beside its maps, as folder/NAME.png.
 
-        Returns {name: file} of those that can be read. Raises UserError.
+        Of an image of a list, NAME is the last part of its path, with a number where others have the same one. Returns
+        {name: file} of those that can be read. Raises UserError.
         """
         name_of = {source.path(name): name for name in names}
+        files = drawing_files(folder, source, names)
         drawn = {}
         for found in explanations(self.saved, list(name_of), self.batch_size, source.store, self.device):
             name = name_of[found.path]
-            drawn[name] = folder / f'{name}.png'
+            drawn[name] = files[name]
             write_sheet(drawn[name], found)
         return drawn
 
@@ -68,6 +72,24 @@ class Explainer:
         return {'name': 'explain', 'heading': 'Where it looked', 'pictures': pictures, 'note':
                 'Beside each image what the class token attended to, and what spoke for the class, both brightest '
                 'where they are largest. The drawings are also in the folder explain.'}
+
+
+def drawing_files(folder: Path, source: Source, names: Iterable[str]) -> dict[str, Path]:
+    """Return a file of its own below `folder` for each image of a source, {its name in tables: file}. Raises BadName.
+    """
+    files = {}
+    taken = set()      # without letter case, as Windows and macOS compare names
+    count = Counter()  # of the images that belong at the same place
+    for name in dict.fromkeys(names):
+        below = source.below(name)
+        while True:
+            count[below] += 1
+            drawing = f'{below}.png' if count[below] == 1 else f'{below} ({count[below]}).png'
+            if drawing.casefold() not in taken:
+                break
+        taken.add(drawing.casefold())
+        files[name] = Path(inside(folder, drawing))
+    return files
 
 
 def explanations(saved: dict[str, Any], paths: list[str] | list[Path], batch_size: int, store: Store,

@@ -1,16 +1,22 @@
 """EXPLAIN of test.py: drawings beside the tables and in the page."""
+import io
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from helpers import draw_folder, untrained
+from helpers import draw_folder, files_below, untrained
 from PIL import Image
 
 import models
 import test
 from common import settings
+from common.data.folders import Files
+from common.data.reading import STANDARD_INPUT, Source
 from common.runtime.errors import UserError
+from common.runtime.names import BadName
+from extras.explain import drawing_files
 
 
 @pytest.fixture
@@ -48,3 +54,29 @@ def test_only_a_volo_can_be_explained(photos):
     with pytest.raises(UserError, match='EXPLAIN: resnet18 is no VOLO, set it to False'):
         predict('--checkpoint', 'other.pth')
     assert not Path('predictions/predictions.csv').exists()
+
+
+def test_drawings_of_a_list_lie_in_the_folder_and_replace_no_image(photos, monkeypatch):
+    """Wherever the images lie, each has a drawing of its own, and the page shows it."""
+    Path('photos/a/000.png').rename('photos/000.png.png')  # where the drawing of photos/000.png would lie beside it
+    Path('photos/b/000.png').rename('photos/000.png')
+    before = files_below(Path('photos'))
+    listed = [Path('photos/000.png').resolve(), 'photos/a/../b/001.png', 'photos/a/001.png']
+    monkeypatch.setattr('sys.stdin', SimpleNamespace(buffer=io.BytesIO('\n'.join(map(str, listed)).encode())))
+    predict('--checkpoint', 'x.pth', '--test-dir', '-')
+    assert files_below(Path('photos')) == before
+    drawn = files_below(Path('predictions/explain'))
+    assert [*sorted(drawn)] == ['000.png.png', '001.png (2).png', '001.png.png'] and len({*drawn.values()}) == 3
+    section = Path('predictions/report.html').read_text(encoding='utf-8').partition('<section id="explain">')[2]
+    assert section.count('<figure class="wide">') == 3
+
+
+def test_no_two_drawings_have_one_file():
+    """Not even where an image is named as the drawing of another one, or letter case alone differs."""
+    source = Source(STANDARD_INPUT, Files, None)
+    names = ['a/x', 'b/x', 'x', 'c/x (2)', 'X', 'b/x']
+    files = drawing_files(Path('out'), source, names)
+    assert [*files] == names[:-1] and {path.parent for path in files.values()} == {Path('out')}
+    assert len({path.name.casefold() for path in files.values()}) == 5
+    with pytest.raises(BadName):
+        drawing_files(Path('out'), Source('photos', Files('photos'), 1), ['../../x'])

@@ -10,6 +10,7 @@ from common.evaluation.report import table_row
 from common.reporting.tables import Tables, print_rows
 from common.runtime.errors import UserError
 from common.runtime.files import beside, locked, writable_folder
+from common.runtime.names import is_below
 from common.runtime.processes import LAUNCHED, StopRequest
 from extras.inbox.arrivals import Arrivals
 from extras.inbox.earlier import reopen
@@ -48,7 +49,10 @@ class Inbox:
         tables = Tables(self.out)
         busy = f'OUTPUT_DIR = {str(self.out)!r}: another run watches with it, choose another folder'
         with locked(beside(self.out.resolve(), 'lock'), busy):
-            done = {self.source.path(row['path']): (row['bytes'], row['modified_ns']) for row in reopen(tables)}
+            done = {}
+            for row in reopen(tables):
+                if is_below(row['path']):  # others are those of a list, or of someone else's table
+                    done[self.source.path(row['path'])] = (row['bytes'], row['modified_ns'])
             arrivals = Arrivals(self.source.root, done)
             print(f'watching {self.source.root}, {len(done)} images were classified before; Ctrl-C ends it')
             with sorter as sorting, StopRequest('leaving after this batch') as stop:

@@ -11,6 +11,7 @@ from common.data.reading import STANDARD_INPUT
 from common.evaluation.predictor import UNKNOWN, Prediction
 from common.runtime.errors import UserError
 from common.runtime.files import beside, locked, writable_folder, writing
+from common.runtime.names import inside
 
 UNSURE = 'unsure'
 
@@ -44,12 +45,15 @@ class Sorter:
         self.lock.__exit__(*error)
 
     def place(self, prediction: Prediction, name: str) -> Path:
-        """Return where the image that tables call `name` belongs: a path below TEST_DIR, or of a list any path."""
+        """Return where the image that tables call `name` belongs: a path below TEST_DIR, or of a list any path.
+
+        Raises BadName.
+        """
         answer = prediction.label
         if answer != UNKNOWN and prediction.confidence < self.unsure_below:
             answer = UNSURE
         below = Path(name).name if self.from_list else name
-        return self.folder / answer / below
+        return Path(inside(self.folder, f'{answer}/{below}'))
 
     def copy(self, prediction: Prediction, name: str) -> None:
         """Copy a readable image, its times too. Raises UserError where that cannot be written."""

@@ -17,8 +17,12 @@ from helpers import ROOT, draw_folder, files_below, read_rows, untrained
 
 import test
 from common import settings
+from common.evaluation.predictor import Prediction
+from common.evaluation.report import table_row
+from common.reporting.tables import Tables
 from common.runtime.errors import UserError
-from common.runtime.files import locked
+from common.runtime.files import locked, writable_folder
+from extras.inbox import Inbox
 
 ENV = {**os.environ, 'PYTHONUTF8': '1', 'OMP_NUM_THREADS': '1'}
 
@@ -178,3 +182,18 @@ def memory(pid):
     """MiB of a process."""
     line = next(line for line in Path(f'/proc/{pid}/status').read_text().splitlines() if line.startswith('VmRSS'))
     return int(line.split()[1]) // 1024
+
+
+def test_rows_that_are_not_of_the_folder_are_passed_over(photos, monkeypatch):
+    """Those of a list of files, or of someone else's table."""
+    tables = Tables(writable_folder('predictions', 'OUTPUT_DIR'))
+    names = ['a/000.png', str(photos / 'a' / '001.png'), '../x.png', '', 7, None]
+    tables.append([table_row(Prediction(name, error='bad'), name, (1, 2)) for name in names])
+
+    def stop(folder, done):
+        raise UserError(repr(done))
+
+    monkeypatch.setattr('extras.inbox.Arrivals', stop)
+    with pytest.raises(UserError) as found:
+        Inbox('photos', 'predictions').watch(None, None, 0, None)
+    assert str(found.value) == repr({str(Path('photos', 'a', '000.png')): (1, 2)})

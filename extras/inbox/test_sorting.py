@@ -91,6 +91,8 @@ def test_what_a_killed_copy_left_is_replaced():
     ({'folder': 'inbox/sorted'}, "SORT_TO = 'inbox/sorted' lies in TEST_DIR"),
     ({'folder': 'inbox'}, "SORT_TO = 'inbox' lies in TEST_DIR"),
     ({'classes': ('a', '../b')}, 'the class .*b. cannot be the name of a folder'),
+    ({'classes': ('a', 'C:')}, "the class 'C:' cannot be the name of a folder"),
+    ({'classes': ('a', '')}, "the class '' cannot be the name of a folder"),
     ({'classes': ('a', 'unsure')}, 'there is a class unsure: set UNSURE_BELOW to 0'),
     ({'classes': ('a', 'unknown')}, 'there is a class unknown: set UNKNOWN_BELOW to 0')])
 def test_mistakes(options, words):
@@ -113,3 +115,10 @@ def test_shards_have_no_files_to_copy():
     Path('inbox', SHARDS_TABLE).write_text('file,class,bytes')
     with pytest.raises(UserError, match='SORT_TO needs files, and the images of TEST_DIR lie in shards'):
         sorter()
+
+
+@pytest.mark.parametrize('name', ['../1.jpg', '/etc/1.jpg', 'a/../../1.jpg', ''])
+def test_a_name_that_leads_out_of_the_folder_is_refused(name):
+    with sorter() as there, pytest.raises(UserError, match='leads out of this folder'):
+        there.copy(Prediction('inbox/1.jpg', 'a', confidence=1.), name)
+    assert found() == []

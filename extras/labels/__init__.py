@@ -1,9 +1,10 @@
 """LABELS of makedata.py: classes from a table, for images that do not lie in a folder for each class."""
 import csv
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from common.data.folders import FoundImages, Samples, refuse_class_names
 from common.runtime.errors import UserError
+from common.runtime.names import inside, is_below
 
 LABELS_COLUMNS = ('file', 'class', 'group')
 
@@ -21,13 +22,13 @@ def read_labels(table: str, root: str) -> FoundImages:
             for row in reader:
                 place = f'LABELS: {table}, line {reader.line_num}'
                 name, label, group = (row.get(column) or '' for column in LABELS_COLUMNS)
-                path = PurePosixPath(name.replace('\\', '/'))
+                file_name = PurePosixPath(name.replace('\\', '/')).as_posix()
                 if not name or not label:
                     raise UserError(f'{place}: a row needs a file and a class, in columns of these names')
-                if path.is_absolute() or '..' in path.parts:
+                if not is_below(file_name):
                     raise UserError(f'{place}: {name} must be a path below SOURCE_DIR')
                 entry = (label, group or None)
-                if rows.setdefault(path.as_posix(), entry) != entry:
+                if rows.setdefault(file_name, entry) != entry:
                     raise UserError(f'{place}: {name} was there before, with another class or group')
     except UnicodeDecodeError:
         raise UserError(f'LABELS = {table!r} cannot be read: it is not in UTF-8') from None
@@ -40,6 +41,6 @@ def read_labels(table: str, root: str) -> FoundImages:
         raise UserError(f'LABELS = {table!r}: no images in it')
     refuse_class_names(classes, table)
     index = {name: number for number, name in enumerate(classes)}
-    samples = Samples((str(Path(root, file)), index[label]) for file, (label, _) in rows.items())
+    samples = Samples((inside(root, file), index[label]) for file, (label, _) in rows.items())
     groups = [group for _, group in rows.values()]
     return FoundImages(root, classes, samples, class_depth=0, groups=groups)

@@ -36,7 +36,8 @@ def test_labels_from_a_table(tmp_path, source):
 
 @pytest.mark.parametrize('text, words', [
     ('picture,label\nx.png,a', 'line 2: a row needs a file and a class'), ('file,class\nx.png,', 'line 2'),
-    ('file,class\n../x.png,a', 'below SOURCE_DIR'), ('file,class\n/x.png,a', 'below SOURCE_DIR'),
+    ('file,class\n../x.png,a', 'below SOURCE_DIR'), ('file,class\na\\..\\..\\x.png,a', 'below SOURCE_DIR'),
+    ('file,class\nx.png,C:', 'cannot be the name of a folder'), ('file,class\n/x.png,a', 'below SOURCE_DIR'),
     ('file,class\nx.png,a\nx.png,b', 'line 3: x.png was there before'), ('file,class', 'no images in it'),
     ('file,class\nx.png,a/b', 'cannot be the name of a folder'), ('file,class\nx.png,..', 'cannot be the name'),
     ('file,class\nnone.png,a', 'no images in a'), ('文件'.encode('gbk'), 'not in UTF-8'), (None, 'No such file')])

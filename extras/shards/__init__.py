@@ -1,49 +1,56 @@
-"""Images in shards, the large files that `makedata.py --shards` writes, read with litdata."""
+"""Images in shards, the large files that `makedata.py --shards` writes, in litdata's format.
+
+Shards may come from anyone, so they are read here: litdata runs whatever code the items of a stranger's shards contain.
+"""
 import csv
 import io
 import json
 import os
+import stat
+import struct
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from common.data.folders import SHARDS_TABLE, Rows, Samples
-from common.data.images import bad_image, decode
+from common.data.folders import SHARDS_TABLE, Rows, Samples, refuse_class_names
+from common.data.images import MAX_BYTES, bad_image, decode, regular
 from common.runtime.errors import UserError
+from common.runtime.names import BadName, inside, is_one_part
 
 SHARDS_INDEX = 'index.json'      # litdata's own, in a folder of shards, beside SHARDS_TABLE
 SHARDS_CLASSES = 'classes.json'  # the names of all classes
 SHARDS_COLUMNS = ['file', 'class', 'bytes']  # of SHARDS_TABLE
 
+_MOST_OPEN = 16  # shards that a thread keeps open: as many as an epoch goes through at a time
+_MALFORMED = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, csv.Error, BadName)
+
 
 class Shards:
-    """A folder of litdata's shards, whose images have paths as if they were files: ROOT/CLASS/NAME.
+    """A folder of shards, whose images have paths as if they were files: ROOT/CLASS/NAME.
 
     Any image can be read at any time, so that the order of an epoch and the share of each process are up to the
-    sampler. Raises UserError for shards that are not whole.
+    sampler. Raises UserError for shards that are not whole, or whose items are not the bytes of files.
     """
 
     def __init__(self, root: str | Path):
         self.root = str(root)
-        litdata()  # so that forked worker processes have it in common
-        index = Path(self.root, SHARDS_INDEX)
         try:
             listing = read_listing(self.root)
-            lengths = [shard['chunk_size'] for shard in json.loads(index.read_bytes())['chunks']]
-            self.ends = np.cumsum(lengths)
-            self.time = index.stat().st_mtime_ns
-            count = sum(lengths)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError, csv.Error) as error:
+            index = read_index(self.root)
+        except _MALFORMED as error:
             raise UserError(f'{self.root}: {SHARDS_INDEX}, {SHARDS_TABLE} or {SHARDS_CLASSES} cannot be read '
                             f'({error}): make the shards again') from None
+        self.files = index.files
+        self.ends = np.cumsum(index.lengths)
+        self.time = os.stat(Path(self.root, SHARDS_INDEX)).st_mtime_ns
         self.names = listing.classes
         self.all = listing.samples
         self.sizes = listing.sizes
+        count = sum(index.lengths)
         if count != len(self.all):
             raise UserError(f'{self.root}: {count} images in {SHARDS_INDEX}, {len(self.all)} in {SHARDS_TABLE}: make '
                             'the shards again')
@@ -83,28 +90,88 @@ class Shards:
             return decode(io.BytesIO(self.read(self.rows.get(str(path)))), path, at_least)
         except (MemoryError, UserError):
             raise
-        except Exception as error:  # litdata's and Pillow's errors on damaged files are of a dozen types
+        except Exception as error:  # Pillow's errors on damaged files are of a dozen types
             raise bad_image(path, error) from None
 
     def read(self, number: int) -> bytes:
-        """Return the bytes of an image's file.
+        """Return the bytes of an image's file. Raises OSError.
+
+        A shard begins with the number of its items, and where each of them begins and the last one ends. An item is the
+        size of its content, and the content. All these numbers are uint32.
+        """
+        shard = int(self.ends.searchsorted(number, 'right'))
+        first = self.ends[shard - 1] if shard else 0
+        size = int(self.sizes[number])
+        try:
+            file = self.opened(shard)
+            file.seek(4 * (1 + number - first))
+            place = file.read(8)
+            begin = int.from_bytes(place[:4], 'little')
+            end = int.from_bytes(place[4:], 'little')
+            if end - begin != 4 + size or size > MAX_BYTES:
+                raise OSError(f'it does not lie where the beginning of {self.files[shard]} says')
+            file.seek(begin)
+            content = file.read(4 + size)
+        except OSError:
+            self.local.files = {}  # a network disk may have lost them
+            raise
+        if content[:4] != struct.pack('<I', size) or len(content) != 4 + size:
+            raise OSError(f'{self.files[shard]} is truncated or damaged')
+        return content[4:]
+
+    def opened(self, shard: int) -> io.FileIO:
+        """Return the file of a shard.
 
         Each thread of each process opens the shards for itself, since an open file has one position for all.
         """
         if getattr(self.local, 'process', None) != os.getpid():
             self.local.process = os.getpid()
-            # Without batch_decode=False litdata decodes the neighbours of an image, too.
-            self.local.dataset = litdata().StreamingDataset(self.root, batch_decode=False)
-        return self.local.dataset[number]
+            self.local.files = {}
+        files = self.local.files
+        if shard not in files:
+            if len(files) == _MOST_OPEN:
+                oldest = next(iter(files))
+                files.pop(oldest).close()
+            files[shard] = open(inside(self.root, self.files[shard]), 'rb', buffering=0)  # noqa: SIM115 - it stays open
+        return files[shard]
 
 
-def litdata() -> ModuleType:
-    """Return the library. Raises UserError where it is not installed."""
-    try:
-        import litdata
-    except ImportError:
-        raise UserError('shards need another package: python -m pip install -U litdata') from None
-    return litdata
+class ShardIndex(NamedTuple):
+    """What SHARDS_INDEX lists."""
+    files: list[str]    # names of the shards
+    lengths: list[int]  # number of images in each
+
+
+def read_index(root: str) -> ShardIndex:
+    """Return the shards of a folder, all of which are there and not truncated.
+
+    Raises BadName, ValueError, KeyError, TypeError, AttributeError, RecursionError and OSError.
+    """
+    index = json.loads(Path(regular(Path(root, SHARDS_INDEX))).read_bytes())
+    config = index['config']
+    if config['data_format'] != ['bytes']:
+        raise ValueError('its items are not the bytes of image files')
+    for name in ('compression', 'encryption'):
+        if config.get(name) is not None:
+            raise ValueError(f'{name} is not supported')
+    files = []
+    lengths = []
+    for shard in index['chunks']:
+        name = shard['filename']
+        path = inside(root, name)
+        if not is_one_part(name):
+            raise BadName(f'{name!r} lies in another folder')
+        for key in ('chunk_size', 'chunk_bytes'):
+            if type(shard[key]) is not int or shard[key] < 0:
+                raise ValueError(f'{key} is no number')
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # reading from a pipe, for instance, could wait without end
+            raise OSError(f'{name} is no file')
+        if status.st_size < shard['chunk_bytes']:
+            raise OSError(f'{name} is truncated')
+        files.append(name)
+        lengths.append(shard['chunk_size'])
+    return ShardIndex(files, lengths)
 
 
 class ShardListing(NamedTuple):
@@ -117,16 +184,21 @@ class ShardListing(NamedTuple):
 def read_listing(root: str) -> ShardListing:
     """Return the classes and images of a folder of shards.
 
-    Raises ValueError, KeyError, TypeError, RecursionError, OSError and csv.Error.
+    Raises UserError, BadName, ValueError, KeyError, TypeError, RecursionError, OSError and csv.Error.
     """
-    classes = json.loads(Path(root, SHARDS_CLASSES).read_bytes())
+    classes = json.loads(Path(regular(Path(root, SHARDS_CLASSES))).read_bytes())
+    if not isinstance(classes, list):
+        raise TypeError(f'{SHARDS_CLASSES} is no list')
+    refuse_class_names(classes, Path(root, SHARDS_CLASSES))
     index = {name: number for number, name in enumerate(classes)}
     sizes = []
 
     def listed(rows: Iterator[list[str]]) -> Iterator[tuple[str, int]]:
         for file, name, size in rows:
             sizes.append(int(size))
-            yield f'{root}/{file}', index[name]
+            if not 0 <= sizes[-1] < 2 ** 32:
+                raise ValueError(f'{size} bytes')
+            yield inside(root, file), index[name]
 
     with open(Path(root, SHARDS_TABLE), newline='', encoding='utf-8', errors='surrogateescape') as file:
         rows = csv.reader(file)

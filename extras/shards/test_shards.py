@@ -18,6 +18,7 @@ from helpers import arguments_of, draw_folder, files_below, launch, read_rows, r
 from hypothesis import given
 from hypothesis import strategies as st
 
+import extras.shards
 import makedata
 import test
 import train
@@ -106,7 +107,7 @@ def test_a_forked_process_opens_them_itself(sharded):
     store = open_split('data').train.store
     store.read(0)
     child = multiprocessing.get_context('fork').Process(
-        target=lambda: (before := store.local.dataset, store.read(0), os._exit(store.local.dataset is before)))
+        target=lambda: (before := store.local.files[0], store.read(0), os._exit(store.local.files[0] is before)))
     child.start()
     child.join()
     assert child.exitcode == 0
@@ -179,23 +180,129 @@ def test_a_damaged_picture_in_a_shard_is_named(sharded):
 
 
 @pytest.mark.parametrize('damage, words', [
-    (lambda folder: next(folder.glob('*.bin')).unlink(), 'not a readable image'),
+    (lambda folder: next(folder.glob('*.bin')).unlink(), 'make the shards again'),
+    (lambda folder: shorten(next(folder.glob('*.bin'))), 'bin is truncated.: make the shards again'),
     (lambda folder: (folder / 'index.json').unlink(), 'make the shards again'),
     (lambda folder: (folder / 'index.json').write_text('[]'), 'make the shards again'),
-    (lambda folder: (folder / 'index.json').write_text('{"chunks": []}'), '0 images in index.json'),
+    (lambda folder: (folder / 'index.json').write_text(
+        '{"chunks": [], "config": {"data_format": ["bytes"]}}'), '0 images in index.json'),
     (lambda folder: (folder / 'classes.json').write_text('["a"]'), 'make the shards again'),
     (lambda folder: (folder / 'classes.json').write_text('7'), 'make the shards again'),
     (lambda folder: (folder / 'pictures.csv').write_text('file,class\n'), 'make the shards again'),
     (lambda folder: (folder / 'pictures.csv').write_text('file,class,bytes\na/x.png,a,10\n'), 'make the shards again'),
     (lambda folder: (folder / 'pictures.csv').write_text(
         (folder / 'pictures.csv').read_text(errors='replace').replace('file,', 'name,')), 'has not the columns'),
-    (lambda folder: (folder / 'pictures.csv').write_text('file,class,bytes\na/x.png,a\n'), 'make the shards again')])
+    (lambda folder: (folder / 'pictures.csv').write_text('file,class,bytes\na/x.png,a\n'), 'make the shards again'),
+    (lambda folder: (folder / 'pictures.csv').write_text(f'file,class,bytes\na/x.png,a,{10 ** 30}\n'), 'bytes')])
 def test_shards_that_are_not_whole(sharded, damage, words):
     damage(sharded / 'data' / 'train')
     with pytest.raises(UserError, match=words):
         store = Shards('data/train')
         for path, _ in store.all:
             store.open(path)
+
+
+def shorten(file):
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+class Command:
+    """What runs a command when it is unpickled."""
+    def __reduce__(self):
+        return os.mkdir, ('ran',)
+
+
+def test_items_that_litdata_would_unpickle_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cache = shards.cache_class()('theirs', chunk_bytes=2 ** 20)
+    cache[0] = Command()
+    cache.done()
+    cache.merge()
+    assert json.loads(Path('theirs/index.json').read_text())['config']['data_format'] == ['pickle']
+    Path('theirs/classes.json').write_text('["a", "b"]')
+    Path('theirs/pictures.csv').write_text('file,class,bytes\na/x.png,a,10\n')
+    with pytest.raises(UserError, match='items are not the bytes of image files'):
+        Shards('theirs')
+    assert not Path('ran').exists()
+
+
+def change_index(folder, **changes):
+    """Change the configuration of shards, or, by 'filename' and the like, what is said of their first file."""
+    index = json.loads((folder / 'index.json').read_text())
+    for name, value in changes.items():
+        entry = index['chunks'][0] if name in index['chunks'][0] else index['config']
+        entry[name] = value
+    (folder / 'index.json').write_text(json.dumps(index))
+
+
+def test_an_index_that_makedata_would_not_write_is_refused(sharded):
+    shutil.copytree('data/train', 'data/train/deep')
+    shutil.copy('data/train/index.json', 'index.json')
+    for changes in [
+            {'data_format': ['pickle']}, {'data_format': 'bytes'}, {'data_format': ['bytes', 'pickle']},
+            {'data_format': None}, {'compression': 'zstd'}, {'encryption': {'algorithm': 'fernet'}}, {'chunk_size': -1},
+            {'chunk_size': 1.5}, {'filename': '../val/chunk-0-0.bin'}, {'filename': 'deep/chunk-0-0.bin'},
+            {'filename': '/dev/zero'}, {'filename': '..'}, {'filename': ''}, {'filename': 7}, {'filename': None},
+            {'filename': 'a\0b'}]:
+        shutil.copy('index.json', 'data/train/index.json')
+        Shards('data/train')
+        change_index(sharded / 'data' / 'train', **changes)
+        with pytest.raises(UserError, match='make the shards again'):
+            Shards('data/train')
+
+
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='this system has no named pipes')
+def test_a_pipe_is_not_waited_for(sharded):
+    for name in ('chunk-0-0.bin', 'index.json', 'classes.json'):
+        shutil.copytree('data/val', name)
+        change_index(Path(name), chunk_bytes=0)
+        Shards(name)
+        Path(name, name).unlink()
+        os.mkfifo(Path(name, name))
+        with pytest.raises(UserError, match='make the shards again'):
+            Shards(name)
+
+
+def test_names_that_lead_out_of_the_folder_are_refused(sharded):
+    table = sharded / 'data' / 'val' / 'pictures.csv'
+    lines = table.read_bytes().splitlines(keepends=True)
+    old = lines[1].partition(b',')[0]
+    for name in ('../../x.png', '/etc/passwd', 'a/../../x.png', 'a//x.png', './x.png', 'a/', ''):
+        table.write_bytes(lines[0] + name.encode() + lines[1][len(old):] + b''.join(lines[2:]))
+        with pytest.raises(UserError, match='leads out of this folder'):
+            Shards('data/val')
+
+
+def test_a_shard_that_changes_later_is_no_image_and_not_waited_for(sharded):
+    store = Shards('data/val')
+    for content in (b'', b'\0' * 50_000, b'\xff' * 50_000):
+        for file in store.files:
+            Path('data/val', file).write_bytes(content)
+        for path, _ in store.all:
+            with pytest.raises(BadImage, match='not a readable image .*chunk-0-.*bin'):
+                store.open(path)
+
+
+def test_an_item_that_is_too_large_or_lies_elsewhere_is_not_read(sharded, monkeypatch):
+    store = Shards('data/val')
+    file = Path('data/val', store.files[0])
+    with monkeypatch.context() as patch, pytest.raises(BadImage, match='does not lie where'):
+        patch.setattr(extras.shards, 'MAX_BYTES', 10)
+        store.open(store.all[0][0])
+    content = bytearray(file.read_bytes())
+    content[8:12] = (2 ** 32 - 1).to_bytes(4, 'little')  # where the first one ends
+    file.write_bytes(content)
+    with pytest.raises(BadImage, match='does not lie where'):
+        store.open(store.all[0][0])
+
+
+def test_a_thread_has_few_shards_open(sharded, monkeypatch):
+    monkeypatch.setattr(extras.shards, '_MOST_OPEN', 2)
+    store = Shards('data/train')
+    assert len(store.files) > 3
+    again = [store.read(number) for number in reversed(range(len(store.all)))][::-1]
+    assert [store.read(number) for number in range(len(store.all))] == again
+    assert len(store.local.files) == 2
 
 
 def test_a_split_of_shards_is_replaced_and_foreign_files_are_not(sharded):
@@ -221,8 +328,9 @@ def test_any_text_is_a_listing_or_refused(tmp_path, table, classes, index, begin
         Shards(tmp_path)
 
 
-def test_without_the_library_there_is_one_line(sharded, monkeypatch):
-    monkeypatch.setitem(sys.modules, 'litdata', None)
-    assert 'pip install -U litdata' in split('--shards').stderr
-    with pytest.raises(UserError, match='pip install -U litdata'):
-        open_split('data').train.store.read(0)
+def test_only_writing_needs_the_library(sharded, monkeypatch):
+    for name in ('litdata', 'litdata.streaming'):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert 'SHARDS needs another package: python -m pip install -U litdata' in split('--shards').stderr
+    store = open_split('data').train.store
+    assert len(store.read(0)) == store.sizes[0]

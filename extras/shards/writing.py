@@ -10,9 +10,10 @@ import numpy as np
 from common.data.folders import SHARDS_TABLE
 from common.data.split import SIDES, FileLayout, split_row, used_sides
 from common.data.taking import TakenImages
+from common.runtime.errors import UserError
 from common.runtime.files import write_json
 from common.runtime.machine import map_in_threads
-from extras.shards import SHARDS_CLASSES, SHARDS_COLUMNS, litdata
+from extras.shards import SHARDS_CLASSES, SHARDS_COLUMNS
 
 SHARD_BYTES = 64 * 2 ** 20
 _READ_AHEAD = 64  # images
@@ -27,7 +28,7 @@ class ShardLayout(FileLayout):
     def __init__(self, val_ratio: float, test_ratio: float, seed: int):
         """Raise UserError where litdata is not installed."""
         super().__init__(val_ratio, test_ratio, seed)
-        litdata()
+        cache_class()
 
     def write(self, images: TakenImages, parts: np.ndarray, folder: Path, rows: Any) -> None:
         """Put every image into the shards of its side, and a row for it into split.csv."""
@@ -67,15 +68,21 @@ class ShardWriter:
 @contextmanager
 def writing_shards(folder: Path, classes: list[str]) -> Iterator[ShardWriter]:
     """Yield the ShardWriter of a new folder; `classes` are all of the split, also those without an image there."""
-    litdata()
-    from litdata.streaming import Cache  # takes two seconds
-
     folder.mkdir(parents=True)
     write_json(folder / SHARDS_CLASSES, classes)
-    cache = Cache(str(folder), chunk_bytes=SHARD_BYTES)
+    cache = cache_class()(str(folder), chunk_bytes=SHARD_BYTES)
     with open(folder / SHARDS_TABLE, 'w', newline='', encoding='utf-8', errors='surrogateescape') as file:
         table = csv.writer(file)
         table.writerow(SHARDS_COLUMNS)
         yield ShardWriter(cache, table)
     cache.done()
     cache.merge()
+
+
+def cache_class() -> type:
+    """Return the class that writes litdata's format. Raises UserError where litdata is not installed."""
+    try:
+        from litdata.streaming import Cache  # takes two seconds
+    except ImportError:
+        raise UserError('SHARDS needs another package: python -m pip install -U litdata') from None
+    return Cache

@@ -4,14 +4,16 @@ import csv
 import io
 import itertools
 import json
+import os
 import shutil
 import sys
 
 import numpy as np
 import pytest
 import torch
-from helpers import draw_folder, read_json, run
+from helpers import build, draw_folder, read_json, run
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 import test
 from common import settings
@@ -290,3 +292,41 @@ def test_an_image_is_read_once():
 
     thumbnail = page.Thumbnails(open_image)
     assert thumbnail('x') == thumbnail('x') and thumbnail('y') and read == ['x', 'y']
+
+
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'GIF'])
+def test_a_thumbnail_has_pixels_alone(kind):
+    """Comments and the like of an image file stay there."""
+    secret = b'taken at home'
+    options = {'comment': secret, 'icc_profile': secret, 'exif': b'Exif\0\0' + secret, 'xmp': secret}
+    if kind == 'PNG':
+        options = {'pnginfo': PngInfo(), 'icc_profile': secret}
+        options['pnginfo'].add_text('comment', secret)
+    file = io.BytesIO()
+    Image.new('RGB', (300, 200), 'red').save(file, kind, **options)
+    assert kind == 'PNG' or secret in file.getvalue()
+    uri = page.as_uri(Image.open(file))
+    assert secret not in base64.b64decode(uri.partition(',')[2])
+
+
+def test_twins_lie_in_the_folder_of_the_split(tmp_path):
+    twins = [('train/a/1.png', 'a'), ('val/b/1.png', 'b')]
+    write_split(tmp_path, twins)
+    assert find_twins(tmp_path) == [twins]
+    for name in ('train/../../private.png', f'train/{tmp_path}/private.png', f'{tmp_path}/private.png', ''):
+        write_split(tmp_path, [*twins, (name, 'a')])
+        assert find_twins(tmp_path) == []
+
+
+def test_a_page_shows_images_of_the_data_alone(data, tmp_path):
+    """Whatever report.json says, or the split.csv of someone else."""
+    Image.new('RGB', (20, 24)).save(tmp_path / 'private.png')
+    cfg, parts, state = build()
+    shown = RunPage({'settings': vars(cfg)}, state, parts, tmp_path)
+    own = os.path.relpath(parts.train.dataset.samples[0][0], parts.train.dataset.root).replace(os.sep, '/')
+    assert shown.thumbnail(f'train/{own}')
+    for name in ('private.png', f'train/{tmp_path}/private.png', 'train/../../private.png',
+                 'val/a/../../../private.png', f'{tmp_path}/private.png', f'../train/{own}', f'test/{own}'):
+        with pytest.raises(UserError, match='leads out of this folder|lies neither in train nor in val'):
+            shown.open_image(name)
+        assert shown.thumbnail(name) == ''

@@ -39,6 +39,18 @@ def test_tables_and_plots(tmp_path):
     assert not [path for path in tmp_path.iterdir() if path.name.startswith('.')]
 
 
+def test_class_names_are_no_terminal_codes_in_the_report(tmp_path):
+    classes = ['\x1b]0;x\x07\x1b[2Ja', 'b']
+    logits = torch.eye(2)
+    result = scores(logits, torch.arange(2), classes)
+    report = build_report(result, logits, torch.arange(2), torch.ones(2), ['a', 'b'], classes)
+    write_report(tmp_path, result, report)
+    for name in ('report.txt', 'report.json'):
+        text = (tmp_path / name).read_text(encoding='utf-8')
+        assert all(character.isprintable() or character == '\n' for character in text) and '[2Ja' in text
+    assert json.loads((tmp_path / 'report.json').read_text(encoding='utf-8'))['per_class'][0]['class'] == classes[0]
+
+
 def test_what_fails_in_drawing_is_an_error_of_one_line(tmp_path):
     with pytest.raises(UserError, match=r'x\.png could not be drawn \(KeyError: .epoch.\)'):
         plots.plot_curves(tmp_path / 'x.png', [{'loss': 1.}], {'loss': 'loss'}, 'loss')

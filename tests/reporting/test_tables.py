@@ -18,6 +18,7 @@ def test_rows_are_added(tmp_path):
     tables.append(rows[2:])
     with open(tables.lines, encoding='utf-8') as file:
         assert [json.loads(line) for line in file] == rows
+    assert tables.lines.read_text(encoding='utf-8').replace('\n', '').isprintable()
     with open(tables.csv, encoding='utf-8-sig', newline='') as file:
         cells = list(csv.DictReader(file))
     assert [cell['path'] for cell in cells] == ['1.png', 'x', "'=1+1\\n\\u2028\\udc80.png"]

@@ -1,6 +1,7 @@
 """common/runtime/files.py: files that are whole or not there, moved with patience, written by one run at a time."""
 import csv
 import errno
+import json
 import os
 import sys
 import time
@@ -8,7 +9,7 @@ import time
 import pytest
 
 from common.runtime.errors import UserError
-from common.runtime.files import locked, move, replacing, writable_folder, write_csv
+from common.runtime.files import harmless, locked, move, replacing, writable_folder, write_csv, write_json
 
 
 def test_a_folder_that_cannot_be_written_to(tmp_path):
@@ -109,6 +110,23 @@ def test_what_a_spreadsheet_would_run_is_text(tmp_path):
     write_csv(tmp_path / 'x.csv', [{'name': '=1+1', 'value': -1}, {'name': 'a\x1b[0m', 'value': 2}])
     rows = list(csv.reader((tmp_path / 'x.csv').read_text(encoding='utf-8-sig').splitlines()))
     assert rows == [['name', 'value'], ["'=1+1", '-1'], ['a\\x1b[0m', '2']]
+
+
+@pytest.mark.parametrize('text, cell', [
+    ('＝1+1', "'＝1+1"), ('＋1', "'＋1"), ('－1', "'－1"), ('＠x', "'＠x"),
+    (' =1', " '=1"), ('"=1', '"\'=1'), ('-x', "'-x"),
+    ('a;=1+1', "a;'=1+1"), ('a; "＝1', 'a; "\'＝1'), ('a;;@x;b', "a;;'@x;b"), ('a;\t+1', "a;\\t'+1"),
+    ('a=1', 'a=1'), ('a;b', 'a;b'), ('a-1;b+2', 'a-1;b+2'), ('', ''), (-1, -1), (None, None)])
+def test_a_formula_gets_an_apostrophe_where_a_cell_may_begin(text, cell):
+    assert harmless(text) == cell
+
+
+def test_json_keeps_texts_and_shows_no_invisible_character(tmp_path):
+    value = {'a\x1b[2J\x9b2J\x7f': ['ü ↔ 图', '\u202e\U000e0041\udce9\n"\\'], 'b': [1.5, None]}
+    write_json(tmp_path / 'x.json', value)
+    text = (tmp_path / 'x.json').read_text(encoding='utf-8')
+    assert json.loads(text) == value
+    assert all(character.isprintable() or character == '\n' for character in text) and 'ü ↔ 图' in text
 
 
 def test_a_table_has_the_columns_of_its_last_row(tmp_path):

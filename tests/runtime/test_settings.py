@@ -1,4 +1,5 @@
 """common/settings.py: constants as settings, overridden by the command line."""
+import os
 import subprocess
 import sys
 import types
@@ -105,3 +106,24 @@ def test_every_scripts_settings_can_be_read():
         module = __import__(name)
         cfg = settings.read(module, [])
         assert isinstance(cfg, types.SimpleNamespace) and all(key.isupper() for key in vars(cfg))
+
+
+BAD_NAMES = """from common import settings
+PRINT = 'jsonl'
+def main(cfg):
+    print('\\x1b[2J printed')
+    raise RuntimeError('\\x1b]0;x\\x07 raised')
+if __name__ == '__main__':
+    settings.run(main, rows_only=lambda cfg: {rows_only})
+"""
+
+
+@pytest.mark.parametrize('rows_only', [True, False])
+def test_no_terminal_codes_are_printed(tmp_path, rows_only):
+    """Neither by a script whose standard output is for rows, nor in the traceback of a bug."""
+    (tmp_path / 'script.py').write_text(BAD_NAMES.format(rows_only=rows_only))
+    done = subprocess.run([sys.executable, tmp_path / 'script.py'], env={**os.environ, 'PYTHONPATH': str(ROOT)},
+                          text=True, encoding='utf-8', capture_output=True)
+    assert done.returncode == 1 and 'RuntimeError: \\x1b]0;x\\x07 raised' in done.stderr
+    assert '\\x1b[2J printed' in (done.stderr if rows_only else done.stdout)
+    assert (done.stdout + done.stderr).replace('\n', '').isprintable()

@@ -262,7 +262,8 @@ def test_two_at_once_are_refused(tmp_path, source):
     lambda manifest, table: manifest.update(shards=[{}]),
     lambda manifest, table: table.unlink(),
     lambda manifest, table: table.write_text(table.read_text().replace('sha256', 'md5')),
-    lambda manifest, table: table.write_text(table.read_text() + 'train/a/x.png\n')])
+    lambda manifest, table: table.write_text(table.read_text() + 'train/a/x.png\n'),
+    lambda manifest, table: table.write_text(f'{table.read_text()}train/../../x.png,x.png,a,train,99,{"0" * 64}\n')])
 def test_a_split_of_another_version_is_left_alone(tmp_path, source, change):
     split()
     place = tmp_path / 'data' / 'split.json'
