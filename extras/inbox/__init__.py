@@ -9,7 +9,7 @@ from common.evaluation.predictor import Predictor
 from common.evaluation.report import table_row
 from common.reporting.tables import Tables, print_rows
 from common.runtime.errors import UserError
-from common.runtime.files import beside, locked, writable_folder
+from common.runtime.files import sole_writer, writable_folder
 from common.runtime.processes import LAUNCHED, StopRequest
 from extras.inbox.arrivals import Arrivals
 from extras.inbox.earlier import reopen
@@ -46,8 +46,7 @@ class Inbox:
         classified = 0
         unreadable = 0
         tables = Tables(self.out)
-        busy = f'OUTPUT_DIR = {str(self.out)!r}: another run watches with it, choose another folder'
-        with locked(beside(self.out.resolve(), 'lock'), busy):
+        with sole_writer(self.out, 'OUTPUT_DIR'):
             done = {self.source.path(row['path']): (row['bytes'], row['modified_ns']) for row in reopen(tables)}
             arrivals = Arrivals(self.source.root, done)
             print(f'watching {self.source.root}, {len(done)} images were classified before; Ctrl-C ends it')

@@ -18,7 +18,7 @@ from helpers import ROOT, draw_folder, files_below, read_rows, untrained
 import test
 from common import settings
 from common.runtime.errors import UserError
-from common.runtime.files import locked
+from common.runtime.files import sole_writer, writable_folder
 
 ENV = {**os.environ, 'PYTHONUTF8': '1', 'OMP_NUM_THREADS': '1'}
 
@@ -129,9 +129,10 @@ def test_a_folder_is_watched(photos):
     assert 'Traceback' not in Path('log.txt').read_text() and 'leaving after this batch' in Path('log.txt').read_text()
 
 
-def test_one_run_watches_with_a_folder(photos):
-    with locked('.predictions.lock'), pytest.raises(UserError, match='another run watches with it'):
-        predict('--watch', '--test-dir', 'photos')
+def test_one_run_writes_to_a_folder(photos):
+    with sole_writer(writable_folder('predictions', ''), ''), pytest.raises(
+            UserError, match="^OUTPUT_DIR = 'predictions': another run is writing there"):
+        predict('--test-dir', 'photos', '--watch')
 
 
 @pytest.mark.slow
