@@ -18,6 +18,7 @@ from common.settings import Settings
 from common.training.schedule import Plan
 from common.training.setup import Provenance
 from common.training.step import Progress
+from models.weights import refuse_what_grows
 
 LAST_KEYS = ('settings', 'classes', 'fingerprint', 'transform', 'history', 'provenance', 'progress', 'plan', 'elapsed',
              'state_dict', 'state_dict_ema', 'lr_scale', 'optimizer', 'scaler', 'margins')  # what last.pth must have
@@ -80,6 +81,7 @@ def load_last(folder: Path) -> dict:
 def is_whole(path: Path) -> bool:
     """Return whether a file is a zip archive without damage, as PyTorch's files are."""
     try:
+        refuse_what_grows(path)
         with zipfile.ZipFile(path) as file:
             return file.testzip() is None
     except Exception:  # zipfile's errors on a damaged file are of a dozen types, struct.error and zlib.error among them
