@@ -40,6 +40,7 @@ CONVERT = ("import argparse, sys, torch; torch.serialization.add_safe_globals([a
 LARGEST = 2 ** 14  # limit for the sides of a checkpoint's images, in pixels, and for the numbers in its model_kwargs
 LONGEST = 255      # limit for the names in a checkpoint, in characters
 MOST_VALUES = 1000  # limit for the values in its model_kwargs, however they are nested
+WIDEST = 100       # limit for the values in a list or dict of those
 DEEPEST = 5        # limit for how deep those are nested
 ZIP_END = 98       # bytes of the three structures at the end of a zip archive: 56, 20 and 22
 GROWING = (b'\nbytearray\n', b'\nencode\n')  # what makes many bytes of few, as a pickle names it
@@ -313,7 +314,7 @@ def is_plain(value: Any) -> bool:
                     return False
                 continue
             count += len(item)
-            if count > MOST_VALUES:
+            if len(item) > WIDEST or count > MOST_VALUES:
                 return False
             if isinstance(item, dict):
                 if not all(map(is_name, item)):

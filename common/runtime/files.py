@@ -86,7 +86,8 @@ def sole_writer(folder: Path, constant: str) -> AbstractContextManager[None]:
 
     Raises UserError there if another run writes in it.
     """
-    return locked(folder / '.lock', f'{constant} = {str(folder)!r}: another run is writing there; choose another folder')
+    refusal = f'{constant} = {str(folder)!r}: another run is writing there; choose another folder'
+    return locked(folder / '.lock', refusal)
 
 
 @contextmanager
