@@ -9,9 +9,9 @@ from typing import Any
 
 Schema = Callable[[Any], bool] | dict[str, Any] | list[Any]
 
-LONGEST_TEXT = 10_000   # characters
-MOST_VALUES = 10_000    # in a plain value, however they are nested
-LARGEST_COUNT = 2 ** 53
+LONGEST_TEXT = 10_000  # characters
+MOST_VALUES = 10_000   # in a plain value, however they are nested
+LARGEST = 2 ** 63      # whole number, either way
 
 
 def wrong_place(value: Any, schema: Schema, place: str = '') -> str | None:
@@ -46,7 +46,7 @@ def optional(schema: Schema) -> Schema:
 
 def is_count(value: Any) -> bool:
     """Return whether something is a whole number from 0."""
-    return type(value) is int and 0 <= value <= LARGEST_COUNT
+    return type(value) is int and 0 <= value <= LARGEST
 
 
 def is_positive_count(value: Any) -> bool:
@@ -56,7 +56,7 @@ def is_positive_count(value: Any) -> bool:
 
 def is_number(value: Any) -> bool:
     """Return whether something is a number, which may be infinite or none (NaN)."""
-    return type(value) is float or (type(value) is int and abs(value) <= LARGEST_COUNT)
+    return type(value) is float or (type(value) is int and abs(value) <= LARGEST)
 
 
 def is_amount(value: Any) -> bool:

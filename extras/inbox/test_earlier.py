@@ -1,9 +1,12 @@
 """Tables are whole again after a kill."""
+import json
+
 import pytest
 
 from common.evaluation.predictor import Prediction
 from common.evaluation.report import table_row
 from common.reporting.tables import Tables
+from common.runtime.errors import UserError
 from extras.inbox.earlier import reopen
 
 
@@ -29,11 +32,33 @@ def test_a_run_that_was_killed_left_whole_rows(tables):
     sheet, lines = tables.csv.read_bytes(), tables.lines.read_bytes()
     tables.append([row('3.png')])
     whole = tables.lines.read_bytes()
-    for left in (whole[:-1], whole[:-20], lines + b'\0\0', lines + b'{"path": 3}\n', lines + b'[]\n'):
+    for left in (whole[:-1], whole[:-20], lines + b'\0\0', lines + b'\0\0\n'):
         tables.lines.write_bytes(left)
         tables.csv.write_bytes(sheet[:-30])
         assert [found['path'] for found in reopen(tables)] == ['1.png', '2.png']
         assert tables.lines.read_bytes() == lines and tables.csv.read_bytes() == sheet
+
+
+GOOD = {'path': 'a.png', 'class': 'a', 'confidence': 1, 'certainty': 0.5, 'top5': [{'class': 'a', 'confidence': 1}],
+        'error': '', 'bytes': 1, 'modified_ns': 17 * 10 ** 17}
+
+
+@pytest.mark.parametrize('change', [
+    {'path': 5}, {'path': 'a\ud800.png'}, {'path': 'a\0'}, {'top5': [1]}, {'top5': None}, {'top5': [{'class': 'a'}]},
+    {'top5': [{'class': 'a', 'confidence': '1'}]}, {'class': []}, {'bytes': -1}, {'bytes': True},
+    {'modified_ns': 'now'}, {'modified_ns': 10 ** 400}, {'confidence': float('nan')}, {'error': []}])
+def test_a_row_of_someone_else_is_refused_and_nothing_is_changed(tables, change):
+    bad = json.dumps({**GOOD, **change})
+    good = json.dumps(GOOD)
+    tables.csv.write_text('old')
+    for text in (f'{bad}\n', f'{good}\n{bad}\n{good}\n', f'{good}\n[]\n', f'{good}\nx\n{good}\n'):
+        tables.lines.write_text(text)
+        with pytest.raises(UserError, match=r'predictions\.jsonl, line [12], is no row of test\.py: move') as error:
+            list(reopen(tables))
+        assert '\n' not in str(error.value)
+        assert tables.lines.read_text() == text and tables.csv.read_text() == 'old'
+    tables.lines.write_text(f'{good}\n{good}\n')
+    assert list(reopen(tables)) == [GOOD] * 2
 
 
 def test_without_rows_there_is_no_old_spreadsheet(tables):
