@@ -62,7 +62,8 @@ def main(cfg: Settings) -> None:
         transform = Transform.from_dict(saved['transform'])
         val = sample_images(Path(cfg.DATA_DIR, 'val'), cfg.VAL_IMAGES, transform)
         train = sample_images(Path(cfg.DATA_DIR, 'train'), cfg.CALIBRATION_IMAGES, transform)
-        with writing(path.with_suffix('.onnx')), tempfile.TemporaryDirectory(dir=path.parent, prefix='.deploy') as folder:
+        with (writing(path.with_suffix('.onnx')),
+              tempfile.TemporaryDirectory(dir=path.parent, prefix='.deploy') as folder):
             files = write_onnx_files(net, transform, metadata, train.pictures(), Path(folder), path.stem)
             reference, *measured = measure(net, files, val, saved['classes'], cfg.BATCH_SIZE)
             print_table([reference, *measured], cfg.BATCH_SIZE)
