@@ -266,7 +266,7 @@ def optimizer_fits(saved: dict, optimizer: torch.optim.Optimizer) -> bool:
                 shape = parameters[index].shape if name in LIKE_PARAMETER else value.shape
                 if not is_ordinary(value) or value.shape != shape or (name == 'step' and value.numel() != 1):
                     return False
-            elif name in LIKE_PARAMETER or not is_plain(value):
+            elif name in LIKE_PARAMETER or not is_plain(value) or (name == 'step' and not is_amount(value)):
                 return False
     return True
 

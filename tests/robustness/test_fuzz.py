@@ -2,6 +2,8 @@
 import contextlib
 import json
 import warnings
+from pathlib import Path
+from typing import NamedTuple
 from unittest import mock
 
 import odd_pictures
@@ -9,7 +11,7 @@ import pytest
 import torch
 from fuzzing import MANY, NUMBERS, SOME, TEXTS, changed, places_in, write_odd
 from helpers import TINY, build, draw_folder, files_below, read_json, run, tiny_volo
-from hypothesis import given
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -138,9 +140,21 @@ def test_the_whole_checkpoint_is_accepted(file):
     check_saved(checkpoint.load(file))
 
 
+class Resumable(NamedTuple):
+    """What a resumed run has before its first update."""
+    folder: Path
+    content: dict  # of last.pth
+    cfg: object
+    data: object
+    state: object
+
+    def __repr__(self):  # what hypothesis prints of every example
+        return 'resumable'
+
+
 @pytest.fixture(scope='module')
 def resumable(tmp_path_factory):
-    """(content of last.pth, settings, data, state) of a run that was saved in its first epoch, after one whole one."""
+    """A run that was saved in its second epoch, after one update."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp('resumable')
         patch.chdir(folder)
@@ -150,17 +164,16 @@ def resumable(tmp_path_factory):
         content = torch.load('out/last.pth', weights_only=True)
         content['progress'].update(updates=1, images=4, seconds=1.)
         cfg, data, state = build(epochs=2, optimizer='adamw', output_dir='out')
-        yield folder, content, cfg, data, state
+        yield Resumable(folder, content, cfg, data, state)
 
 
-@SOME
+@settings(SOME, phases=(Phase.explicit, Phase.generate))
 @given(drawn=st.data())
 def test_changed_last_pth(resumable, drawn):
     """A resumed run goes on from it, or ends with a line; nothing but the folder of the run is touched."""
     folder, content, cfg, data, state = resumable
     places = places_in({key: value for key, value in content.items() if 'state_dict' not in key}) + [
         ('state_dict', 'head.weight'), ('state_dict_ema', 'pos_embed'), ('state_dict', 'new'), ('state_dict_ema',)]
-    resume_or_refuse(folder, content, cfg, data, state)
     for place, value in drawn.draw(st.lists(st.tuples(st.sampled_from(places), JUNK), min_size=1, max_size=3)):
         content = changed(content, place, value)
     resume_or_refuse(folder, content, cfg, data, state)
@@ -181,7 +194,10 @@ def resume_or_refuse(folder, content, cfg, data, state):
         except UserError as error:
             assert '\n' not in str(error).strip()
             return
-        state.load_state_dict(saved)
+        try:
+            state.load_state_dict(saved)
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError):  # what train.py makes a line of
+            return
         for parameter in state.net.parameters():
             parameter.grad = torch.zeros_like(parameter)
         state.optimizer.step()
