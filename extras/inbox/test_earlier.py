@@ -1,7 +1,11 @@
 """Tables are whole again after a kill."""
+import contextlib
 import json
 
 import pytest
+from fuzzing import JSON, SOME, TEXTS, changed, places_in, write_odd
+from hypothesis import given
+from hypothesis import strategies as st
 
 from common.evaluation.predictor import Prediction
 from common.evaluation.report import table_row
@@ -59,6 +63,22 @@ def test_a_row_of_someone_else_is_refused_and_nothing_is_changed(tables, change)
         assert tables.lines.read_text() == text and tables.csv.read_text() == 'old'
     tables.lines.write_text(f'{good}\n{good}\n')
     assert list(reopen(tables)) == [GOOD] * 2
+
+
+@SOME
+@given(drawn=st.data())
+def test_fuzz_rows(tmp_path_factory, drawn):
+    """Rows come back, or the file is refused; no other file is touched."""
+    tables = Tables(tmp_path_factory.mktemp('rows'))
+    row = GOOD
+    for place, value in drawn.draw(st.lists(st.tuples(st.sampled_from(places_in(GOOD)), JSON), min_size=1)):
+        row = changed(row, place, value)
+    text = f'{json.dumps(GOOD)}\n{json.dumps(row)}\n{drawn.draw(TEXTS)}'
+    write_odd(tables.lines, text)
+    with contextlib.suppress(UserError):
+        assert [*reopen(tables)][:1] == [GOOD]
+        assert tables.csv.exists()
+    assert {path.name for path in tables.folder.iterdir()} <= {'predictions.csv', 'predictions.jsonl'}
 
 
 def test_without_rows_there_is_no_old_spreadsheet(tables):
