@@ -26,7 +26,7 @@ from common.reporting.tables import Tables, headline, print_rows, write_report, 
 from common.runtime.console import Bar
 from common.runtime.device import choose_device, describe_device, use_free_cores
 from common.runtime.errors import UserError, explain_failures, extra, warn_instead
-from common.runtime.files import writable_folder
+from common.runtime.files import sole_writer, writable_folder
 from common.runtime.machine import retain_freed_memory, worker_count
 from common.runtime.processes import LAUNCHED, RANK, on_first, process_group
 from common.settings import Settings
@@ -67,16 +67,20 @@ def main(cfg: Settings) -> None:
     if cfg.WATCH:
         finish(watch_folder(cfg))
         return
-    with process_group(cfg.USE_GPU), explain_failures('lower BATCH_SIZE', 'what was classified is in the tables'):
-        source = open_source(cfg.TEST_DIR)
-        out = on_first(writable_folder, cfg.OUTPUT_DIR, 'OUTPUT_DIR')
-        predictor = build_predictor(cfg)
-        explainer = build_explainer(cfg, predictor)
-        summary = classify(cfg, source, predictor, Tables(out))
+    with contextlib.ExitStack() as lock:  # of OUTPUT_DIR, until all is written
+        with process_group(cfg.USE_GPU), explain_failures('lower BATCH_SIZE', 'what was classified is in the tables'):
+            source = open_source(cfg.TEST_DIR)
+            out = on_first(writable_folder, cfg.OUTPUT_DIR, 'OUTPUT_DIR')
+            if RANK == 0:
+                lock.enter_context(sole_writer(out, 'OUTPUT_DIR'))
+            predictor = build_predictor(cfg)
+            explainer = build_explainer(cfg, predictor)
+            summary = classify(cfg, source, predictor, Tables(out))
+        if RANK == 0:
+            draw_contact_sheet(out, source, summary)
+            report = report_accuracy(out, summary, cfg.UNKNOWN_BELOW) if summary.names else None
+            draw_page(cfg, out, source, summary, report, explainer)
     if RANK == 0:
-        draw_contact_sheet(out, source, summary)
-        report = report_accuracy(out, summary, cfg.UNKNOWN_BELOW) if summary.names else None
-        draw_page(cfg, out, source, summary, report, explainer)
         if report and is_validation_set(cfg.TEST_DIR, predictor.members[0].saved):
             print('These images chose the weights, and perhaps your settings, so that on others the accuracy will be '
                   'a little lower: makedata.py --test-ratio 0.15 keeps a part for this.')

@@ -265,6 +265,7 @@ def build_state(cfg: Settings, data: Data, weights: setup.InitialWeights, saved:
         frozen_epochs=frozen_epochs,
         lr_scale=lr_scale)
     if saved:
+        checkpoint.check_fits(saved, state)
         try:
             state.load_state_dict(saved)
         except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:

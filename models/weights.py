@@ -5,6 +5,7 @@ tensors and plain values are unpickled. What cannot be loaded raises WeightsErro
 """
 import contextlib
 import json
+import mmap
 import queue
 import re
 import shlex
@@ -15,7 +16,7 @@ import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import huggingface_hub
 import safetensors
@@ -38,6 +39,11 @@ CONVERT = ("import argparse, sys, torch; torch.serialization.add_safe_globals([a
            "sys.argv[2])")
 LARGEST = 2 ** 14  # limit for the sides of a checkpoint's images, in pixels, and for the numbers in its model_kwargs
 LONGEST = 255      # limit for the names in a checkpoint, in characters
+MOST_VALUES = 1000  # limit for the values in its model_kwargs, however they are nested
+WIDEST = 100       # limit for the values in a list or dict of those
+DEEPEST = 5        # limit for how deep those are nested
+ZIP_END = 98       # bytes of the three structures at the end of a zip archive: 56, 20 and 22
+GROWING = (b'\nbytearray\n', b'\nencode\n')  # what makes many bytes of few, as a pickle names it
 
 
 # The model hub
@@ -111,7 +117,10 @@ def read_file(path: str | Path) -> Any:
     try:
         if path.suffix == '.safetensors':
             return read_safetensors(path)
+        refuse_what_grows(path)
         return torch.load(path, map_location='cpu', weights_only=True)
+    except WeightsError:
+        raise
     except Exception as error:  # for a damaged file torch.load raises errors of a dozen types
         if 'argparse.Namespace' in str(error):
             new = path.with_name(f'{path.name.split(".")[0]}_tensors.pth')
@@ -120,6 +129,48 @@ def read_file(path: str | Path) -> Any:
                                f'python -c "{CONVERT}" {shlex.quote(str(path))} {shlex.quote(str(new))}') from error
         raise WeightsError(f'{path}: not a readable file of weights, {what_is_wrong(path, error)}: give a .safetensors '
                            'file or a state dict saved with torch.save') from error
+
+
+def refuse_what_grows(path: Path) -> None:
+    """Raise WeightsError for a file of torch.save that could take far more memory than it is large.
+
+    The records of its zip archive must lie there one after the other, as they are: compressed, a gigabyte of zeros is a
+    megabyte, and records that share their bytes are as bad. Raises zipfile's errors for a damaged file.
+    """
+    with open(path, 'rb') as file:
+        if file.read(4) != b'PK\3\4':  # written by PyTorch before 1.6, all of it in pickles
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                growing = [name for name in GROWING if content.find(name) >= 0]
+        else:
+            with zipfile.ZipFile(file) as archive:
+                records = archive.infolist()
+                as_they_are = all(record.compress_type == zipfile.ZIP_STORED for record in records)
+                size = path.stat().st_size
+                if (not as_they_are or sum(record.file_size for record in records) > size
+                        or directory_offset(file, size) != archive.start_dir):
+                    raise WeightsError(f'{path}: its records are compressed or not as PyTorch writes them, so that it '
+                                       'could take any amount of memory: save it with torch.save')
+                pickles = [archive.read(record) for record in records if record.filename.endswith('data.pkl')]
+            growing = [name for name in GROWING if any(name in content for content in pickles)]
+    if growing:
+        raise WeightsError(f'{path}: it holds bytes, made by a pickled {growing[0].decode().strip()}, and only tensors '
+                           'and plain values are read')
+
+
+def directory_offset(file: BinaryIO, size: int) -> int:
+    """Return where the list of a zip archive's records begins, for every program alike; -1 where that is open.
+
+    An archive can be written so that two programs find different lists in it.
+    """
+    file.seek(max(0, size - ZIP_END))
+    end = file.read()
+    if len(end) < ZIP_END or end[-22:-18] != b'PK\5\6':  # there is a comment behind it
+        return -1
+    if end[-42:-38] != b'PK\6\7':
+        return int.from_bytes(end[-6:-2], 'little')
+    if int.from_bytes(end[-34:-26], 'little') != size - ZIP_END:
+        return -1
+    return int.from_bytes(end[48:56], 'little')
 
 
 def read_safetensors(path: Path) -> dict[str, Any]:
@@ -174,9 +225,12 @@ def is_state_dict(value: Any) -> bool:
 
 
 def is_ordinary(value: Any) -> bool:
-    """Return whether something is a dense tensor on the CPU, not quantised."""
-    return (isinstance(value, torch.Tensor) and value.layout is torch.strided and value.device.type == 'cpu'
-            and not value.is_quantized)
+    """Return whether something is a dense tensor on the CPU, not quantised, whose elements are all in memory: one that
+    repeats a few of them without end is small, and what is computed from it is not.
+    """
+    if not isinstance(value, torch.Tensor) or value.layout is not torch.strided or value.device.type != 'cpu':
+        return False
+    return not value.is_quantized and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
 def are_numbers(values: Any, count: int, least: float, most: float) -> bool:
@@ -234,16 +288,46 @@ def check_saved(saved: Any) -> None:
 
 
 def is_name(value: Any) -> bool:
-    """Return whether something is a text of at most LONGEST characters."""
-    return isinstance(value, str) and len(value) <= LONGEST
+    """Return whether something is a text of at most LONGEST characters that a folder could have for a name: characters,
+    and in place of bytes that are none what Python puts there.
+    """
+    if not isinstance(value, str) or len(value) > LONGEST:
+        return False
+    try:
+        value.encode('utf-8', 'surrogateescape')
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
-def is_plain(value: Any, depth: int = 5) -> bool:
-    """Return whether something consists of names, of numbers up to LARGEST, and of short lists and dicts of these."""
-    if isinstance(value, dict):
-        return all(map(is_name, value)) and is_plain(list(value.values()), depth)
-    if isinstance(value, (list, tuple)):
-        return depth > 0 and len(value) <= 100 and all(is_plain(item, depth - 1) for item in value)
+def is_plain(value: Any) -> bool:
+    """Return whether something consists of names, of numbers up to LARGEST, and of lists and dicts of these: at most
+    MOST_VALUES, where a list that is in several places counts in each.
+    """
+    count = 0
+    level = [value]
+    for _ in range(DEEPEST + 1):
+        inner = []
+        for item in level:
+            if not isinstance(item, (dict, list, tuple)):
+                if not is_plain_value(item):
+                    return False
+                continue
+            count += len(item)
+            if len(item) > WIDEST or count > MOST_VALUES:
+                return False
+            if isinstance(item, dict):
+                if not all(map(is_name, item)):
+                    return False
+                inner.extend(item.values())
+            else:
+                inner.extend(item)
+        level = inner
+    return not level
+
+
+def is_plain_value(value: Any) -> bool:
+    """Return whether something is None, a name, or a number up to LARGEST."""
     if isinstance(value, (int, float)):
         return abs(value) <= LARGEST
     return value is None or is_name(value)

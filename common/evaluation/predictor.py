@@ -26,7 +26,7 @@ from common.runtime.device import choose_amp_dtype, choose_device, parallel, to_
 from common.runtime.errors import UserError, extra
 from common.runtime.processes import RANK, WORLD_SIZE, gather
 from models import WeightsError, check_saved, restore_model
-from models.weights import is_ordinary, read_file
+from models.weights import are_numbers, is_ordinary, read_file
 
 # What the steps after training read in a checkpoint of train.py, which may come from anyone
 
@@ -39,7 +39,7 @@ def load(path: Path | str) -> dict[str, Any]:
         content = read_file(path)
     except WeightsError as error:
         raise UserError(f'{error}: run train.py first, or give the path of one of its checkpoints') from None
-    if not isinstance(content, dict) or not isinstance(content.get('format'), int):
+    if not isinstance(content, dict) or not are_numbers([content.get('format')], 1, 0, 1000):
         raise UserError(f'{path}: not a checkpoint of train.py')
     if content['format'] != FORMAT:
         raise UserError(f'{path}: written by another version of this project (its format is {content["format"]}, this '

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,11 @@ from filelock import FileLock, Timeout
 
 from common.runtime.console import as_json, printable
 from common.runtime.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 # A spreadsheet may take what begins so for a formula: a cell, and what follows a semicolon, where one that expects
 # semicolons between cells finds the beginning of another cell. Quotation marks are part of how cells are written.
@@ -37,18 +42,54 @@ def writable_folder(path: str | Path, constant: str) -> Path:
 def locked(file: str | Path, refusal: str | None = None) -> Iterator[None]:
     """Hold the lock of a file inside `with`. The system releases it when the process ends, even if it is killed.
 
-    If another process holds the lock, wait, or with `refusal` raise UserError with that text at once. A file system
-    without locks leads to a warning. Nothing else takes the place of the lock there: a file that merely exists while a
-    run is active would outlive a killed run and lock out the next one.
+    If another process holds the lock, wait, or with `refusal` raise UserError with that text at once. Another user's
+    file is locked as well, if it can be read. A file system without locks leads to a warning. Nothing else takes the
+    place of the lock there: a file that merely exists while a run is active would outlive a killed run and lock out
+    the next one.
     """
     with ExitStack() as stack:
         try:
-            stack.enter_context(FileLock(file, timeout=0 if refusal else -1, fallback_to_soft=False))
+            try:
+                stack.enter_context(FileLock(file, timeout=0 if refusal else -1, fallback_to_soft=False))
+            except PermissionError:
+                stack.enter_context(_locked_unwritable(file, wait=refusal is None))
         except Timeout:
             raise UserError(refusal) from None
+        except PermissionError:
+            raise UserError(f'{file} is the lock of another user and cannot be opened, so that their run may be active '
+                            'here: choose another folder, or have them delete it') from None
         except OSError as error:
             print(f'warning: {file} cannot be locked ({error.strerror or error}): let no second run write there')
         yield
+
+
+@contextmanager
+def _locked_unwritable(file: str | Path, wait: bool) -> Iterator[None]:
+    """Hold the lock of a file that is there and must not be written to, such as another user's.
+
+    Raises Timeout where another process holds it, unless it is to `wait`; OSError where there is no such file, and
+    PermissionError where it cannot even be read.
+    """
+    if fcntl is None:
+        raise OSError('it cannot be written to')  # Windows locks what it can write to, nothing else
+    handle = os.open(file, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Timeout(str(file)) from None
+        yield
+    finally:
+        os.close(handle)
+
+
+def sole_writer(folder: Path, constant: str) -> AbstractContextManager[None]:
+    """Return what holds, inside `with`, the lock of a folder in which one run at a time writes; `constant` names it.
+
+    Raises UserError there if another run writes in it.
+    """
+    refusal = f'{constant} = {str(folder)!r}: another run is writing there; choose another folder'
+    return locked(folder / '.lock', refusal)
 
 
 @contextmanager

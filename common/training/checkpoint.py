@@ -6,7 +6,9 @@ must have the settings and images of the first one; what may change is printed.
 import contextlib
 import os
 import zipfile
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,13 +16,65 @@ from common.data.loaders import Data
 from common.evaluation.predictor import FORMAT, load
 from common.runtime.errors import UserError
 from common.runtime.files import move, replacing
+from common.runtime.schema import (
+    is_amount,
+    is_count,
+    is_number,
+    is_plain,
+    is_positive_count,
+    is_share,
+    is_text,
+    optional,
+    wrong_place,
+)
 from common.settings import Settings
+from common.training.optimizer import Muon
 from common.training.schedule import Plan
 from common.training.setup import Provenance
-from common.training.step import Progress
+from common.training.step import Progress, TrainState
+from models import WeightsError, check_saved
+from models.weights import (
+    LARGEST,
+    are_numbers,
+    check_same_shapes,
+    is_ordinary,
+    is_state_dict,
+    refuse_what_grows,
+)
 
 LAST_KEYS = ('settings', 'classes', 'fingerprint', 'transform', 'history', 'provenance', 'progress', 'plan', 'elapsed',
              'state_dict', 'state_dict_ema', 'lr_scale', 'optimizer', 'scaler', 'margins')  # what last.pth must have
+LIKE_PARAMETER = ('exp_avg', 'exp_avg_sq', 'momentum', 'momentum_buffer')  # what has the shape of its parameter
+OPTIMIZER_STATES = ({'step', 'exp_avg', 'exp_avg_sq'}, {'momentum'}, set())  # of AdamW, of Muon's matrices, of neither
+METER = {'val': is_number, 'avg': is_number, 'sum': is_number, 'count': is_count}
+LAST = {  # what a resumed run reads in last.pth, besides what models.check_saved looks at and check_fits compares
+    'settings': {
+        'MODEL': is_text, 'MODEL_KWARGS': is_plain, 'IMG_SIZE': lambda sides: are_numbers(sides, 2, 16, LARGEST),
+        'USE_EMA': is_plain, 'TOKEN_LABEL': is_plain, 'LAYER_DECAY': is_number, 'OPTIMIZER': is_text,
+        'BATCH_SIZE': is_positive_count, 'ACCUMULATE_STEPS': is_positive_count, 'SEED': is_count,
+        'LR': is_amount, 'AUGMENTATION': is_share, 'TIME_BUDGET': optional(is_amount),
+        'PATIENCE': optional(is_positive_count), 'EPOCHS': is_positive_count},
+    'fingerprint': is_text,
+    'history': [{
+        'epoch': is_positive_count, 'seconds': is_amount, 'images_per_s': is_amount, 'train_loss': is_number,
+        'pflop': optional(is_number), 'raw_acc1': optional(is_number), 'ema_acc1': optional(is_number)}],
+    'provenance': {
+        'source': is_text, 'reason': optional(is_text), 'mean': optional(lambda mean: are_numbers(mean, 3, -1e3, 1e3)),
+        'std': optional(lambda std: are_numbers(std, 3, 1e-6, 1e3)), 'loaded': is_count, 'resized': [is_text],
+        'dropped': [is_text]},
+    'progress': {
+        'updates': is_count, 'images': is_count, 'skipped': is_count, 'skipped_in_row': is_count, 'waited': is_amount,
+        'seconds': is_amount, 'flop': is_amount, 'losses': METER, 'acc1': METER, 'norms': METER},
+    'plan': {
+        'updates': is_positive_count, 'updates_per_epoch': is_positive_count, 'validate_every': is_positive_count,
+        'validation': is_amount, 'revised_at': is_count, 'revised_share': is_share},
+    'elapsed': is_amount,
+    'lr_scale': lambda scale: is_share(scale) and scale > 0,
+    'state_dict': is_state_dict,
+    'state_dict_ema': optional(is_state_dict),
+    'optimizer': {'state': lambda state: isinstance(state, dict), 'param_groups': [{'params': [is_count]}]},
+    'scaler': is_plain,
+    'margins': {'sums': is_ordinary, 'counts': is_ordinary, 'guesses': is_ordinary}}
 FIXED = ('MODEL', 'MODEL_KWARGS', 'IMG_SIZE', 'USE_EMA', 'TOKEN_LABEL', 'LAYER_DECAY', 'OPTIMIZER')  # of the whole run
 FIXED_IN_EPOCH = ('BATCH_SIZE', 'ACCUMULATE_STEPS', 'SEED')  # while an epoch that was stopped in the middle goes on
 ALSO_NEEDED = ('LR', 'AUGMENTATION', 'TIME_BUDGET', 'PATIENCE', 'EPOCHS')  # in the settings of last.pth
@@ -80,6 +134,7 @@ def load_last(folder: Path) -> dict:
 def is_whole(path: Path) -> bool:
     """Return whether a file is a zip archive without damage, as PyTorch's files are."""
     try:
+        refuse_what_grows(path)
         with zipfile.ZipFile(path) as file:
             return file.testzip() is None
     except Exception:  # zipfile's errors on a damaged file are of a dozen types, struct.error and zlib.error among them
@@ -109,9 +164,12 @@ def has_updates(path: Path) -> bool:
     """Return whether a last.pth is of a run that has learnt something."""
     try:
         content = load(path)
-        return bool(content['history']) or content['progress']['updates'] > 0
-    except (UserError, KeyError, TypeError):  # there is none, or it is damaged
+    except UserError:  # there is none, or it is damaged
         return False
+    history = content.get('history')
+    progress = content.get('progress')
+    updates = progress.get('updates') if isinstance(progress, dict) else None
+    return (isinstance(history, list) and len(history) > 0) or is_positive_count(updates)
 
 
 # ---- going on from a checkpoint --------------------------------------------------------------------------------------
@@ -122,20 +180,101 @@ def find_saved(resume: bool | str, out: Path) -> dict | None:
     if resume is False or (resume == 'auto' and not there):
         return None
     saved = load_last(out)
-    try:
-        Progress.from_dict(saved['progress'])
-        Provenance(**saved['provenance'])
-        Plan(**saved['plan'])
-        missing = [name for name in (*FIXED, *FIXED_IN_EPOCH, *ALSO_NEEDED) if name not in saved['settings']]
-        whole = isinstance(saved['history'], list) and isinstance(saved['transform'], dict)
-    except (TypeError, ValueError, AttributeError):
-        whole = False
-    if not whole:
-        raise UserError(f'RESUME: {out}/last.pth is not of this run: choose another OUTPUT_DIR')
-    if missing:
+    of_run = saved['settings'] if isinstance(saved['settings'], dict) else {}
+    missing = [name for name in (*FIXED, *FIXED_IN_EPOCH, *ALSO_NEEDED) if name not in of_run]
+    if of_run and missing:
         raise UserError(f'RESUME: {out}/last.pth is of a version of this project without {", ".join(missing)}: choose '
                         'another OUTPUT_DIR')
+    try:
+        check_saved(saved)
+    except WeightsError as error:
+        raise UserError(f'RESUME: {out}/last.pth: {error}') from error
+    wrong = wrong_in_last(saved)
+    if wrong is not None:
+        raise UserError(f'RESUME: {out}/last.pth is not of this run, something is wrong with its {wrong}: choose '
+                        'another OUTPUT_DIR')
     return saved
+
+
+def wrong_in_last(saved: dict) -> str | None:
+    """Return where the content of a last.pth cannot be what train.py wrote, or None. It may come from anyone."""
+    wrong = wrong_place(saved, LAST)
+    if wrong is not None:
+        return wrong
+    for name, made in (('progress', Progress), ('plan', Plan), ('provenance', Provenance)):
+        if saved[name].keys() != {item.name for item in fields(made)}:
+            return name
+    for name in ('losses', 'acc1', 'norms'):
+        if saved['progress'][name].keys() != METER.keys():
+            return f'progress.{name}'
+    if not is_plain(saved['settings']):
+        return 'settings'
+    if (saved['provenance']['mean'] is None) != (saved['provenance']['std'] is None):
+        return 'provenance.std'
+    if saved['progress']['updates'] and not saved['progress']['seconds']:
+        return 'progress.seconds'
+    for number, row in enumerate(saved['history']):
+        if row['epoch'] != number + 1 or not all(is_text(key) and (value is None or is_number(value))
+                                                 for key, value in row.items()):
+            return f'history[{number}]'
+        for which in ('raw', 'ema'):
+            needed = [f'{which}_balanced_accuracy', f'{which}_temperature']
+            if row[f'{which}_acc1'] is not None and not all(is_number(row.get(name)) for name in needed):
+                return f'history[{number}]'
+    return None
+
+
+def check_fits(saved: dict, state: TrainState) -> None:
+    """Raise UserError unless what find_saved accepted fits the network, the optimizer and the images of this run."""
+    try:
+        check_same_shapes(saved['state_dict'], state.net.state_dict())
+        if state.ema:
+            check_same_shapes(saved['state_dict_ema'] or {}, state.ema.module.state_dict())
+    except WeightsError as error:
+        raise UserError(f'RESUME: last.pth: {error}: choose another OUTPUT_DIR') from error
+    margins = vars(state.margins)
+    fit = all(saved['margins'][name].shape == tensor.shape and saved['margins'][name].dtype == tensor.dtype
+              for name, tensor in margins.items())
+    guesses = saved['margins']['guesses']
+    if not fit or (guesses.numel() and not 0 <= guesses.min() <= guesses.max() < len(saved['classes'])):
+        raise UserError('RESUME: last.pth is not of this run, something is wrong with its margins: choose another '
+                        'OUTPUT_DIR')
+    if not optimizer_fits(saved['optimizer'], state.optimizer):
+        raise UserError('RESUME: last.pth is not of this run, something is wrong with its optimizer: choose another '
+                        'OUTPUT_DIR')
+
+
+def optimizer_fits(saved: dict, optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether an optimizer can go on from the state of another one: its settings are of the same kinds, and what
+    it knows of each parameter has the parameter's shape, as far as that must be so.
+    """
+    own = optimizer.state_dict()['param_groups']
+    if [group['params'] for group in saved['param_groups']] != [group['params'] for group in own]:
+        return False
+    for group, settings in zip(saved['param_groups'], own, strict=True):
+        for name, value in settings.items():
+            if not is_plain(group.get(name)) or not same_kind(group.get(name), value):
+                return False
+    parameters = [parameter for group in optimizer.param_groups for parameter in group['params']]
+    for index, known in saved['state'].items():
+        if not is_count(index) or index >= len(parameters) or not isinstance(known, dict):
+            return False
+        if isinstance(optimizer, (Muon, torch.optim.AdamW)) and set(known) not in OPTIMIZER_STATES:
+            return False
+        for name, value in known.items():
+            if isinstance(value, torch.Tensor):
+                shape = parameters[index].shape if name in LIKE_PARAMETER else value.shape
+                if not is_ordinary(value) or value.shape != shape or (name == 'step' and value.numel() != 1):
+                    return False
+            elif name in LIKE_PARAMETER or not is_plain(value) or (name == 'step' and not is_amount(value)):
+                return False
+    return True
+
+
+def same_kind(value: Any, other: Any) -> bool:
+    """Return whether two settings of an optimizer are both numbers, or of the same type; None may be a bool."""
+    kinds = {int: float, type(None): bool}
+    return kinds.get(type(value), type(value)) is kinds.get(type(other), type(other))
 
 
 def is_complete(saved: dict, epochs: int, time_budget: float | None, patience: int | None) -> bool:

@@ -1,6 +1,8 @@
 """How long a run is: a plan of its updates, a clock that measures them, and TIME_BUDGET, which fits the plan to it."""
 import math
+import statistics
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -18,7 +20,10 @@ from models import VOLO
 FORWARD_SHARE = 1 / 3      # cost of a forward pass, as a fraction of a training step
 STEM_SHARE = 1 / 6         # cost of a VOLO's stem, which BatchNorm is measured with, as a fraction of its forward pass
 VALIDATION_SHARE = 0.2     # VALIDATE_EVERY = 'auto': time of validation, as a fraction of the time of training
-MEMORY = 0.98              # weight of all earlier updates beside the newest: other programs may come and go
+RECENT = 100               # updates that tell how long others take: other programs may come and go
+RARE = 2                   # of those, whose length need not be typical: a laptop was closed, a disk was asleep
+STALL = 10                 # times as long as most updates, which even a rare one may take and still count as it is
+RECENT_VALIDATIONS = 5     # validations that tell how long others take
 REHEARSAL_SECONDS = 4      # for which blank updates are timed before a run with TIME_BUDGET, after a first one
 
 
@@ -89,14 +94,13 @@ class Clock:
 
     def __init__(self, elapsed: float = 0.):
         self.started = time.perf_counter() - elapsed
-        self.validation: float | None = None  # seconds that the last one took
+        self.validations: deque[float] = deque(maxlen=RECENT_VALIDATIONS)  # seconds
         self.restart()
 
     def restart(self) -> None:
         """Forget the updates so far: those of the head alone do not tell how long the others take."""
         self.count = 0
-        self.seconds = 0.   # weighted sum
-        self.weight = 0.
+        self.recent: deque[float] = deque(maxlen=RECENT)  # seconds
 
     @property
     def elapsed(self) -> float:
@@ -110,24 +114,37 @@ class Clock:
     def add(self, seconds: float) -> None:
         """Note what an update took."""
         if self.count:
-            self.seconds = MEMORY * self.seconds + seconds
-            self.weight = MEMORY * self.weight + 1
+            self.recent.append(seconds)
         self.count += 1
 
     def add_validation(self, seconds: float) -> None:
         """Note what a validation took, with its tables and plots."""
-        self.validation = seconds
+        self.validations.append(seconds)
 
     @property
     def update_seconds(self) -> float:
-        """Seconds of an update, a mean in which recent ones count more. The clock must be ready."""
-        return self.seconds / self.weight
+        """Seconds of an update, the mean of recent ones. The clock must be ready.
+
+        A rare one that takes far longer is a pause of the machine, which has cost its time once and does not tell how
+        long others take. What is slow again and again, such as the first update of each epoch, counts as it is.
+        """
+        ordered = sorted(self.recent)
+        rare = RARE if len(ordered) > 2 * RARE else 1
+        longest = max(ordered[-1 - rare:][0], STALL * statistics.median_low(ordered))
+        return statistics.fmean(min(seconds, longest) for seconds in ordered)
 
     def validation_seconds(self, plan: Plan) -> float:
-        """Return what a validation takes: as long as the last one, or before the first what its cost says."""
-        if self.validation is None:
-            return plan.validation * self.update_seconds
-        return self.validation
+        """Return what a validation takes: as long as most of the last ones, or before the first what its cost says.
+
+        The first alone may have fallen into a pause of the machine, and is believed up to a limit.
+        """
+        expected = plan.validation * self.update_seconds
+        if not self.validations:
+            return expected
+        seconds = statistics.median_low(self.validations)
+        if len(self.validations) == 1 and plan.validation:
+            return min(seconds, STALL * expected)
+        return seconds
 
     def pace(self, plan: Plan) -> float:
         """Return the seconds of an update with its share of the validations. The clock must be ready."""

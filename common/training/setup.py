@@ -12,7 +12,7 @@ from torch import nn
 from common.data.loaders import own_rows
 from common.runtime.device import choose_device, free_device_memory, use_free_cores
 from common.runtime.errors import UserError, explain_failures
-from common.runtime.files import locked, writable_folder
+from common.runtime.files import sole_writer, writable_folder
 from common.runtime.machine import retain_freed_memory
 from common.runtime.processes import LAUNCHED, RANK, WORLD_SIZE, on_first, process_group
 from common.settings import Settings
@@ -47,10 +47,9 @@ def running(output_dir: str, use_gpu: bool | str, seed: int) -> Iterator[Path]:
     retain_freed_memory()
     random_seed(seed)
     less_memory = 'halve BATCH_SIZE and double ACCUMULATE_STEPS, or set GRAD_CHECKPOINTING = True'
-    refusal = f'OUTPUT_DIR = {output_dir!r}: another run is writing there; choose another folder'
     with process_group(use_gpu):
         out = on_first(writable_folder, output_dir, 'OUTPUT_DIR')
-        with (locked(out / '.lock', refusal) if RANK == 0 else nullcontext(),
+        with (sole_writer(out, 'OUTPUT_DIR') if RANK == 0 else nullcontext(),
               explain_failures(less_memory, f'--resume goes on from {out}/last.pth')):
             use_free_cores(choose_device(use_gpu))
             yield out

@@ -18,7 +18,6 @@ The ONNX files need three packages: python -m pip install onnx onnxscript onnxru
 import json
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -26,7 +25,7 @@ from common import settings
 from common.data.transforms import Transform
 from common.evaluation.predictor import load_network
 from common.runtime.errors import UserError
-from common.runtime.files import move, writable_folder
+from common.runtime.files import move, writable_folder, writing
 from common.settings import Settings
 from extras.deploy.export import (
     OnnxFile,
@@ -40,7 +39,7 @@ from extras.deploy.measure import Measurement, measure, sample_images
 from models import WeightsError, restore_model
 
 CHECKPOINT = 'checkpoints/volo_d1/best.pth'
-DATA_DIR: str | None = None       # folder with train/ and val/; None: the one that the network was trained on
+DATA_DIR = 'data'                 # folder with train/ and val/, which the ONNX files are measured on
 VAL_IMAGES = 500                  # number of images of val that each file classifies, evenly spread
 CALIBRATION_IMAGES = 64           # number of images of train that set the ranges of the 8-bit activations
 BATCH_SIZE = 8                    # images at a time when speed is measured
@@ -60,11 +59,11 @@ def main(cfg: Settings) -> None:
         print(path.with_suffix('.safetensors'))
 
         check_packages()
-        data_dir = cfg.DATA_DIR or data_dir_of(saved)
         transform = Transform.from_dict(saved['transform'])
-        val = sample_images(Path(data_dir, 'val'), cfg.VAL_IMAGES, transform)
-        train = sample_images(Path(data_dir, 'train'), cfg.CALIBRATION_IMAGES, transform)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix='.deploy') as folder:
+        val = sample_images(Path(cfg.DATA_DIR, 'val'), cfg.VAL_IMAGES, transform)
+        train = sample_images(Path(cfg.DATA_DIR, 'train'), cfg.CALIBRATION_IMAGES, transform)
+        with (writing(path.with_suffix('.onnx')),
+              tempfile.TemporaryDirectory(dir=path.parent, prefix='.deploy') as folder):
             files = write_onnx_files(net, transform, metadata, train.pictures(), Path(folder), path.stem)
             reference, *measured = measure(net, files, val, saved['classes'], cfg.BATCH_SIZE)
             print_table([reference, *measured], cfg.BATCH_SIZE)
@@ -74,14 +73,6 @@ def main(cfg: Settings) -> None:
     if refused:
         raise UserError(f'{", ".join(refused)}: not kept, because of too many images of val that are classified unlike '
                         'PyTorch')
-
-
-def data_dir_of(saved: dict[str, Any]) -> str:
-    """Return the folder of data that the network of a checkpoint was trained on, 'data' if it does not say."""
-    of_run = saved.get('settings')
-    if isinstance(of_run, dict) and of_run.get('DATA_DIR'):
-        return str(of_run['DATA_DIR'])
-    return 'data'
 
 
 def print_table(measured: list[Measurement], batch_size: int) -> None:

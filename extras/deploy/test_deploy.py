@@ -151,6 +151,25 @@ def test_a_file_that_agrees_too_seldom_is_not_kept(tmp_path, monkeypatch, capsys
     assert '100.00%  100.00%' in out and '50.00%   50.00%' in out
 
 
+def test_a_checkpoint_does_not_say_which_folder_is_read_and_a_full_disk_gets_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    photographs(tmp_path)
+    untrained('x.pth', settings={'DATA_DIR': str(tmp_path / 'elsewhere')})
+    read = []
+
+    def full_disk(*arguments):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(deploy, 'check_packages', lambda: None)
+    monkeypatch.setattr(deploy, 'sample_images',
+                        lambda folder, *arguments: read.append(folder) or measure.SampledImages({}, None, TRANSFORM))
+    monkeypatch.setattr(deploy, 'write_onnx_files', full_disk)
+    with pytest.raises(UserError, match=r'^x\.onnx cannot be written \(No space left on device\)'):
+        run()
+    assert read == [Path('data/val'), Path('data/train')]
+    assert {path.name for path in tmp_path.iterdir()} == {'x.pth', 'data', 'x.safetensors'}
+
+
 @pytest.mark.parametrize('content, words', [(b'hello', 'not a readable file'), (None, 'no such file')])
 def test_what_is_no_checkpoint_gets_one_line(tmp_path, monkeypatch, content, words):
     monkeypatch.chdir(tmp_path)

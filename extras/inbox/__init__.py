@@ -9,7 +9,7 @@ from common.evaluation.predictor import Predictor
 from common.evaluation.report import table_row
 from common.reporting.tables import Tables, print_rows
 from common.runtime.errors import UserError
-from common.runtime.files import beside, locked, writable_folder
+from common.runtime.files import sole_writer, writable_folder
 from common.runtime.names import is_below
 from common.runtime.processes import LAUNCHED, StopRequest
 from extras.inbox.arrivals import Arrivals
@@ -47,8 +47,7 @@ class Inbox:
         classified = 0
         unreadable = 0
         tables = Tables(self.out)
-        busy = f'OUTPUT_DIR = {str(self.out)!r}: another run watches with it, choose another folder'
-        with locked(beside(self.out.resolve(), 'lock'), busy):
+        with sole_writer(self.out, 'OUTPUT_DIR'):
             done = {}
             for row in reopen(tables):
                 if is_below(row['path']):  # others are those of a list, or of someone else's table

@@ -1,9 +1,16 @@
 """Tables are whole again after a kill."""
+import contextlib
+import json
+
 import pytest
+from fuzzing import JSON, SOME, TEXTS, changed, places_in, write_odd
+from hypothesis import given
+from hypothesis import strategies as st
 
 from common.evaluation.predictor import Prediction
 from common.evaluation.report import table_row
 from common.reporting.tables import Tables
+from common.runtime.errors import UserError
 from extras.inbox.earlier import reopen
 
 
@@ -29,11 +36,49 @@ def test_a_run_that_was_killed_left_whole_rows(tables):
     sheet, lines = tables.csv.read_bytes(), tables.lines.read_bytes()
     tables.append([row('3.png')])
     whole = tables.lines.read_bytes()
-    for left in (whole[:-1], whole[:-20], lines + b'\0\0', lines + b'{"path": 3}\n', lines + b'[]\n'):
+    for left in (whole[:-1], whole[:-20], lines + b'\0\0', lines + b'\0\0\n'):
         tables.lines.write_bytes(left)
         tables.csv.write_bytes(sheet[:-30])
         assert [found['path'] for found in reopen(tables)] == ['1.png', '2.png']
         assert tables.lines.read_bytes() == lines and tables.csv.read_bytes() == sheet
+
+
+GOOD = {'path': 'a.png', 'class': 'a', 'confidence': 1, 'certainty': 0.5, 'top5': [{'class': 'a', 'confidence': 1}],
+        'error': '', 'bytes': 1, 'modified_ns': 17 * 10 ** 17}
+
+
+@pytest.mark.parametrize('change', [
+    {'path': 5}, {'path': 'a\ud800.png'}, {'path': 'a\0'}, {'top5': [1]}, {'top5': None}, {'top5': [{'class': 'a'}]},
+    {'top5': [{'class': 'a', 'confidence': '1'}]}, {'class': []}, {'bytes': -1}, {'bytes': True},
+    {'modified_ns': 'now'}, {'modified_ns': 10 ** 400}, {'confidence': float('nan')}, {'error': []}])
+def test_a_row_of_someone_else_is_refused_and_nothing_is_changed(tables, change):
+    bad = json.dumps({**GOOD, **change})
+    good = json.dumps(GOOD)
+    tables.csv.write_text('old')
+    for text in (f'{bad}\n', f'{good}\n{bad}\n{good}\n', f'{good}\n[]\n', f'{good}\nx\n{good}\n'):
+        tables.lines.write_text(text)
+        with pytest.raises(UserError, match=r'predictions\.jsonl, line [12], is no row of test\.py: move') as error:
+            list(reopen(tables))
+        assert '\n' not in str(error.value)
+        assert tables.lines.read_text() == text and tables.csv.read_text() == 'old'
+    tables.lines.write_text(f'{good}\n{good}\n')
+    assert list(reopen(tables)) == [GOOD] * 2
+
+
+@SOME
+@given(drawn=st.data())
+def test_fuzz_rows(tmp_path_factory, drawn):
+    """Rows come back, or the file is refused; no other file is touched."""
+    tables = Tables(tmp_path_factory.mktemp('rows'))
+    row = GOOD
+    for place, value in drawn.draw(st.lists(st.tuples(st.sampled_from(places_in(GOOD)), JSON), min_size=1)):
+        row = changed(row, place, value)
+    text = f'{json.dumps(GOOD)}\n{json.dumps(row)}\n{drawn.draw(TEXTS)}'
+    write_odd(tables.lines, text)
+    with contextlib.suppress(UserError):
+        assert [*reopen(tables)][:1] == [GOOD]
+        assert tables.csv.exists()
+    assert {path.name for path in tables.folder.iterdir()} <= {'predictions.csv', 'predictions.jsonl'}
 
 
 def test_without_rows_there_is_no_old_spreadsheet(tables):

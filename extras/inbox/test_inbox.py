@@ -21,7 +21,7 @@ from common.evaluation.predictor import Prediction
 from common.evaluation.report import table_row
 from common.reporting.tables import Tables
 from common.runtime.errors import UserError
-from common.runtime.files import locked, writable_folder
+from common.runtime.files import sole_writer, writable_folder
 from extras.inbox import Inbox
 
 ENV = {**os.environ, 'PYTHONUTF8': '1', 'OMP_NUM_THREADS': '1'}
@@ -133,9 +133,10 @@ def test_a_folder_is_watched(photos):
     assert 'Traceback' not in Path('log.txt').read_text() and 'leaving after this batch' in Path('log.txt').read_text()
 
 
-def test_one_run_watches_with_a_folder(photos):
-    with locked('.predictions.lock'), pytest.raises(UserError, match='another run watches with it'):
-        predict('--watch', '--test-dir', 'photos')
+def test_one_run_writes_to_a_folder(photos):
+    with sole_writer(writable_folder('predictions', ''), ''), pytest.raises(
+            UserError, match="^OUTPUT_DIR = 'predictions': another run is writing there"):
+        predict('--test-dir', 'photos', '--watch')
 
 
 @pytest.mark.slow
@@ -187,7 +188,7 @@ def memory(pid):
 def test_rows_that_are_not_of_the_folder_are_passed_over(photos, monkeypatch):
     """Those of a list of files, or of someone else's table."""
     tables = Tables(writable_folder('predictions', 'OUTPUT_DIR'))
-    names = ['a/000.png', str(photos / 'a' / '001.png'), '../x.png', '', 7, None]
+    names = ['a/000.png', str(photos / 'a' / '001.png'), '../x.png', '']
     tables.append([table_row(Prediction(name, error='bad'), name, (1, 2)) for name in names])
 
     def stop(folder, done):

@@ -137,7 +137,9 @@ def good_outliers():
 @pytest.mark.parametrize('name, value', [
     ('mean', torch.zeros(4)), ('mean', [0.] * 3), ('precision', torch.eye(4)), ('precision', torch.zeros(3)),
     ('precision', torch.eye(3).to_sparse()), ('share', torch.zeros(1)), ('squares', torch.tensor(1.)),
-    ('squares', torch.zeros(9, dtype=torch.int32)), ('mean', torch.full((3,), float('nan'))), ('squares', None)])
+    ('squares', torch.zeros(9, dtype=torch.int32)), ('mean', torch.full((3,), float('nan'))), ('squares', None),
+    ('squares', torch.ones(1).expand(2 ** 40)), ('mean', torch.zeros(3, device='meta')),
+    ('precision', torch.ones(1).expand(3, 3))])
 def test_outliers_that_make_no_sense_are_left_out(name, value):
     assert module.outliers_of({'outliers': good_outliers()}, 3) is not None
     assert module.outliers_of({'outliers': {**good_outliers(), name: value}}, 3) is None

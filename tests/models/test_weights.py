@@ -1,5 +1,7 @@
 """models/weights.py: files of every kind in, and clear words for those that do not fit."""
 import argparse
+import codecs
+import copy
 import pickle
 import shlex
 import subprocess
@@ -189,6 +191,9 @@ def test_a_head_of_twelve_classes_survives_every_way(tmp_path):
     assert torch.equal(restored.aux_head.weight, model.aux_head.weight)
 
 
+SHARED = [[[[1] * 100] * 100] * 100] * 100  # a hundred million numbers, four lists in memory and in a file
+
+
 @pytest.mark.parametrize('change, words', [
     ({'classes': ['a']}, 'of another number of classes: head'), ({'model_kwargs': None}, 'not a complete checkpoint'),
     ({'state_dict': None}, 'wrong with its state_dict'), ({'state_dict': dict.fromkeys(range(9))}, 'no state dict'),
@@ -204,6 +209,10 @@ def test_a_head_of_twelve_classes_survives_every_way(tmp_path):
     ({'model_kwargs': {**TINY, 'embed_dims': (16000, 16000)}}, 'of a smaller network'),
     ({'model_kwargs': {**TINY, 'layers': (9999, 1, 1, -9999)}}, 'layers .9999'),
     ({'model_kwargs': {**TINY, 'layers': (1, 1, 1, 1, *[0] * 300)}}, 'wrong with its model_kwargs'),
+    ({'model_kwargs': {str(key): SHARED for key in range(100)}}, 'wrong with its model_kwargs'),
+    ({'model_kwargs': {'layers': [[[[[[1]]]]]]}}, 'wrong with its model_kwargs'),
+    ({'classes': ['a\ud800', *'bcde']}, 'wrong with its classes'),
+    ({'state_dict': {'head.weight': torch.ones(1).expand(2 ** 40)}}, 'no state dict'),
     ({'model': 'test_vit', 'model_kwargs': {'depth': 10 ** 6}}, 'wrong with its model_kwargs'),
     ({'classes': ['a' * 300, *'bcde']}, 'wrong with its classes'),
     ({'model_kwargs': {**TINY, 'checkpoint_path': '/etc/passwd'}}, 'checkpoint_path is no setting'),
@@ -261,6 +270,67 @@ class Trap:
 
     def __reduce__(self):
         return open, (str(self.path), 'w')
+
+
+class Growing:
+    def __init__(self, call, *arguments):
+        self.call = call
+        self.arguments = arguments
+
+    def __reduce__(self):
+        return self.call, self.arguments
+
+
+def compressed(path):
+    with zipfile.ZipFile(path) as old:
+        contents = {name: old.read(name) for name in old.namelist()}
+    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as new:
+        for name, content in contents.items():
+            new.writestr(name, content)
+
+
+def shared(path):
+    """Let every record lie where the largest one does."""
+    with zipfile.ZipFile(path, 'a') as file:
+        largest = max(file.infolist(), key=lambda record: record.file_size)
+        for number in range(3):
+            again = copy.copy(largest)
+            again.filename = f'{largest.filename}{number}'
+            file.filelist.append(again)
+            file.NameToInfo[again.filename] = again
+        file._didModify = True
+
+
+def ambiguous(path):
+    """Put an archive with a list of its own behind another one, for programs that search from the end."""
+    content = path.read_bytes()
+    path.write_bytes(content + content)
+
+
+def commented(path):
+    with zipfile.ZipFile(path, 'a') as file:
+        file.comment = b'PK'
+
+
+@pytest.mark.parametrize('change', [compressed, shared, ambiguous, commented])
+def test_a_file_that_is_larger_than_it_looks_is_refused_unread(tmp_path, monkeypatch, change):
+    path = tmp_path / 'w.pth'
+    torch.save({'state_dict': {'w': torch.zeros(10 ** 4)}}, path)
+    models.read_file(path)
+    change(path)
+    monkeypatch.setattr(torch, 'load', None)
+    with pytest.raises(WeightsError, match=r'w\.pth: its records are compressed or not as PyTorch writes them'):
+        models.read_file(path)
+    assert not checkpoint.is_whole(path)
+
+
+@pytest.mark.parametrize('legacy', [False, True])
+@pytest.mark.parametrize('value', [Growing(bytearray, 10), Growing(codecs.encode, 'abc', 'hex'), b'abc'])
+def test_what_makes_many_bytes_of_few_is_refused_unread(tmp_path, monkeypatch, value, legacy):
+    torch.save({'junk': value}, tmp_path / 'w.pth', _use_new_zipfile_serialization=not legacy)
+    monkeypatch.setattr(torch, 'load', None)
+    with pytest.raises(WeightsError, match='it holds bytes, made by a pickled (bytearray|encode), and only tensors'):
+        models.read_file(tmp_path / 'w.pth')
 
 
 def test_unreadable_files_get_one_line(tmp_path, model):

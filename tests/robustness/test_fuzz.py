@@ -1,16 +1,17 @@
 """Anything at all in place of an image or a checkpoint leads to a result or to the documented error, nothing else."""
 import contextlib
-import copy
 import json
 import warnings
+from pathlib import Path
+from typing import NamedTuple
 from unittest import mock
 
 import odd_pictures
 import pytest
 import torch
-from fuzzing import MANY, NUMBERS, TEXTS, write_odd
-from helpers import TINY, tiny_volo
-from hypothesis import given
+from fuzzing import MANY, NUMBERS, SOME, TEXTS, changed, places_in, write_odd
+from helpers import TINY, build, draw_folder, files_below, read_json, run, tiny_volo
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -19,8 +20,11 @@ from common.data.cache import ImageCache, read_index
 from common.data.images import BadImage, open_image
 from common.data.split import read_sides
 from common.data.transforms import Transform, eval_transform, fit
+from common.reporting.page import headline_tiles, making, report_sections
 from common.runtime.errors import UserError
-from common.training import checkpoint
+from common.training import checkpoint, schedule
+from common.training.log import best_of
+from common.training.page import find_twins
 from models import WeightsError, check_saved, restore_model
 
 GOOD_IMAGES = sorted(odd_pictures.good_pictures().items())
@@ -43,6 +47,10 @@ JUNK = st.recursive(st.one_of(st.none(), st.booleans(), NUMBERS, st.text(max_siz
                               st.sampled_from(PLAUSIBLE)),
                     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
                     max_leaves=5)
+
+PLAIN_JUNK = st.recursive(st.one_of(st.none(), st.booleans(), NUMBERS, st.text(max_size=9)),
+                          lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=9), inner),
+                          max_leaves=5)
 
 
 @pytest.fixture(scope='module')
@@ -67,15 +75,6 @@ def edited(content, edits):
         else:
             del content[at:]
     return bytes(content)
-
-
-def changed(content, place, value):
-    """A container with another value at a place, a tuple of keys; as it is where there is no such place."""
-    key, *rest = place
-    content = copy.copy(content)
-    with contextlib.suppress(TypeError, KeyError, IndexError, RuntimeError):
-        content[key] = changed(content[key], rest, value) if rest else value
-    return content
 
 
 @MANY
@@ -141,6 +140,98 @@ def test_the_whole_checkpoint_is_accepted(file):
     check_saved(checkpoint.load(file))
 
 
+class Resumable(NamedTuple):
+    """What a resumed run has before its first update."""
+    folder: Path
+    content: dict  # of last.pth
+    cfg: object
+    data: object
+    state: object
+
+    def __repr__(self):  # what hypothesis prints of every example
+        return 'resumable'
+
+
+@pytest.fixture(scope='module')
+def resumable(tmp_path_factory):
+    """A run that was saved in its second epoch, after one update."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp('resumable')
+        patch.chdir(folder)
+        draw_folder(folder / 'data/train', {'a': 4, 'b': 4})
+        draw_folder(folder / 'data/val', {'a': 2, 'b': 2})
+        run(epochs=1, optimizer='adamw', output_dir='out')
+        content = torch.load('out/last.pth', weights_only=True)
+        content['progress'].update(updates=1, images=4, seconds=1.)
+        cfg, data, state = build(epochs=2, optimizer='adamw', output_dir='out')
+        yield Resumable(folder, content, cfg, data, state)
+
+
+@settings(SOME, phases=(Phase.explicit, Phase.generate))
+@given(drawn=st.data())
+def test_changed_last_pth(resumable, drawn):
+    """A resumed run goes on from it, or ends with a line; nothing but the folder of the run is touched."""
+    folder, content, cfg, data, state = resumable
+    places = places_in({key: value for key, value in content.items() if 'state_dict' not in key}) + [
+        ('state_dict', 'head.weight'), ('state_dict_ema', 'pos_embed'), ('state_dict', 'new'), ('state_dict_ema',)]
+    for place, value in drawn.draw(st.lists(st.tuples(st.sampled_from(places), JUNK), min_size=1, max_size=3)):
+        content = changed(content, place, value)
+    resume_or_refuse(folder, content, cfg, data, state)
+
+
+def resume_or_refuse(folder, content, cfg, data, state):
+    """Do what train.py does with a last.pth until the first update is over."""
+    out = folder / 'out'
+    torch.save(content, out / 'last.pth')
+    before = {name for name in files_below(folder) if name != 'out/last.pth'}
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        try:
+            saved = checkpoint.find_saved(True, out)
+            checkpoint.is_complete(saved, 2, None, None)
+            checkpoint.check_resume(cfg, data, saved)
+            checkpoint.check_fits(saved, state)
+        except UserError as error:
+            assert '\n' not in str(error).strip()
+            return
+        try:
+            state.load_state_dict(saved)
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError):  # what train.py makes a line of
+            return
+        for parameter in state.net.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        state.optimizer.step()
+        best_of(saved['history'])
+        state.margins.suspects()
+        schedule.Clock(saved['elapsed'])
+        schedule.earlier_plan(saved, state.plan, 1.)
+        schedule.Plan(**saved['plan']).share(1)
+    assert {name for name in files_below(folder) if name != 'out/last.pth'} == before
+
+
+def test_the_whole_last_pth_is_accepted(resumable):
+    folder, content, cfg, data, state = resumable
+    torch.save(content, folder / 'out/last.pth')
+    saved = checkpoint.find_saved(True, folder / 'out')
+    checkpoint.check_resume(cfg, data, saved)
+    checkpoint.check_fits(saved, state)
+
+
+@SOME
+@given(drawn=st.data())
+def test_changed_report(resumable, drawn):
+    """report.json of a folder, of which train.py makes a page."""
+    folder = resumable[0]
+    report = read_json(folder / 'out/report.json')
+    changes = st.lists(st.tuples(st.sampled_from(places_in(report)), PLAIN_JUNK), min_size=1, max_size=3)
+    for place, value in drawn.draw(changes):
+        report = changed(report, place, value)
+    opened = []
+    with contextlib.suppress(UserError), making(folder / 'report.html'):
+        report_sections(json.loads(json.dumps(report)), opened.append)
+        headline_tiles(report, 'note')
+
+
 @MANY
 @given(text=TEXTS)
 def test_small_files(file, text):
@@ -154,6 +245,7 @@ def test_small_files(file, text):
         write_odd(folder / 'data' / 'split.json', manifest)
         with contextlib.suppress(UserError):
             read_sides(folder / 'data', deciding)
+        find_twins(folder / 'data')
     with contextlib.suppress(UserError), mock.patch.object(transforms, 'MEAN_STD_FILE', str(folder / 'mean_std.json')):
         transforms.find_normalisation('data', None, ['a', 'b'])
     image = folder / 'good.png'

@@ -87,6 +87,37 @@ def test_a_lock_refuses_others_and_ends(tmp_path):
         pass
 
 
+@pytest.mark.skipif(sys.platform == 'win32', reason='permissions of POSIX')
+def test_a_lock_file_that_may_not_be_written_to_is_a_lock(tmp_path, monkeypatch, capsys):
+    """Such as another user's, of whom root is one here: what may be opened for reading alone is."""
+    file = tmp_path / 'lock'
+    file.touch()
+    real = os.open
+    readable = [True]
+
+    def another_users(path, flags, *mode, **options):
+        if os.fspath(path) == str(file) and (flags & os.O_ACCMODE != os.O_RDONLY or not readable[0]):
+            raise PermissionError(errno.EACCES, 'Permission denied', str(path))
+        return real(path, flags, *mode, **options)
+
+    def refused():
+        with pytest.raises(UserError, match='^busy$'), locked(file, 'busy'):
+            pass
+
+    with locked(file), monkeypatch.context() as patch:
+        patch.setattr(os, 'open', another_users)
+        refused()
+    monkeypatch.setattr(os, 'open', another_users)
+    with locked(file, 'busy'):
+        refused()
+    with locked(file):
+        pass
+    readable[0] = False
+    with pytest.raises(UserError, match='lock is the lock of another user and cannot be opened'), locked(file):
+        pass
+    assert not capsys.readouterr().out
+
+
 @pytest.mark.skipif(sys.platform == 'win32', reason='Windows has locks on every file system')
 @pytest.mark.parametrize('code', [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
 @pytest.mark.parametrize('content', [None, '', '999999\nanother machine\n'])

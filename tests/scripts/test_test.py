@@ -14,6 +14,7 @@ import test
 from common import settings
 from common.reporting.tables import Tables
 from common.runtime.errors import UserError
+from common.runtime.files import sole_writer, writable_folder
 
 ENV = {**os.environ, 'PYTHONUTF8': '1', 'OMP_NUM_THREADS': '1'}
 
@@ -126,7 +127,15 @@ def test_an_old_run_leaves_nothing_behind(photos):
     assert files_below(Path('predictions')) == before
     predict('--test-dir', 'photos/a')
     assert files_below(Path('predictions')).keys() == {
-        'predictions.csv', 'predictions.jsonl', 'predictions.png', 'report.html'} and len(read_rows('predictions')) == 6
+        '.lock', 'predictions.csv', 'predictions.jsonl', 'predictions.png', 'report.html'}
+    assert len(read_rows('predictions')) == 6
+
+
+def test_one_run_writes_to_a_folder(photos):
+    with sole_writer(writable_folder('predictions', ''), ''), pytest.raises(
+            UserError, match="^OUTPUT_DIR = 'predictions': another run is writing there; choose another folder$"):
+        predict('--test-dir', 'photos')
+    assert files_below(Path('predictions')).keys() == {'.lock'}
 
 
 def test_tables_grow_while_images_are_classified(photos, monkeypatch):

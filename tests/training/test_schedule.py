@@ -1,10 +1,12 @@
 """common/training/schedule.py: how long a run is, when it is validated, what its clock says."""
 import time
+from types import SimpleNamespace
 
 import pytest
 
 import models
 from common.runtime.console import format_duration
+from common.training import schedule
 from common.training.schedule import Clock, Plan, make_plan, validation_cost
 
 
@@ -70,10 +72,71 @@ def test_the_first_update_is_not_typical():
 
 
 def test_recent_updates_count_more():
-    clock = clock_of(1., *[1.] * 100, *[3.] * 100)
-    assert 2.6 < clock.update_seconds < 3
+    clock = clock_of(1., *[1.] * 100, *[3.] * 90)
+    assert clock.update_seconds == pytest.approx(2.8)
     clock.restart()
     assert not clock.ready
+
+
+@pytest.mark.parametrize('before', [2, 3, 30, 300])
+def test_a_pause_of_the_machine_is_not_the_pace(before):
+    """Whenever it comes, and should there be two of them."""
+    clock = clock_of(*[0.1] * before, 60.)
+    assert clock.update_seconds < 0.6 if before == 2 else clock.update_seconds < 0.4
+    for _ in range(60):
+        clock.add(0.1)
+    assert clock.update_seconds < 0.12
+    clock.add(60.)
+    assert clock.update_seconds < 0.13
+
+
+def test_what_is_slow_again_and_again_is_the_pace():
+    """The first of every twenty updates takes as long as all others."""
+    clock = clock_of(1., *[2., *[0.1] * 19] * 5)
+    assert clock.update_seconds == pytest.approx(0.195)
+
+
+def test_a_pause_in_a_validation_is_not_what_others_take():
+    plan = make(validation=3.)
+    clock = clock_of(2., 2., 2.)
+    clock.add_validation(600.)
+    assert clock.validation_seconds(plan) == 60, 'ten times what was expected'
+    clock.add_validation(7.)
+    assert clock.validation_seconds(plan) == 7
+    clock.add_validation(8.)
+    clock.add_validation(600.)
+    assert clock.validation_seconds(plan) == 8
+
+
+@pytest.mark.parametrize('at', [60, 120, 300, 500])
+def test_the_schedule_loses_what_a_pause_took_and_nothing_else(monkeypatch, at):
+    """Ten minutes with updates of a tenth of a second, one of which takes a minute."""
+    now = 0.
+    monkeypatch.setattr(schedule, 'time', SimpleNamespace(perf_counter=lambda: now))
+    clock = Clock()
+    plan = make(updates=10 ** 4, per_epoch=1000, validation=0.)
+    for _ in range(5):
+        clock.add(0.1)
+    schedule.revise(plan, 10, clock, 0)
+    revised = 0.
+    number = 0
+    shares = {}
+    while number < plan.updates:
+        number += 1
+        seconds = 0.1 if not shares or now < at or max(shares) > at + 60 else 60.
+        now += seconds
+        clock.add(seconds)
+        if now - revised > 12:
+            revised = now
+            schedule.revise(plan, 10, clock, number)
+        shares[now] = plan.share(number)
+    before = at / 600
+    for later, share in shares.items():
+        if later < at:
+            assert share == pytest.approx(later / 600, abs=0.01)
+        elif later > at + 60:
+            assert share == pytest.approx(before + (1 - before) * (later - at - 60) / (600 - at - 60), abs=0.02)
+    assert now == pytest.approx(600, rel=0.01)
 
 
 def test_what_is_left():
