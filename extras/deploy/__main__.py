@@ -16,7 +16,8 @@ A file that classifies under 99 % of them alike is not kept, except for INT8, wh
 The ONNX files need three packages: python -m pip install onnx onnxscript onnxruntime
 """
 import json
-import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from common import settings
 from common.data.transforms import Transform
 from common.evaluation.predictor import load_network
 from common.runtime.errors import UserError
-from common.runtime.files import move, writable_folder
+from common.runtime.files import install, locked, scratch_folder, writable_folder, writing
 from common.settings import Settings
 from extras.deploy.export import (
     OnnxFile,
@@ -64,8 +65,9 @@ def main(cfg: Settings) -> None:
         transform = Transform.from_dict(saved['transform'])
         val = sample_images(Path(data_dir, 'val'), cfg.VAL_IMAGES, transform)
         train = sample_images(Path(data_dir, 'train'), cfg.CALIBRATION_IMAGES, transform)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix='.deploy') as folder:
-            files = write_onnx_files(net, transform, metadata, train.pictures(), Path(folder), path.stem)
+        with unfinished_files(path) as folder:
+            with writing(path.with_suffix('.onnx')):
+                files = write_onnx_files(net, transform, metadata, train.pictures(), folder, path.stem)
             reference, *measured = measure(net, files, val, saved['classes'], cfg.BATCH_SIZE)
             print_table([reference, *measured], cfg.BATCH_SIZE)
             refused = keep_files(files, measured, path.parent)
@@ -74,6 +76,22 @@ def main(cfg: Settings) -> None:
     if refused:
         raise UserError(f'{", ".join(refused)}: not kept, because of too many images of val that are classified unlike '
                         'PyTorch')
+
+
+@contextmanager
+def unfinished_files(checkpoint: Path) -> Iterator[Path]:
+    """Yield a folder beside a checkpoint for files that are not measured yet, which no other process uses.
+
+    Raises UserError.
+    """
+    lock = checkpoint.with_name(f'.{checkpoint.stem}.deploy.lock')
+    with locked(lock, f'CHECKPOINT = {str(checkpoint)!r}: another deploy writes beside it'):
+        try:
+            with scratch_folder(checkpoint.with_name(f'.{checkpoint.stem}.deploy')) as folder:
+                yield folder
+        finally:
+            with suppress(OSError):  # Windows deletes no open file
+                lock.unlink(missing_ok=True)
 
 
 def data_dir_of(saved: dict[str, Any]) -> str:
@@ -108,8 +126,10 @@ def keep_files(files: list[OnnxFile], measured: list[Measurement], folder: Path)
             refused.append(found.name)
             continue
         agreement = {'top1': round(found.agreement, 4), 'pictures': found.images}
-        add_metadata(file.path, 'agreement', json.dumps(agreement))
-        move(file.path, folder / file.path.name)
+        target = folder / file.path.name
+        with writing(target):
+            add_metadata(file.path, 'agreement', json.dumps(agreement))
+        install(file.path, target)
     return refused
 
 

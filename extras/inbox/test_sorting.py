@@ -8,7 +8,7 @@ from common.data.folders import SHARDS_TABLE
 from common.evaluation.predictor import Prediction
 from common.runtime.errors import UserError
 from extras.inbox import sorting
-from extras.inbox.sorting import Sorter, add_copy
+from extras.inbox.sorting import Sorter, copy_aside, put_copy
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +57,8 @@ def test_nothing_is_overwritten(links):
     for content, name in (('x', '1.jpg'), ('y', '1 (2).jpg'), ('x', '1.jpg'), ('z', '1 (3).jpg'), ('y', '1 (2).jpg')):
         Path('source').write_text(content)
         os.utime('source', (1000, 1000))
-        assert add_copy('source', target, aside) == Path('a', name)
+        assert copy_aside('source', aside) and put_copy(aside, target) == Path('a', name)
+        aside.unlink(missing_ok=True)
     assert {path.name: path.read_text() for path in Path('a').iterdir()} == {
         '1.jpg': 'x', '1 (2).jpg': 'y', '1 (3).jpg': 'z'}
     assert all(path.stat().st_mtime == 1000 for path in Path('a').iterdir())
@@ -65,15 +66,15 @@ def test_nothing_is_overwritten(links):
 
 def test_a_folder_in_the_way_is_no_copy(links):
     Path('a/1.jpg').mkdir(parents=True)
-    assert add_copy('inbox/1.jpg', Path('a/1.jpg'), Path('a/.copying')) == Path('a/1 (2).jpg')
+    assert put_copy(Path('inbox/1.jpg'), Path('a/1.jpg')) == Path('a/1 (2).jpg')
 
 
 def test_a_copy_is_whole_or_not_there(monkeypatch):
     """A disk that fills up leaves nothing by the picture's name."""
-    def half(source, target):
-        Path(target).write_text('hal')
+    def half(source, target, length):
+        target.write(b'hal')
         raise OSError(28, 'No space left on device')
-    monkeypatch.setattr(sorting.shutil, 'copy2', half)
+    monkeypatch.setattr(sorting.shutil, 'copyfileobj', half)
     with sorter() as there, pytest.raises(UserError, match='sorted/a/1.jpg cannot be written .No space left'):
         there.copy(Prediction('inbox/1.jpg', 'a', confidence=1.), '1.jpg')
     assert found() == []
