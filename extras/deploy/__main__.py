@@ -15,7 +15,10 @@ A file that classifies under 99 % of them alike is not kept, except for INT8, wh
 
 The ONNX files need three packages: python -m pip install onnx onnxscript onnxruntime
 """
+import errno
 import json
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -46,6 +49,7 @@ VAL_IMAGES = 500                  # number of images of val that each file class
 CALIBRATION_IMAGES = 64           # number of images of train that set the ranges of the 8-bit activations
 BATCH_SIZE = 8                    # images at a time when speed is measured
 _LEAST_AGREEMENT = 0.99
+_LEAST_FREE = 2 ** 20              # bytes of a disk that is not full
 
 
 def main(cfg: Settings) -> None:
@@ -66,7 +70,7 @@ def main(cfg: Settings) -> None:
         val = sample_images(Path(data_dir, 'val'), cfg.VAL_IMAGES, transform)
         train = sample_images(Path(data_dir, 'train'), cfg.CALIBRATION_IMAGES, transform)
         with unfinished_files(path) as folder:
-            with writing(path.with_suffix('.onnx')):
+            with writing(path.with_suffix('.onnx')), noticing_a_full_disk(folder):
                 files = write_onnx_files(net, transform, metadata, train.pictures(), folder, path.stem)
             reference, *measured = measure(net, files, val, saved['classes'], cfg.BATCH_SIZE)
             print_table([reference, *measured], cfg.BATCH_SIZE)
@@ -92,6 +96,21 @@ def unfinished_files(checkpoint: Path) -> Iterator[Path]:
         finally:
             with suppress(OSError):  # Windows deletes no open file
                 lock.unlink(missing_ok=True)
+
+
+@contextmanager
+def noticing_a_full_disk(folder: Path) -> Iterator[None]:
+    """Turn any error into an OSError where the disk is full: some libraries cut a file off there, and stumble over it
+    later.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        if shutil.disk_usage(folder).free > _LEAST_FREE:
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
 
 
 def data_dir_of(saved: dict[str, Any]) -> str:

@@ -114,3 +114,44 @@ def test_shards_have_no_files_to_copy():
     Path('inbox', SHARDS_TABLE).write_text('file,class,bytes')
     with pytest.raises(UserError, match='SORT_TO needs files, and the images of TEST_DIR lie in shards'):
         sorter()
+
+
+def test_a_copy_is_on_the_disk_before_it_has_its_name(monkeypatch):
+    events = []
+    monkeypatch.setattr(sorting, 'sync_below', lambda folder: events.append((sorted(os.listdir(folder)), found())))
+    monkeypatch.setattr(sorting, 'sync', lambda folder: events.append((folder.name, found())))
+    with sorter() as there:
+        there.copy(Prediction('inbox/1.jpg', 'a', confidence=1.), '1.jpg')
+        there.copy(Prediction('inbox/deep/2.jpg', 'a', confidence=1.), '2.jpg')
+        there.finish()
+        copies = ['sorted/a/1.jpg', 'sorted/a/2.jpg']
+        assert events == [(['0', '1'], ['sorted/.copying/0', 'sorted/.copying/1']), ('a', copies)]
+
+
+def test_a_kill_between_the_steps_leaves_no_empty_file(monkeypatch):
+    """Without hard links a copy is moved; no file holds its name before."""
+    def refuse(*names):
+        raise PermissionError
+
+    def killed(source, target):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, 'link', refuse)
+    for name in ('rename', 'replace'):
+        monkeypatch.setattr(os, name, killed)
+    with pytest.raises(KeyboardInterrupt), sorter() as there:
+        there.copy(Prediction('inbox/1.jpg', 'a', confidence=1.), '1.jpg')
+        there.finish()
+    assert found() == []
+
+
+def test_a_link_in_place_of_the_copy_aside_is_not_followed():
+    Path('sorted').mkdir()
+    Path('victim').write_text('precious')
+    try:
+        Path('sorted/.copying').symlink_to(Path('victim').absolute())
+    except OSError:
+        pytest.skip('Windows lets only some users make links')
+    with sorter() as there:
+        there.copy(Prediction('inbox/1.jpg', 'a', confidence=1.), '1.jpg')
+    assert found() == ['sorted/a/1.jpg'] and Path('victim').read_text() == 'precious'
