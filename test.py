@@ -151,14 +151,18 @@ def classify(cfg: Settings, source: Source, predictor: Predictor, tables: Tables
             for prediction in predictions:
                 path = str(prediction.image)
                 row = table_row(prediction, source.name(path), source.store.stamp(path))
+                summary.add(prediction, row)
                 if sorter is not None and not prediction.error:
                     sorter.copy(prediction, row['path'])
-                summary.add(prediction, row)
                 rows.append(row)
+            if sorter is not None:
+                sorter.finish()
             tables.append(rows)
             print_rows(rows, cfg.PRINT)
     if RANK == 0 and summary.count == 0:
         raise UserError('TEST_DIR: no files are listed on standard input')
+    if RANK == 0:
+        tables.sync()
     return summary
 
 

@@ -27,6 +27,7 @@ def the_same_random_numbers():
 def no_waiting_for_the_disk(monkeypatch):
     """Runs in the tests' own process do not wait until the disk has what they write: some disks take seconds."""
     monkeypatch.setattr(os, 'fsync', lambda file: None)
+    monkeypatch.setattr('common.runtime.files.sync_file_system', lambda path: True)
 
 
 class HiddenExtras:

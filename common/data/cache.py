@@ -23,7 +23,7 @@ from PIL import Image
 from common.data.folders import Files, Rows, Store
 from common.data.images import BadImage
 from common.runtime.errors import UserError
-from common.runtime.files import locked, writable_folder, writing
+from common.runtime.files import drop_link, locked, no_link, writable_folder, writing
 from common.runtime.machine import free_memory, map_in_threads, memory_file
 
 CACHE_FOLDER = Path('.cache')
@@ -120,6 +120,8 @@ class ImageCache:
                 writable_folder(CACHE_FOLDER, 'CACHE')
                 append_lines(file, ([path, *stamps[path]] for _, path, problem in done if not problem))
 
+        with suppress(OSError):
+            drop_link(file)
         known = {path: entry for path, *entry in read_lines(file, 3)}
         stamps = {}
         for path in paths:
@@ -144,6 +146,9 @@ class ImageCache:
         """Do what load() does for 'disk'. The file has the images, and beside it lies a list of them (read_index)."""
         writable_folder(CACHE_FOLDER, 'CACHE')
         with locked(f'{file}.lock'):  # two runs may want the same
+            with writing(file):
+                drop_link(file)
+                drop_link(file.with_suffix('.index'))
             stamps = {path: self.store.stamp(path) for path in paths}
             index, length = read_index(file, self.size)
             known = {path: index[path] for path in paths if path in index and index[path][1:3] == stamps[path]}
@@ -205,7 +210,7 @@ def shared_array(shape: tuple[int, ...]) -> tuple[np.ndarray, tuple]:
 
 def reserve(file: Path, length: int) -> None:
     """Give a file so many bytes; those that it has stay. On a full disk OSError, where a mapped one crashes later."""
-    with open(file, 'ab') as out:
+    with open(file, 'ab', opener=no_link) as out:
         if hasattr(os, 'posix_fallocate'):
             os.posix_fallocate(out.fileno(), 0, length)
         out.truncate(length)
@@ -227,7 +232,7 @@ def append_lines(file: Path, values: Iterable[list]) -> None:
     """Add a line for each value. Raises OSError."""
     lines = ''.join(f'{json.dumps(value)}\n' for value in values)
     if lines:
-        with open(file, 'ab') as out:
+        with open(file, 'ab', opener=no_link) as out:
             out.write(f'\n{lines}'.encode())  # after a line that was cut off
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from common.runtime.console import Bar, PrintableStream, as_json, printable
-from common.runtime.files import harmless, write_csv, write_json, write_text, writing
+from common.runtime.files import harmless, no_link, sync, write_csv, write_json, write_text, writing
 
 # Scores
 
@@ -65,14 +65,15 @@ class Tables:
 
     def append(self, rows: list[dict[str, Any]]) -> None:
         """Write rows at the end of both tables. Raises UserError."""
-        with writing(self.lines), open(self.lines, 'a', encoding='utf-8', errors='backslashreplace') as file:
+        with writing(self.lines), open(self.lines, 'a', encoding='utf-8', errors='backslashreplace',
+                                       opener=no_link) as file:
             file.write(''.join(f'{as_json(row)}\n' for row in rows))
         self.append_csv(rows)
 
     def append_csv(self, rows: list[dict[str, Any]]) -> None:
         """Write rows at the end of predictions.csv alone. Raises UserError."""
         with writing(self.csv), open(self.csv, 'a', newline='', encoding='utf-8-sig',
-                                     errors='backslashreplace') as file:  # Excel needs the byte-order mark
+                                     errors='backslashreplace', opener=no_link) as file:  # Excel needs the BOM
             writer = csv.DictWriter(file, PREDICTION_COLUMNS, extrasaction='ignore', quoting=csv.QUOTE_NONNUMERIC)
             if not file.tell():
                 writer.writeheader()
@@ -80,6 +81,15 @@ class Tables:
                 top = '; '.join(f'{top["class"]} {top["confidence"]:.4f}' for top in row['top5'])
                 cells = {**row, 'top5': top}
                 writer.writerow({name: harmless(value) for name, value in cells.items()})
+
+    def sync(self) -> None:
+        """Wait until the disk has both tables, as far as there are any. Raises UserError."""
+        for table in (self.lines, self.csv):
+            if table.exists():
+                with writing(table):
+                    sync(table)
+        with writing(self.folder):
+            sync(self.folder)
 
 
 def delete(path: Path) -> None:

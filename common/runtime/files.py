@@ -1,8 +1,15 @@
-"""Files and folders that are whole or absent: they are written beside their place, then moved into it."""
+"""Files and folders that are whole or absent, even after a power cut.
+
+They are written beside their place, synced to the disk, and then moved into it. A system that is asked for nothing
+writes the new name first and the content up to half a minute later, so that a power cut leaves empty files.
+"""
 import csv
+import ctypes
+import errno
 import os
 import re
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -23,6 +30,7 @@ except ImportError:  # Windows
 # A spreadsheet may take what begins so for a formula: a cell, and what follows a semicolon, where one that expects
 # semicolons between cells finds the beginning of another cell. Quotation marks are part of how cells are written.
 _FORMULA = re.compile(r'((?:\A|;)[\s"]*)(?=[=+\-@＝＋－＠])')
+_LOST = (errno.EIO, errno.ENOSPC, errno.EDQUOT)  # errors of a sync that say that something is not on the disk
 _MOVE_PAUSES = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)  # seconds between attempts to move a file
 
 
@@ -30,12 +38,20 @@ def writable_folder(path: str | Path, constant: str) -> Path:
     """Make a folder, check that it can be written to, and return its Path. Raises UserError that names the constant."""
     path = Path(path)
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        make_folder(path)
         tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
         raise UserError(f'{constant} = {str(path)!r} cannot be written to ({error.strerror}): '
                         'choose another folder') from None
     return path
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, and sync their names. Raises OSError."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        sync(folder.parent)
 
 
 @contextmanager
@@ -117,20 +133,137 @@ def move(source: str | Path, target: str | Path) -> None:
         os.replace(source, target)
 
 
+# ---- onto the disk ---------------------------------------------------------------------------------------------------
+
+def sync(path: str | Path, drive: bool = True) -> None:
+    """Wait until the disk has the content of a file, or the names in a folder. Raises OSError if it was not written.
+
+    Some file systems cannot sync a folder; Windows does it by itself. macOS also has to be told to empty the cache of
+    the drive, unless `drive` is False.
+    """
+    posix = os.name == 'posix'
+    if os.path.isdir(path) and not posix:
+        return
+    try:
+        handle = os.open(path, os.O_RDONLY if posix else os.O_RDWR)  # Windows syncs only what may be written
+    except PermissionError:  # a folder that may be written to but not read
+        return
+    try:
+        if drive and sys.platform == 'darwin':
+            empty_drive_cache(handle)
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno in _LOST:
+            raise
+    finally:
+        os.close(handle)
+
+
+def empty_drive_cache(handle: int) -> None:
+    """Do for an open file what os.fsync leaves out under macOS, where the file system can do it."""
+    import fcntl
+
+    with suppress(OSError):
+        fcntl.fcntl(handle, fcntl.F_FULLFSYNC)
+
+
+def sync_below(folder: Path) -> None:
+    """Wait until the disk has a folder and everything below it. Raises OSError if something was not written.
+
+    Thousands of files take a moment where one call syncs the file system, and a millisecond or more each elsewhere.
+    """
+    if sync_file_system(folder):
+        return
+    for place, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            file = Path(place, name)
+            if not file.is_symlink():
+                sync(file, drive=False)
+        sync(place, drive=False)
+    sync(folder)
+
+
+def sync_file_system(path: Path) -> bool:
+    """Wait until the disk has all of the file system of `path`. Return False where that is not known to have worked."""
+    if sys.platform != 'linux':
+        return False
+    try:
+        syncfs = ctypes.CDLL(None).syncfs
+    except (OSError, AttributeError):  # another C library
+        return False
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        return syncfs(handle) == 0  # it may also fail because of a file of somebody else's
+    finally:
+        os.close(handle)
+
+
+# ---- into their place ------------------------------------------------------------------------------------------------
+
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Yield a path to write to, which takes the place of `path` at the end. Raises UserError if that fails."""
+    """Yield the path of an empty file to write to, which is synced and takes the place of `path` at the end.
+
+    Raises UserError if that fails.
+    """
     path = Path(path)
     aside = path.with_name(f'.{path.name}.tmp')
     try:
         with writing(path):
-            # A killed run may have left it behind. If it is a link, writing would change the link's target.
-            aside.unlink(missing_ok=True)
+            discard(aside)  # a killed run may have left it behind
+            open(aside, 'xb').close()  # not through a link that somebody puts there, which would change its target
             yield aside
-        move(aside, path)
+        install(aside, path)
     finally:
         with suppress(OSError):  # The folder may have become read-only.
             aside.unlink(missing_ok=True)
+
+
+def install(file: Path, path: Path) -> None:
+    """Move a file that is complete to `path`, so that a power cut leaves it or the old one. Raises UserError."""
+    with writing(path):
+        sync(file)
+    move(file, path)
+    with writing(path):
+        sync(path.parent)
+
+
+def discard(path: Path) -> None:
+    """Delete a file, a folder with all that is in it, or a link, but not what it leads to; nothing may be there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def scratch_folder(folder: Path) -> Iterator[Path]:
+    """Yield a new folder for what is not complete yet. It is deleted at the end; after a kill, by the next run.
+
+    Only the user may look into it. Raises UserError if it cannot be made.
+    """
+    with writing(folder):
+        discard(folder)
+        folder.mkdir(mode=0o700)
+    try:
+        yield folder
+    finally:
+        discard(folder)
+
+
+def no_link(path: str, flags: int) -> int:
+    """Open a file for open(…, opener=no_link). Raises OSError for a link, since writing would change another file."""
+    handle = os.open(path, flags | getattr(os, 'O_NOFOLLOW', 0), 0o666)
+    if os.fstat(handle).st_nlink > 1:
+        os.close(handle)
+        raise OSError(errno.EMLINK, os.strerror(errno.EMLINK), path)
+    return handle
+
+
+def drop_link(path: Path) -> None:
+    """Delete a link, symbolic or hard, by the name of a file that is to grow. Raises OSError."""
+    if path.is_symlink() or (path.is_file() and path.stat().st_nlink > 1):
+        path.unlink()
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -176,21 +309,22 @@ def beside(folder: Path, purpose: str) -> Path:
 
 @contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder, which takes the place of `folder` at the end and is deleted after an error.
+    """Yield an empty folder, which is synced and takes the place of `folder` at the end. After an error it is deleted.
 
     Raises UserError if it cannot be written.
     """
     new = beside(folder, 'new')
     old = beside(folder, 'old')
-    # A killed run may have left them behind.
-    shutil.rmtree(new, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
     try:
+        discard(new)  # A killed run may have left them behind.
+        discard(old)
         new.mkdir(parents=True)
         yield new
+        sync_below(new)
         if folder.exists():
             folder.rename(old)
         new.rename(folder)
+        sync(folder.parent)  # before the old one goes
     except OSError as error:
         if old.exists() and not folder.exists():
             old.rename(folder)
@@ -204,6 +338,6 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
 def restore(folder: Path) -> bool:
     """Put back the folder that replacing_folder() had moved away when it was killed. Return whether `folder` exists."""
     old = beside(folder, 'old')
-    if old.exists() and not os.path.lexists(folder):
+    if old.exists() and not old.is_symlink() and not os.path.lexists(folder):
         old.rename(folder)
     return os.path.lexists(folder)

@@ -3,19 +3,17 @@
 best.pth is what test.py needs; last.pth is what a resumed run needs, last_before.pth the one before it. A resumed run
 must have the settings and images of the first one; what may change is printed.
 """
-import contextlib
-import os
 import zipfile
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
 from common.data.loaders import Data
 from common.evaluation.predictor import FORMAT, load
 from common.runtime.errors import UserError
-from common.runtime.files import move, replacing
+from common.runtime.files import move, replacing, sync, writing
 from common.runtime.schema import (
     is_amount,
     is_count,
@@ -83,22 +81,31 @@ ALSO_NEEDED = ('LR', 'AUGMENTATION', 'TIME_BUDGET', 'PATIENCE', 'EPOCHS')  # in 
 def save(path: Path, content: dict) -> None:
     """Write a dict so that `path` holds, at every moment, either the whole old content or the whole new one."""
     with replacing(path) as aside, open(aside, 'wb') as file:
+        target = Target(file)
         try:
-            torch.save({'format': FORMAT, **content}, file)
-        except RuntimeError as error:  # how torch's zip writer reports a full disk
-            raise OSError(error) from error
-        file.flush()
-        os.fsync(file.fileno())
-    sync_folder(path.parent)
+            torch.save({'format': FORMAT, **content}, target)
+        except RuntimeError:
+            if target.error is None:
+                raise
+            raise target.error from None
 
 
-def sync_folder(folder: Path) -> None:
-    """Have the disk take note of files that were moved. Windows does that by itself, some file systems cannot."""
-    if os.name == 'posix':
-        handle = os.open(folder, os.O_RDONLY)
-        with contextlib.suppress(OSError):
-            os.fsync(handle)
-        os.close(handle)
+class Target:
+    """A file for torch.save, which reports a full disk as a RuntimeError of its zip writer; `error` is the OSError."""
+
+    def __init__(self, file: BinaryIO):
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, content: bytes) -> int:
+        try:
+            return self.file.write(content)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.file.flush()
 
 
 def save_last(folder: Path, content: dict) -> None:
@@ -110,7 +117,8 @@ def save_last(folder: Path, content: dict) -> None:
     if last.exists():
         move(last, before)
     move(new, last)
-    sync_folder(folder)
+    with writing(last):
+        sync(folder)
 
 
 def load_last(folder: Path) -> dict:
@@ -158,6 +166,8 @@ def set_aside(folder: Path) -> None:
         if (folder / name).exists():
             move(folder / name, folder / f'previous_{name}')
             print(f'{folder / name} of an earlier run is now previous_{name}')
+    with writing(folder):
+        sync(folder)
 
 
 def has_updates(path: Path) -> bool:

@@ -15,8 +15,12 @@ A file that classifies under 99 % of them alike is not kept, except for INT8, wh
 
 The ONNX files need three packages: python -m pip install onnx onnxscript onnxruntime
 """
+import errno
 import json
-import tempfile
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -25,7 +29,7 @@ from common import settings
 from common.data.transforms import Transform
 from common.evaluation.predictor import load_network
 from common.runtime.errors import UserError
-from common.runtime.files import move, writable_folder, writing
+from common.runtime.files import install, locked, scratch_folder, writable_folder, writing
 from common.settings import Settings
 from extras.deploy.export import (
     OnnxFile,
@@ -44,6 +48,7 @@ VAL_IMAGES = 500                  # number of images of val that each file class
 CALIBRATION_IMAGES = 64           # number of images of train that set the ranges of the 8-bit activations
 BATCH_SIZE = 8                    # images at a time when speed is measured
 _LEAST_AGREEMENT = 0.99
+_LEAST_FREE = 2 ** 20              # bytes of a disk that is not full
 
 
 def main(cfg: Settings) -> None:
@@ -62,9 +67,9 @@ def main(cfg: Settings) -> None:
         transform = Transform.from_dict(saved['transform'])
         val = sample_images(Path(cfg.DATA_DIR, 'val'), cfg.VAL_IMAGES, transform)
         train = sample_images(Path(cfg.DATA_DIR, 'train'), cfg.CALIBRATION_IMAGES, transform)
-        with (writing(path.with_suffix('.onnx')),
-              tempfile.TemporaryDirectory(dir=path.parent, prefix='.deploy') as folder):
-            files = write_onnx_files(net, transform, metadata, train.pictures(), Path(folder), path.stem)
+        with unfinished_files(path) as folder:
+            with writing(path.with_suffix('.onnx')), noticing_a_full_disk(folder):
+                files = write_onnx_files(net, transform, metadata, train.pictures(), folder, path.stem)
             reference, *measured = measure(net, files, val, saved['classes'], cfg.BATCH_SIZE)
             print_table([reference, *measured], cfg.BATCH_SIZE)
             refused = keep_files(files, measured, path.parent)
@@ -73,6 +78,37 @@ def main(cfg: Settings) -> None:
     if refused:
         raise UserError(f'{", ".join(refused)}: not kept, because of too many images of val that are classified unlike '
                         'PyTorch')
+
+
+@contextmanager
+def unfinished_files(checkpoint: Path) -> Iterator[Path]:
+    """Yield a folder beside a checkpoint for files that are not measured yet, which no other process uses.
+
+    Raises UserError.
+    """
+    lock = checkpoint.with_name(f'.{checkpoint.stem}.deploy.lock')
+    with locked(lock, f'CHECKPOINT = {str(checkpoint)!r}: another deploy writes beside it'):
+        try:
+            with scratch_folder(checkpoint.with_name(f'.{checkpoint.stem}.deploy')) as folder:
+                yield folder
+        finally:
+            with suppress(OSError):  # Windows deletes no open file
+                lock.unlink(missing_ok=True)
+
+
+@contextmanager
+def noticing_a_full_disk(folder: Path) -> Iterator[None]:
+    """Turn any error into an OSError where the disk is full: some libraries cut a file off there, and stumble over it
+    later.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        if shutil.disk_usage(folder).free > _LEAST_FREE:
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
 
 
 def print_table(measured: list[Measurement], batch_size: int) -> None:
@@ -99,8 +135,10 @@ def keep_files(files: list[OnnxFile], measured: list[Measurement], folder: Path)
             refused.append(found.name)
             continue
         agreement = {'top1': round(found.agreement, 4), 'pictures': found.images}
-        add_metadata(file.path, 'agreement', json.dumps(agreement))
-        move(file.path, folder / file.path.name)
+        target = folder / file.path.name
+        with writing(target):
+            add_metadata(file.path, 'agreement', json.dumps(agreement))
+        install(file.path, target)
     return refused
 
 

@@ -208,3 +208,23 @@ def test_images_are_taken_evenly(tmp_path):
     assert [Path(path).relative_to(tmp_path / 'val').as_posix() for path in paths] in (
         ['a/000.png', 'a/009.png', 'b/009.png'], ['a/000.png', 'b/000.png', 'b/009.png'])
     assert len(measure.sample_images(tmp_path / 'val', 99, TRANSFORM).truth) == 20
+
+
+def test_what_a_killed_deploy_left_goes_with_the_next(tmp_path):
+    left = tmp_path / '.x.deploy'
+    left.mkdir()
+    (left / 'x.onnx').write_text('half')
+    with deploy.unfinished_files(tmp_path / 'x.pth') as folder:
+        assert not os.listdir(folder)
+        with pytest.raises(UserError, match='another deploy writes beside it'), \
+                deploy.unfinished_files(tmp_path / 'x.pth'):
+            pass
+    assert not os.listdir(tmp_path)
+
+
+def test_a_library_that_stumbles_on_a_full_disk(tmp_path, monkeypatch):
+    with pytest.raises(ValueError), deploy.noticing_a_full_disk(tmp_path):
+        raise ValueError('Wire format was corrupt')
+    monkeypatch.setattr(deploy, '_LEAST_FREE', 2 ** 60)
+    with pytest.raises(OSError, match='No space left'), deploy.noticing_a_full_disk(tmp_path):
+        raise ValueError('Wire format was corrupt')

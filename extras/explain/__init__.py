@@ -15,7 +15,7 @@ from common.reporting.page import THUMBNAIL_SIDE, Section, as_uri, prediction_li
 from common.runtime.console import Bar
 from common.runtime.device import to_device
 from common.runtime.errors import UserError
-from common.runtime.files import replacing
+from common.runtime.files import make_folder, replacing, writing
 from common.runtime.names import inside
 from extras.explain.attribution import explain
 from extras.explain.heatmaps import overlay, side_by_side
@@ -116,6 +116,7 @@ def write_sheet(file: Path, found: Explanation) -> None:
     """Write an image beside its two maps as a PNG file. Raises UserError."""
     sheet = side_by_side({'image': found.image, 'class attention': overlay(found.image, found.attention),
                           'attribution': overlay(found.image, found.attribution)})
+    with writing(file):
+        make_folder(file.parent)
     with replacing(file) as aside:
-        aside.parent.mkdir(parents=True, exist_ok=True)
         sheet.save(aside, 'PNG')

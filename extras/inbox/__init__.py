@@ -73,6 +73,8 @@ class Inbox:
                                 unreadable += 1
                             else:
                                 classified += 1
+                        if sorting is not None:
+                            sorting.finish()
                         # Last, so that a run that was killed and is started again finds its copies, and goes on.
                         if rows:
                             tables.append(rows)
@@ -80,5 +82,6 @@ class Inbox:
                         if stop.signum is not None:
                             break
                     time.sleep(PAUSE)
+            tables.sync()
         print(f'{classified} images classified, {unreadable} unreadable; see {self.out}/predictions.csv and .jsonl')
         return unreadable

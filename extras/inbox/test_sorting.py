@@ -8,7 +8,7 @@ from common.data.folders import SHARDS_TABLE
 from common.evaluation.predictor import Prediction
 from common.runtime.errors import UserError
 from extras.inbox import sorting
-from extras.inbox.sorting import Sorter, add_copy
+from extras.inbox.sorting import Sorter, copy_aside, put_copy
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +57,8 @@ def test_nothing_is_overwritten(links):
     for content, name in (('x', '1.jpg'), ('y', '1 (2).jpg'), ('x', '1.jpg'), ('z', '1 (3).jpg'), ('y', '1 (2).jpg')):
         Path('source').write_text(content)
         os.utime('source', (1000, 1000))
-        assert add_copy('source', target, aside) == Path('a', name)
+        assert copy_aside('source', aside) and put_copy(aside, target) == Path('a', name)
+        aside.unlink(missing_ok=True)
     assert {path.name: path.read_text() for path in Path('a').iterdir()} == {
         '1.jpg': 'x', '1 (2).jpg': 'y', '1 (3).jpg': 'z'}
     assert all(path.stat().st_mtime == 1000 for path in Path('a').iterdir())
@@ -65,15 +66,15 @@ def test_nothing_is_overwritten(links):
 
 def test_a_folder_in_the_way_is_no_copy(links):
     Path('a/1.jpg').mkdir(parents=True)
-    assert add_copy('inbox/1.jpg', Path('a/1.jpg'), Path('a/.copying')) == Path('a/1 (2).jpg')
+    assert put_copy(Path('inbox/1.jpg'), Path('a/1.jpg')) == Path('a/1 (2).jpg')
 
 
 def test_a_copy_is_whole_or_not_there(monkeypatch):
     """A disk that fills up leaves nothing by the picture's name."""
-    def half(source, target):
-        Path(target).write_text('hal')
+    def half(source, target, length):
+        target.write(b'hal')
         raise OSError(28, 'No space left on device')
-    monkeypatch.setattr(sorting.shutil, 'copy2', half)
+    monkeypatch.setattr(sorting.shutil, 'copyfileobj', half)
     with sorter() as there, pytest.raises(UserError, match='sorted/a/1.jpg cannot be written .No space left'):
         there.copy(Prediction('inbox/1.jpg', 'a', confidence=1.), '1.jpg')
     assert found() == []
@@ -122,3 +123,44 @@ def test_a_name_that_leads_out_of_the_folder_is_refused(name):
     with sorter() as there, pytest.raises(UserError, match='leads out of this folder'):
         there.copy(Prediction('inbox/1.jpg', 'a', confidence=1.), name)
     assert found() == []
+
+
+def test_a_copy_is_on_the_disk_before_it_has_its_name(monkeypatch):
+    events = []
+    monkeypatch.setattr(sorting, 'sync_below', lambda folder: events.append((sorted(os.listdir(folder)), found())))
+    monkeypatch.setattr(sorting, 'sync', lambda folder: events.append((folder.name, found())))
+    with sorter() as there:
+        there.copy(Prediction('inbox/1.jpg', 'a', confidence=1.), '1.jpg')
+        there.copy(Prediction('inbox/deep/2.jpg', 'a', confidence=1.), '2.jpg')
+        there.finish()
+        copies = ['sorted/a/1.jpg', 'sorted/a/2.jpg']
+        assert events == [(['0', '1'], ['sorted/.copying/0', 'sorted/.copying/1']), ('a', copies)]
+
+
+def test_a_kill_between_the_steps_leaves_no_empty_file(monkeypatch):
+    """Without hard links a copy is moved; no file holds its name before."""
+    def refuse(*names):
+        raise PermissionError
+
+    def killed(source, target):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, 'link', refuse)
+    for name in ('rename', 'replace'):
+        monkeypatch.setattr(os, name, killed)
+    with pytest.raises(KeyboardInterrupt), sorter() as there:
+        there.copy(Prediction('inbox/1.jpg', 'a', confidence=1.), '1.jpg')
+        there.finish()
+    assert found() == []
+
+
+def test_a_link_in_place_of_the_copy_aside_is_not_followed():
+    Path('sorted').mkdir()
+    Path('victim').write_text('precious')
+    try:
+        Path('sorted/.copying').symlink_to(Path('victim').absolute())
+    except OSError:
+        pytest.skip('Windows lets only some users make links')
+    with sorter() as there:
+        there.copy(Prediction('inbox/1.jpg', 'a', confidence=1.), '1.jpg')
+    assert found() == ['sorted/a/1.jpg'] and Path('victim').read_text() == 'precious'

@@ -300,3 +300,18 @@ def test_training_is_the_same_with_and_without(quick, tmp_path, monkeypatch):
         assert 'bad.jpg' in Path('out/bad_images.txt').read_text()
         logs.append({key: value for key, value in result()['last'].items() if key not in CLOCKS})
     assert logs[0] == logs[1] == logs[2]
+
+
+@pytest.mark.parametrize('where, suffix', [(None, '.checked'), ('disk', '.pictures'), ('disk', '.index')])
+def test_a_link_in_place_of_a_cache_is_not_followed(folder, where, suffix):
+    Path('victim').write_text('precious')
+    ImageCache(shrink, SIZE, 24).load(paths_of(folder), where)
+    [file] = Path('.cache').glob(f'*{suffix}')
+    file.unlink()
+    try:
+        file.symlink_to(Path('victim').absolute())
+    except OSError:
+        pytest.skip('Windows lets only some users make links')
+    images = ImageCache(shrink, SIZE, 24)
+    assert len(images.load(paths_of(folder), where)) == 1
+    assert Path('victim').read_text() == 'precious' and file.is_file() and not file.is_symlink()

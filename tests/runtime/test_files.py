@@ -8,8 +8,24 @@ import time
 
 import pytest
 
+from common.runtime import files
 from common.runtime.errors import UserError
-from common.runtime.files import harmless, locked, move, replacing, writable_folder, write_csv, write_json
+from common.runtime.files import (
+    drop_link,
+    harmless,
+    locked,
+    move,
+    no_link,
+    replacing,
+    replacing_folder,
+    restore,
+    scratch_folder,
+    sync_below,
+    writable_folder,
+    write_csv,
+    write_json,
+    write_text,
+)
 
 
 def test_a_folder_that_cannot_be_written_to(tmp_path):
@@ -164,3 +180,146 @@ def test_a_table_has_the_columns_of_its_last_row(tmp_path):
     """A resumed run may be older than a column."""
     write_csv(tmp_path / 'x.csv', [{'epoch': 1}, {'epoch': 2, 'pflop': 0.5}])
     assert (tmp_path / 'x.csv').read_text('utf-8-sig').splitlines() == ['"epoch","pflop"', '1,""', '2,0.5']
+
+
+@pytest.fixture
+def synced(monkeypatch):
+    """The names of what is synced, and the moves, in order; the file system cannot be synced as a whole."""
+    events = []
+    real_sync = files.sync
+    real_move = os.replace
+
+    def sync(path, drive=True):
+        events.append(os.path.basename(path))
+        real_sync(path, drive)
+
+    def replace(source, target):
+        events.append('move')
+        real_move(source, target)
+
+    monkeypatch.setattr(files, 'sync', sync)
+    monkeypatch.setattr(os, 'replace', replace)
+    monkeypatch.setattr(files, 'sync_file_system', lambda path: False)
+    return events
+
+
+def test_a_file_is_on_the_disk_before_it_is_moved(tmp_path, synced):
+    write_text(tmp_path / 'x', 'new')
+    assert synced == ['.x.tmp', 'move', tmp_path.name]
+
+
+def test_a_folder_is_on_the_disk_before_it_is_moved_and_the_old_one_goes(tmp_path, synced, monkeypatch):
+    (tmp_path / 'data').mkdir()
+    (tmp_path / 'data' / 'old').write_text('old')
+    there = []
+    real = files.sync
+
+    def sync(path, drive=True):
+        if path == tmp_path:
+            there.extend(sorted(os.listdir(tmp_path)))
+        else:
+            assert (tmp_path / 'data' / 'old').exists()
+        real(path, drive)
+
+    monkeypatch.setattr(files, 'sync', sync)
+    with replacing_folder(tmp_path / 'data') as new:
+        (new / 'deep').mkdir()
+        (new / 'deep' / 'x').write_text('x')
+    assert synced[:2] == ['x', 'deep'] and synced[-1] == tmp_path.name
+    assert there == ['.data.old', 'data'] and os.listdir(tmp_path) == ['data']
+
+
+def test_everything_below_a_folder_is_synced(tmp_path, synced, monkeypatch):
+    (tmp_path / 'a' / 'b').mkdir(parents=True)
+    for name in ('a/1', 'a/b/2', '3'):
+        (tmp_path / name).write_text('')
+    sync_below(tmp_path)
+    assert {'1', '2', '3', 'a', 'b', tmp_path.name} == set(synced)
+    synced.clear()
+    monkeypatch.setattr(files, 'sync_file_system', lambda path: True)
+    sync_below(tmp_path)
+    assert not synced
+
+
+@pytest.mark.skipif(os.name != 'posix', reason='Windows syncs no folder')
+@pytest.mark.parametrize('code, is_lost', [(errno.EIO, True), (errno.ENOSPC, True), (errno.EINVAL, False)])
+def test_a_sync_that_loses_something_is_an_error(tmp_path, monkeypatch, code, is_lost):
+    """One that the file system does not have is none."""
+    def fsync(handle):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, 'fsync', fsync)
+    if not is_lost:
+        write_text(tmp_path / 'x', 'new')
+        return
+    with pytest.raises(UserError, match='x cannot be written'):
+        write_text(tmp_path / 'x', 'new')
+    assert not os.listdir(tmp_path)
+
+
+def link_to(path, victim):
+    try:
+        path.symlink_to(victim)
+    except OSError:
+        pytest.skip('Windows lets only some users make links')
+
+
+@pytest.fixture
+def victim(tmp_path):
+    """A file of somebody's in another folder, which must not change."""
+    file = tmp_path / 'victim' / 'file'
+    file.parent.mkdir()
+    file.write_text('precious')
+    yield file
+    assert file.read_text() == 'precious' and os.listdir(file.parent) == ['file']
+
+
+def test_no_link_beside_a_file_or_folder_is_followed(tmp_path, victim):
+    link_to(tmp_path / '.x.tmp', victim)
+    write_text(tmp_path / 'x', 'new')
+    assert (tmp_path / 'x').read_text() == 'new'
+    for name in ('new', 'old'):
+        link_to(tmp_path / f'.data.{name}', victim.parent)
+    assert not restore(tmp_path / 'data')
+    with replacing_folder(tmp_path / 'data') as new:
+        (new / 'x').write_text('x')
+    with replacing_folder(tmp_path / 'data') as new:
+        (new / 'x').write_text('y')
+    assert (tmp_path / 'data' / 'x').read_text() == 'y'
+    assert sorted(os.listdir(tmp_path)) == ['data', 'victim', 'x']
+
+
+def test_the_file_aside_is_there_before_anybody_can_put_a_link_in_its_place(tmp_path):
+    with replacing(tmp_path / 'x') as aside:
+        assert aside.is_file() and not aside.is_symlink()
+
+
+@pytest.mark.parametrize('is_hard', [False, True])
+def test_a_file_that_grows_is_no_link(tmp_path, victim, is_hard):
+    file = tmp_path / 'lines'
+    if is_hard:
+        os.link(victim, file)
+    else:
+        link_to(file, victim)
+        if not hasattr(os, 'O_NOFOLLOW'):
+            pytest.skip('Windows follows links')
+    with pytest.raises(OSError), open(file, 'a', opener=no_link) as out:
+        out.write('more')
+    drop_link(file)
+    for _ in range(2):
+        with open(file, 'a', opener=no_link) as out:
+            out.write('more')
+        drop_link(file)
+    assert file.read_text() == 'moremore'
+
+
+def test_a_scratch_folder_is_empty_whatever_a_killed_run_left(tmp_path, victim):
+    folder = tmp_path / 'scratch'
+    link_to(folder, victim.parent)
+    for _ in range(2):
+        with scratch_folder(folder):
+            assert not os.listdir(folder)
+            (folder / 'half').write_text('half')
+        assert not folder.exists()
+        folder.mkdir()
+        (folder / 'left').write_text('left')

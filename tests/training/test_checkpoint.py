@@ -1,4 +1,5 @@
 """common/training/checkpoint.py: written whole or not at all, loaded without running anything."""
+import io
 import os
 
 import pytest
@@ -29,6 +30,20 @@ def test_a_failed_save_keeps_the_old_file(tmp_path, monkeypatch):
         checkpoint.save(tmp_path / 'last.pth', {'epoch': 2})
     assert checkpoint.load(tmp_path / 'last.pth')['epoch'] == 1
     assert [path.name for path in tmp_path.iterdir()] == ['last.pth']
+
+
+def test_a_full_disk_is_named_though_the_zip_writer_hides_it(tmp_path, monkeypatch):
+    """torch.save would say "enforce fail at inline_container.cc"."""
+    class FullDisk(io.BytesIO):
+        def write(self, content):
+            if self.tell() > 1000:
+                raise OSError(28, 'No space left on device')
+            return super().write(content)
+
+    monkeypatch.setattr(checkpoint, 'open', lambda path, mode: FullDisk(), raising=False)
+    with pytest.raises(UserError, match=r'last\.pth cannot be written \(No space left on device\)'):
+        checkpoint.save(tmp_path / 'last.pth', {'w': torch.zeros(5000)})
+    assert not os.listdir(tmp_path)
 
 
 def test_what_is_no_checkpoint(tmp_path):
