@@ -12,6 +12,7 @@ import torch
 from torchvision import datasets
 
 from common.data.folders import Samples, open_store, refuse_empty
+from common.runtime.disks import is_folder
 from common.runtime.errors import UserError
 from common.runtime.files import write_text
 from common.runtime.processes import RANK
@@ -98,7 +99,7 @@ class Split:
 def open_split(data_dir: str) -> Split:
     """Return the training and validation sets of a folder; nothing is read yet. Raises UserError."""
     root = Path(data_dir)
-    if not (root / 'train').is_dir() or not (root / 'val').is_dir():
+    if not is_folder(root / 'train') or not is_folder(root / 'val'):
         raise UserError(f'{root}/train and {root}/val are needed: run makedata.py first, or set DATA_DIR')
     train_set = SeededImageFolder(root / 'train')
     if len(train_set.classes) == 1:

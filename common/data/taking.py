@@ -10,9 +10,8 @@ from PIL import Image
 
 from common.data.folders import FoundImages, Samples, refuse_empty
 from common.data.grouping import alike, group_key, join
-from common.data.images import bad_image, decode, header, regular
+from common.data.images import BadImage, decode, header, judging, read_content
 from common.data.near_duplicates import THUMBNAIL_SIZE, find_near_duplicates, thumbnail
-from common.runtime.errors import UserError
 from common.runtime.machine import map_in_threads
 
 _SHRUNK_FORMATS = {'.jpg': 'JPEG', '.jpeg': 'JPEG', '.png': 'PNG', '.webp': 'WEBP'}  # any other becomes PNG
@@ -113,18 +112,17 @@ def take_images(found: FoundImages, waiting: Path, link: bool, max_side: int | N
 def take_file(path: Path, file: Path, link: bool, max_side: int | None, compare: bool) -> TakenFile:
     """Read an image once: put its copy, link or shrunken version at `file`, and return what is known of it."""
     try:
-        content = regular(path).read_bytes()
-        with header(io.BytesIO(content)) as opened:
-            is_large = max_side is not None and max(opened.size) > max_side
-        if compare or is_large:
-            at_least = 2 * THUMBNAIL_SIZE
-            if is_large:
-                at_least = max(at_least, 2 * max_side)
-            image = decode(io.BytesIO(content), path, at_least)
-    except (MemoryError, UserError):
-        raise
-    except Exception as error:  # Pillow's errors on a damaged file are of a dozen types
-        return TakenFile(problem=str(bad_image(path, error)))
+        with judging(path):
+            content = read_content(path)
+            with header(io.BytesIO(content)) as opened:
+                is_large = max_side is not None and max(opened.size) > max_side
+            if compare or is_large:
+                at_least = 2 * THUMBNAIL_SIZE
+                if is_large:
+                    at_least = max(at_least, 2 * max_side)
+                image = decode(io.BytesIO(content), path, at_least)
+    except BadImage as error:
+        return TakenFile(problem=str(error))
 
     small = thumbnail(image) if compare else None
     is_link = False
