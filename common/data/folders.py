@@ -168,6 +168,9 @@ class Rows:
         else:
             self.numbers = np.fromiter(numbers, np.int64, len(order))[order]
 
+    def __len__(self) -> int:
+        return len(self.digests)
+
     def get(self, text: str, default: int | None = None) -> int | None:
         """Return the number of a text, or `default` for one that is not in the map."""
         digest = _digest(text)
@@ -221,6 +224,7 @@ def read_stamps(samples: Samples) -> np.ndarray:
 
 # Where the images of a data set lie
 
+SPLIT_TABLE = 'split.csv'      # makedata.py writes it beside the images that it lists
 SHARDS_TABLE = 'pictures.csv'  # a folder with this file holds shards (extras/shards), not image files
 
 

@@ -239,6 +239,8 @@ def read_images(split: Split, transform: Transform, wanted: str | None, listing:
     for dataset in (split.train, split.val):
         dataset.loader, problems = on_each_machine(cached, transform, dataset, where)
         bad |= problems
+    if bad and not split.is_as_opened():
+        raise UserError(f'{split.root} changed while its images were read, perhaps by makedata.py: start again')
     leave_out(split, bad, listing)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from common.data.folders import FoundImages, Samples, refuse_empty
-from common.data.grouping import alike, group_key, join
+from common.data.grouping import alike, group_numbers, join
 from common.data.images import BadImage, decode, header, judging, read_content
 from common.data.near_duplicates import THUMBNAIL_SIZE, find_near_duplicates, thumbnail
 from common.runtime.machine import map_in_threads
@@ -75,6 +75,8 @@ def take_images(found: FoundImages, waiting: Path, link: bool, max_side: int | N
     is_shrunk = np.zeros(count, bool)
     thumbnails = np.empty((count if compare else 0, THUMBNAIL_SIZE, THUMBNAIL_SIZE, 3), np.uint8)
     copies = 0
+    below = (Path(path).relative_to(found.root) for path, _ in found.samples)
+    named = group_numbers(below, count, group, found.class_depth)  # before anything is read, which may take hours
 
     def take_one(number: int, sample: tuple[str, int]) -> TakenFile:
         return take_file(Path(sample[0]), waiting / str(number), link, max_side, compare)
@@ -97,7 +99,7 @@ def take_images(found: FoundImages, waiting: Path, link: bool, max_side: int | N
     refuse_empty(found.classes, {found.classes[target] for target in np.unique(samples.targets)}, found.root)
 
     pairs = [alike(sha256[numbers].tolist())]
-    pairs.append(alike(group_key(Path(path).relative_to(found.root), group, found.class_depth) for path, _ in samples))
+    pairs.append(alike(None if number < 0 else number for number in named[numbers].tolist()))
     if found.groups is not None:
         pairs.append(alike(found.groups[number] for number in numbers))
     if compare:

@@ -45,10 +45,11 @@ def is_of_the_file(error: OSError) -> bool:
 def disk_error(path: str | Path, error: OSError) -> DiskError:
     """Return the DiskError, a text of one line, for an error that is not of the file."""
     if error.errno in _TOO_MANY_FILES:
-        return DiskError(printable(f'{path}: too many files are open: allow more (ulimit -n 4096) or lower NUM_WORKERS'))
-    reason = error.strerror or error
-    return DiskError(printable(f'{path} cannot be read ({reason}), which is the fault of the disk or the network: start '
-                               'again when it works; if it is always this file, replace it'))
+        text = f'{path}: too many files are open: allow more of them (ulimit -n 4096), or lower NUM_WORKERS'
+    else:
+        text = (f'{path} cannot be read ({error.strerror or error}), which is the fault of the disk or the network: '
+                'start again when it works; if it is always this file, replace it')
+    return DiskError(printable(text))
 
 
 def persistently(function: Callable[..., Value], path: str | Path, *args) -> Value:
@@ -56,15 +57,15 @@ def persistently(function: Callable[..., Value], path: str | Path, *args) -> Val
 
     Raises DiskError if it never succeeds, and at once the OSErrors that are of the file.
     """
-    for pause in (*_PAUSES, None):
+    for pause in _PAUSES:
         try:
             return function(path, *args)
         except OSError as error:
             if is_of_the_file(error):
                 raise
-            if pause is None:
-                raise disk_error(path, error) from error
         time.sleep(pause)
+    with reading(path):
+        return function(path, *args)
 
 
 @contextmanager
