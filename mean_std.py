@@ -19,7 +19,7 @@ from common.data.images import BadImage, open_image
 from common.runtime.console import Bar, format_duration
 from common.runtime.errors import UserError
 from common.runtime.files import writable_folder, write_json
-from common.runtime.machine import worker_count
+from common.runtime.machine import lacking_for_processes, worker_count
 from common.runtime.processes import end_with_parent
 
 DATA_DIR = 'data1'                # Folder with one sub-folder of images for each class.
@@ -80,6 +80,10 @@ def read_stats(paths: Sequence[str | Path], num_workers: int) -> ChannelStats:
 
     Raises UserError where a worker process died.
     """
+    lacking = lacking_for_processes(num_workers)
+    if num_workers and lacking:
+        print(f'warning: {lacking}: with NUM_WORKERS = 0 this process reads the images alone')
+        num_workers = 0
     if num_workers:
         chunk = max(1, min(32, len(paths) // num_workers // 4))
         try:
