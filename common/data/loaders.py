@@ -161,29 +161,19 @@ def init_worker(number: int) -> None:
 class Loader(DataLoader):
     """A DataLoader that chooses how its worker processes hand over their batches.
 
-    By default they do so in shared memory. `through_pipes`, for a machine with little of it, sends the batches' bytes
-    through pipes, which copies them twice more.
+    By default they do so in shared memory, where collating puts them. With `through_pipes`, for a machine with little
+    of it, samples come through pipes as they are, and this process collates them.
     """
 
     def __init__(self, dataset: Dataset, through_pipes: bool = False, collate_fn: Callable = default_collate, **kwargs):
-        if through_pipes:
-            collate_fn = PipedCollate(collate_fn)
-        super().__init__(dataset, collate_fn=collate_fn, **kwargs)
-        self.through_pipes = through_pipes  # DataLoader refuses new attributes that are set before
+        super().__init__(dataset, collate_fn=pack if through_pipes else collate_fn, **kwargs)
+        self.collate_received = collate_fn if through_pipes else None
 
     def __iter__(self) -> Iterator[Any]:
         batches = super().__iter__()
-        return map(unpack, batches) if self.through_pipes else batches
-
-
-class PipedCollate:
-    """A function that collates samples and packs the batch, to be sent through a pipe as it is."""
-
-    def __init__(self, collate: Callable):
-        self.collate = collate
-
-    def __call__(self, items: list) -> tuple:
-        return pack(self.collate(items))
+        if self.collate_received is None:
+            return batches
+        return (self.collate_received(unpack(samples)) for samples in batches)
 
 
 class Packed(NamedTuple):
@@ -191,22 +181,22 @@ class Packed(NamedTuple):
     array: np.ndarray
 
 
-def pack(batch: Any) -> Any:
-    """Return a batch, perhaps of lists, with its tensors packed."""
-    if isinstance(batch, torch.Tensor):
-        return Packed(batch.numpy())
-    if isinstance(batch, (list, tuple)):
-        return tuple(pack(part) for part in batch)
-    return batch
+def pack(samples: Any) -> Any:
+    """Return samples, which consist of lists, tuples and tensors, with their tensors packed."""
+    if isinstance(samples, torch.Tensor):
+        return Packed(samples.numpy())
+    if isinstance(samples, (list, tuple)):
+        return tuple(pack(part) for part in samples)
+    return samples
 
 
-def unpack(batch: Any) -> Any:
-    """Return what pack() was given, with tuples for lists."""
-    if isinstance(batch, Packed):
-        return torch.from_numpy(batch.array)
-    if isinstance(batch, tuple):
-        return tuple(unpack(part) for part in batch)
-    return batch
+def unpack(samples: Any) -> Any:
+    """Return what pack() was given, with tuples in place of lists."""
+    if isinstance(samples, Packed):
+        return torch.from_numpy(samples.array)
+    if isinstance(samples, tuple):
+        return tuple(unpack(part) for part in samples)
+    return samples
 
 
 class Handover(NamedTuple):
