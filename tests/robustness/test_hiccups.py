@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from helpers import ROOT, draw_folder, files_below, load, prepare, rows_of, sides, split
@@ -62,6 +63,14 @@ def test_a_hiccup_loses_no_folder(folder, monkeypatch, code, name):
     before = [*folders.list_images(folder)], folders.class_folders(folder)
     interrupt(monkeypatch, os, name, code, every=2)
     assert before == ([*folders.list_images(folder)], folders.class_folders(folder)) and len(before[0]) == 40
+
+
+def test_a_folder_whose_kind_the_disk_does_not_say_at_once_stays_a_folder(folder):
+    def is_dir():
+        raise OSError(errno.EIO, 'away')
+
+    assert folders._is_folder(SimpleNamespace(is_dir=is_dir, path=str(folder / 'a')))
+    assert not folders._is_folder(SimpleNamespace(is_dir=is_dir, path=str(folder / 'a' / '000.png')))
 
 
 def test_a_disk_that_stays_away_ends_makedata_and_changes_nothing(monkeypatch):
