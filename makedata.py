@@ -6,7 +6,7 @@
 Copies the images below data1/ (the source is never changed) and writes data/split.csv: for every file its source,
 class, side, group and SHA-256. The settings are in data/split.json. Images that belong together land on the same side:
 byte-identical files, images that differ only in size, quality, a small crop or a turn, and what GROUP says. After
-images were added, run it again: those that were there before stay on their side.
+images were added, run it again: those that were there before stay on their side, also those that were missing once.
 """
 import re
 import shutil
@@ -17,6 +17,7 @@ from common.data.folders import FoundImages, Rows, find_in_class_folders, read_s
 from common.data.split import (
     FileLayout,
     Layout,
+    keep_absent,
     print_other_files,
     read_sides,
     report_duplicates,
@@ -88,6 +89,8 @@ def split(layout: Layout, cfg: settings.Settings) -> None:
         sides = layout.divide(images, earlier)
         with writing_manifest(folder, vars(cfg)) as rows:
             layout.write(images, sides, folder, rows)
+        if not cfg.FOLDS:
+            keep_absent(folder, images, target, earlier)
         shutil.rmtree(folder / _WAITING)
         if find_images(cfg).samples != found.samples or (read_stamps(found.samples) != stamps).any():
             raise UserError(f'{cfg.SOURCE_DIR} changed while it was read: run makedata.py again when it is complete')
@@ -128,7 +131,7 @@ def check(cfg: settings.Settings) -> None:
         raise UserError(f"NEAR_DUPLICATES = {cfg.NEAR_DUPLICATES!r}: choose True, False or 'auto'")
     try:
         re.compile(cfg.GROUP or '')
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise UserError(f"GROUP = {cfg.GROUP!r} must be None, 'folder' or a regular expression ({error})") from None
     if cfg.MAX_SIDE is not None and cfg.MAX_SIDE < 16:
         raise UserError(f'MAX_SIDE = {cfg.MAX_SIDE} is too small for an image: give 16 pixels or more, or None')

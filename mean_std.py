@@ -6,12 +6,12 @@ Reads every image below data1/ and writes mean_std.json, which train.py picks up
 """
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm.contrib.concurrent import process_map
 
 from common import settings
 from common.data.folders import find_in_class_folders
@@ -19,7 +19,8 @@ from common.data.images import BadImage, open_image
 from common.runtime.console import Bar, format_duration
 from common.runtime.errors import UserError
 from common.runtime.files import writable_folder, write_json
-from common.runtime.machine import worker_count
+from common.runtime.machine import lacking_for_processes, worker_count
+from common.runtime.processes import end_with_parent
 
 DATA_DIR = 'data1'                # Folder with one sub-folder of images for each class.
 OUTPUT_FILE = 'mean_std.json'     # File for the result. train.py looks for this name.
@@ -79,11 +80,16 @@ def read_stats(paths: Sequence[str | Path], num_workers: int) -> ChannelStats:
 
     Raises UserError where a worker process died.
     """
+    lacking = lacking_for_processes(num_workers)
+    if num_workers and lacking:
+        print(f'warning: {lacking}: with NUM_WORKERS = 0 this process reads the images alone')
+        num_workers = 0
     if num_workers:
         chunk = max(1, min(32, len(paths) // num_workers // 4))
         try:
-            results = process_map(channel_stats, paths, max_workers=num_workers, chunksize=chunk, tqdm_class=Bar,
-                                  desc='reading', unit='img')
+            with ProcessPoolExecutor(num_workers, initializer=end_with_parent) as pool:
+                waiting = pool.map(channel_stats, paths, chunksize=chunk)
+                results = list(Bar(waiting, total=len(paths), desc='reading', unit='img'))
         except BrokenProcessPool:
             raise UserError('a process that reads images died: if memory ran out, lower NUM_WORKERS') from None
     else:

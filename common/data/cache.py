@@ -22,6 +22,7 @@ from PIL import Image
 
 from common.data.folders import Files, Rows, Store
 from common.data.images import BadImage
+from common.runtime.disks import persistently, reading
 from common.runtime.errors import UserError
 from common.runtime.files import drop_link, locked, no_link, writable_folder, writing
 from common.runtime.machine import free_memory, map_in_threads, memory_file
@@ -237,9 +238,12 @@ def append_lines(file: Path, values: Iterable[list]) -> None:
 
 
 def read_lines(file: Path, length: int) -> Iterator[list]:
-    """Yield the values, lists of `length` that begin with a text; damaged lines are left out, no file has none."""
+    """Yield the values, lists of `length` that begin with a text; damaged lines are left out, no file has none.
+
+    Raises DiskError: half a list would let new images take the place of those that the other half has.
+    """
     try:
-        with open(file, 'rb') as lines:
+        with persistently(open, file, 'rb') as lines, reading(file):
             for line in lines:
                 try:
                     value = json.loads(line)

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torchvision import datasets
 
-from common.data.folders import Samples, open_store, refuse_empty
+from common.data.folders import SPLIT_TABLE, Samples, open_store, refuse_empty, stamp
+from common.runtime.disks import is_folder
 from common.runtime.errors import UserError
 from common.runtime.files import write_text
 from common.runtime.processes import RANK
@@ -89,21 +90,37 @@ class Split:
     """Both sides of the folder that makedata.py made."""
     train: SeededImageFolder
     val: ImageFolder
+    root: Path
+    tables: list[list[int]]  # what table_stamps said when it was opened
 
     @property
     def classes(self) -> list[str]:
         return self.train.classes
 
+    def is_as_opened(self) -> bool:
+        """Return whether the folder still has the files that it had when it was opened, and the same split.csv."""
+        if table_stamps(self.root) != self.tables:
+            return False
+        return all(open_store(dataset.root).samples(dataset.class_to_idx) == dataset.samples
+                   for dataset in (self.train, self.val))
+
 
 def open_split(data_dir: str) -> Split:
     """Return the training and validation sets of a folder; nothing is read yet. Raises UserError."""
     root = Path(data_dir)
-    if not (root / 'train').is_dir() or not (root / 'val').is_dir():
+    if not is_folder(root / 'train') or not is_folder(root / 'val'):
         raise UserError(f'{root}/train and {root}/val are needed: run makedata.py first, or set DATA_DIR')
+    tables = table_stamps(root)
     train_set = SeededImageFolder(root / 'train')
     if len(train_set.classes) == 1:
         raise UserError(f'{root}/train has one class only, {train_set.classes[0]}: give each class its own folder')
-    return Split(train_set, ImageFolder(root / 'val', classes=train_set.classes, allow_empty=True))
+    val_set = ImageFolder(root / 'val', classes=train_set.classes, allow_empty=True)
+    return Split(train_set, val_set, root, tables)
+
+
+def table_stamps(root: Path) -> list[list[int]]:
+    """Return the stamps of the split.csv that lists the split in a folder; that of FOLDS lies one folder higher."""
+    return [stamp(folder / SPLIT_TABLE) for folder in (root, root.parent)]
 
 
 def fingerprint(*sets: ImageFolder) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from common.data.images import FORMATS, open_image
+from common.runtime.disks import is_file, is_folder, persistently, status
 from common.runtime.errors import UserError, extra
 from common.runtime.names import is_folder_name
 
@@ -51,22 +52,28 @@ def list_files(folder: str | Path) -> Iterator[str]:
 def _read_folder(folder, entered):
     """Return an iterator over the entries of a folder, sorted by name; an empty one if it has been entered before."""
     try:
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in entered:
+        found = persistently(os.stat, folder)
+        if (found.st_dev, found.st_ino) in entered:
             return iter(())
-        entered.add((status.st_dev, status.st_ino))
-        with os.scandir(folder) as entries:
-            return iter(sorted(entries, key=lambda entry: entry.name))
+        entries = persistently(_entries, folder)
     except OSError as error:
         raise UserError(f'{folder}: this folder cannot be read ({error.strerror})') from None
+    entered.add((found.st_dev, found.st_ino))
+    return iter(entries)
+
+
+def _entries(folder):
+    """Return the entries of a folder, sorted by name. Raises OSError."""
+    with os.scandir(folder) as entries:
+        return sorted(entries, key=lambda entry: entry.name)
 
 
 def _is_folder(entry):
-    """Return whether an entry is a folder, or a link to one."""
+    """Return whether an entry of os.scandir is a folder, or a link to one. Raises DiskError."""
     try:
-        return entry.is_dir()
-    except OSError:  # a link that leads in a circle
-        return False
+        return entry.is_dir()  # which seldom asks the disk
+    except OSError:
+        return is_folder(entry.path)
 
 
 def list_images(folder: str | Path) -> Iterator[str]:
@@ -75,12 +82,11 @@ def list_images(folder: str | Path) -> Iterator[str]:
 
 
 def stamp(path: str | Path) -> list[int]:
-    """Return [size in bytes, modification time in ns] of a file, zeros where it cannot be found."""
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):  # a name that no file can have
+    """Return [size in bytes, modification time in ns] of a file, zeros where it cannot be found. Raises DiskError."""
+    found = status(path)
+    if found is None:
         return [0, 0]
-    return [status.st_size, status.st_mtime_ns]
+    return [found.st_size, found.st_mtime_ns]
 
 
 def class_folders(folder: str | Path) -> list[str]:
@@ -89,12 +95,13 @@ def class_folders(folder: str | Path) -> list[str]:
     Raises UserError where there is no such folder, none in it, or one with control characters in its name.
     """
     folder = Path(folder)
-    if not os.path.isdir(folder):  # unlike Path.is_dir also for names that are too long
+    if not is_folder(folder):
         raise UserError(f'{folder}: no such folder')
     try:
-        names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not is_hidden(entry.name))
+        entries = persistently(_entries, folder)
     except OSError as error:
         raise UserError(f'{folder}: this folder cannot be read ({error.strerror})') from None
+    names = [entry.name for entry in entries if not is_hidden(entry.name) and _is_folder(entry)]
     if not names:
         raise UserError(f'{folder}: no sub-folders in it, and each class needs one of its own')
     refuse_class_names(names, folder)
@@ -161,6 +168,9 @@ class Rows:
         else:
             self.numbers = np.fromiter(numbers, np.int64, len(order))[order]
 
+    def __len__(self) -> int:
+        return len(self.digests)
+
     def get(self, text: str, default: int | None = None) -> int | None:
         """Return the number of a text, or `default` for one that is not in the map."""
         digest = _digest(text)
@@ -214,6 +224,7 @@ def read_stamps(samples: Samples) -> np.ndarray:
 
 # Where the images of a data set lie
 
+SPLIT_TABLE = 'split.csv'      # makedata.py writes it beside the images that it lists
 SHARDS_TABLE = 'pictures.csv'  # a folder with this file holds shards (extras/shards), not image files
 
 
@@ -235,7 +246,7 @@ class Files:
 
     def paths(self) -> Iterator[str]:
         """Yield the path of each image, in order; `root` itself if it is a file."""
-        if os.path.isfile(self.root):
+        if is_file(self.root):
             return iter([self.root])
         return list_images(self.root)
 
@@ -254,7 +265,7 @@ class Files:
 
 def open_store(root: str | Path) -> Store:
     """Return the store of a folder of images or of shards."""
-    if Path(root, SHARDS_TABLE).is_file():
+    if is_file(Path(root, SHARDS_TABLE)):
         with extra(f'{root}, a folder of shards,'):
             from extras.shards import Shards
         return Shards(root)

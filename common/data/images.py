@@ -2,14 +2,16 @@
 
 Nothing here needs PyTorch, which takes seconds to import.
 """
+import io
 import logging
+import mmap
 import os
 import re
 import stat
 import struct
 import warnings
-from ctypes import c_bool
-from multiprocessing.sharedctypes import RawValue
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,6 +19,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from common.runtime.console import Bar, printable
+from common.runtime.disks import disk_error, is_of_the_file, persistently
 from common.runtime.errors import UserError
 
 try:
@@ -49,7 +52,7 @@ warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)  # he
 warnings.filterwarnings('ignore', module='PIL')  # odd metadata, which nothing here reads
 logging.getLogger('PIL').setLevel(logging.CRITICAL)  # its errors are raised as well, and those name the file
 
-_has_warned = RawValue(c_bool, False)  # shared with forked worker processes, so that a run warns once
+_has_warned = mmap.mmap(-1, 1)  # a byte that is shared with forked worker processes, so that a run warns once
 
 
 class BadImage(UserError):
@@ -60,18 +63,32 @@ def open_image(path: str | Path, at_least: int | None = None) -> Image.Image:
     """Return an image file as RGB: turned as its EXIF says, deep grey scaled to 8 bits, transparency on white.
 
     An animation counts with its first frame. With `at_least`, pixels, a JPEG may come at a half, a quarter or an eighth
-    of its size, which is several times faster, but with no side smaller than that. Raises BadImage, naming the file.
+    of its size, which is several times faster, but with no side smaller than that. Raises BadImage, naming the file,
+    and DiskError where the disk does not answer.
     """
+    with judging(path):
+        content = read_content(path)
+        return decode(io.BytesIO(content), path, at_least)
+
+
+@contextmanager
+def judging(path: str | Path) -> Iterator[None]:
+    """Turn the errors of reading an image inside `with` into BadImage or DiskError."""
     try:
-        return decode(regular(path), path, at_least)
+        yield
     except (MemoryError, UserError):
         raise
     except Exception as error:  # Pillow's errors on a damaged file are of a dozen types
         raise bad_image(path, error) from None
 
 
-def bad_image(path: str | Path, error: Exception) -> BadImage:
-    """Return the BadImage, a text of one line, for an error while reading a file."""
+def bad_image(path: str | Path, error: Exception) -> UserError:
+    """Return the BadImage, a text of one line, for an error while reading a file.
+
+    For an error that says nothing of the file, but of the disk, it is a DiskError.
+    """
+    if isinstance(error, OSError) and not is_of_the_file(error):
+        return disk_error(path, error)
     return BadImage(printable(f'{path}: not a readable image ({_reason(error)})'))
 
 
@@ -86,6 +103,20 @@ def _reason(error):
         return text
     kind = f'damaged, {type(error).__name__}'
     return f'{kind}: {text}' if text else kind
+
+
+def read_content(path: str | Path) -> bytes:
+    """Return the bytes of a regular file, read again where the disk hiccups.
+
+    They are read as a whole before they are decoded. So an error of the disk cannot be mistaken for a damaged image,
+    and does not kill the process, as it does where a file is mapped into memory. Raises DiskError and the errors of
+    regular().
+    """
+    return persistently(_read_once, path)
+
+
+def _read_once(path):
+    return Path(regular(path)).read_bytes()
 
 
 def regular(path: str | Path) -> str | Path:
@@ -241,6 +272,6 @@ def _warn_of_range(largest, least, white, path):
 
 def _warn(text):
     """Print the first warning of a run; where worker processes are not forked, the first one of each process."""
-    if not _has_warned.value:
-        _has_warned.value = True
+    if not _has_warned[0]:
+        _has_warned[0] = 1
         Bar.write(printable(f'warning: {text}'))

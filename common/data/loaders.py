@@ -2,15 +2,17 @@
 import atexit
 import copy
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from common.data import images
 from common.data.cache import ImageCache, choose_cache
@@ -18,7 +20,7 @@ from common.data.datasets import ImageFolder, Split, fingerprint, leave_out
 from common.data.transforms import Transform, eval_transform, fit, least_side
 from common.runtime.device import to_device
 from common.runtime.errors import UserError
-from common.runtime.machine import retain_freed_memory, worker_count
+from common.runtime.machine import lacking_for_processes, retain_freed_memory, worker_count
 from common.runtime.processes import (
     RANK,
     WORLD_SIZE,
@@ -156,13 +158,79 @@ def init_worker(number: int) -> None:
     retain_freed_memory()
 
 
+class Loader(DataLoader):
+    """A DataLoader that chooses how its worker processes hand over their batches.
+
+    By default they do so in shared memory, where collating puts them. With `through_pipes`, for a machine with little
+    of it, samples come through pipes as they are, and this process collates them.
+    """
+
+    def __init__(self, dataset: Dataset, through_pipes: bool = False, collate_fn: Callable = default_collate, **kwargs):
+        super().__init__(dataset, collate_fn=pack if through_pipes else collate_fn, **kwargs)
+        self.collate_received = collate_fn if through_pipes else None
+
+    def __iter__(self) -> Iterator[Any]:
+        batches = super().__iter__()
+        if self.collate_received is None:
+            return batches
+        return (self.collate_received(unpack(samples)) for samples in batches)
+
+
+class Packed(NamedTuple):
+    """A tensor as an array, which PyTorch does not move into shared memory."""
+    array: np.ndarray
+
+
+def pack(samples: Any) -> Any:
+    """Return samples, which consist of lists, tuples and tensors, with their tensors packed."""
+    if isinstance(samples, torch.Tensor):
+        return Packed(samples.numpy())
+    if isinstance(samples, (list, tuple)):
+        return tuple(pack(part) for part in samples)
+    return samples
+
+
+def unpack(samples: Any) -> Any:
+    """Return what pack() was given, with tuples in place of lists."""
+    if isinstance(samples, Packed):
+        return torch.from_numpy(samples.array)
+    if isinstance(samples, tuple):
+        return tuple(unpack(part) for part in samples)
+    return samples
+
+
+class Handover(NamedTuple):
+    """What this machine allows: how many worker processes each of some loaders has, and how these hand over batches."""
+    workers: list[int]
+    through_pipes: bool = False
+
+
+def choose_handover(workers: list[int], batch_bytes: int, tensors: int = 2) -> Handover:
+    """Return what this machine allows of the `workers` that each of some loaders should have; prints what it does not.
+
+    A batch is of `tensors` tensors with `batch_bytes` in all. Raises UserError where not enough files may be open.
+    """
+    processes = sum(workers)
+    if not processes:
+        return Handover(workers)
+    batches = 2 * processes + 4  # each process reads two ahead; some are in use
+    lacking = lacking_for_processes(processes, len(workers), batches * batch_bytes, batches * tensors)
+    if not lacking:
+        return Handover(workers)
+    if not lacking_for_processes(processes, len(workers)):
+        print(f'{lacking}: batches go through pipes instead, which is a little slower; a lower NUM_WORKERS needs less')
+        return Handover(workers, through_pipes=True)
+    print(f'warning: {lacking}: this process reads the images alone, as with NUM_WORKERS = 0')
+    return Handover([0] * len(workers))
+
+
 def start_loader(dataset: Dataset, workers: int, **kwargs) -> DataLoader:
-    """Return a DataLoader whose worker processes are already there.
+    """Return a Loader whose worker processes are already there.
 
     They should start while this process is small: a page of memory that they inherited is copied as soon as it is
     written to, so that a process with a network in it would be slow for a whole epoch.
     """
-    loader = DataLoader(dataset, num_workers=workers, persistent_workers=workers > 0, worker_init_fn=init_worker,
+    loader = Loader(dataset, num_workers=workers, persistent_workers=workers > 0, worker_init_fn=init_worker,
                         pin_memory=torch.cuda.is_available(), generator=torch.Generator(), **kwargs)
     iter(loader)
     atexit.register(kill_workers)  # a program that ends with a loader in a variable
@@ -213,12 +281,21 @@ def build_data(cfg: Settings, split: Split, transform: Transform, augment: Calla
     plain_set.transform = val_set.transform
     plain_sampler = EpochSampler(len(train_set), cfg.BATCH_SIZE, cfg.SEED, blocks)
     plain_batches = list(itertools.islice(plain_sampler, PLAIN_IMAGES // cfg.BATCH_SIZE or 1))
+    half = (workers + 1) // 2
+    (for_train, for_plain, for_val), through_pipes = choose_handover(
+        [workers, half, half], cfg.BATCH_SIZE * image_bytes(transform))
     return Data(
         train_set.classes, transform, found,
-        train=start_loader(train_set, workers, batch_sampler=EpochSampler(
+        train=start_loader(train_set, for_train, through_pipes=through_pipes, batch_sampler=EpochSampler(
             len(train_set), cfg.BATCH_SIZE, cfg.SEED, blocks, shares)),
-        plain=start_loader(plain_set, (workers + 1) // 2, batch_sampler=plain_batches),
-        val=start_loader(val_set, (workers + 1) // 2, batch_sampler=own_batches(len(val_set), cfg.BATCH_SIZE)))
+        plain=start_loader(plain_set, for_plain, through_pipes=through_pipes, batch_sampler=plain_batches),
+        val=start_loader(val_set, for_val, through_pipes=through_pipes,
+                         batch_sampler=own_batches(len(val_set), cfg.BATCH_SIZE)))
+
+
+def image_bytes(transform: Transform) -> int:
+    """Return the bytes of an image and its label as tensors."""
+    return 4 * 3 * math.prod(transform.img_size) + 8
 
 
 def equal_shares(targets: np.ndarray) -> np.ndarray:
@@ -239,6 +316,8 @@ def read_images(split: Split, transform: Transform, wanted: str | None, listing:
     for dataset in (split.train, split.val):
         dataset.loader, problems = on_each_machine(cached, transform, dataset, where)
         bad |= problems
+    if bad and not split.is_as_opened():
+        raise UserError(f'{split.root} changed while its images were read, perhaps by makedata.py: start again')
     leave_out(split, bad, listing)
 
 

@@ -10,12 +10,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import Dataset, default_collate
 
 from common.data.folders import Files, Store, open_store
 from common.data.images import BadImage, as_rgb
-from common.data.loaders import init_worker
+from common.data.loaders import Loader, choose_handover, image_bytes, init_worker
 from common.data.transforms import Transform, eval_transform, fit, least_side
+from common.runtime.disks import is_file
 from common.runtime.errors import UserError
 from common.runtime.names import inside
 
@@ -56,7 +57,7 @@ class Source:
         """Return the path of the image that tables call by a name. Raises BadName."""
         if self.is_list:
             return name
-        if os.path.isfile(self.root):
+        if is_file(self.root):
             return self.root
         return inside(self.root, name)
 
@@ -149,8 +150,8 @@ def collate(items: list[tuple[list[torch.Tensor] | None, str]]) -> tuple[list[to
 
 
 def read_batches(batches: Iterable[list[AnyImage]], transforms: Sequence[Transform], store: Store,
-                 workers: int = 0) -> Iterator[Batch]:
-    """Yield a Batch for each list of images, read by `workers` processes, or by this one for 0.
+                 workers: int = 0, batch_size: int = 1) -> Iterator[Batch]:
+    """Yield a Batch for each list of up to `batch_size` images, read by `workers` processes, or by this one for 0.
 
     No more of `batches` are asked for than the workers have begun to read.
     """
@@ -161,7 +162,9 @@ def read_batches(batches: Iterable[list[AnyImage]], transforms: Sequence[Transfo
             waiting.append(batch)
             yield batch
 
-    loader = DataLoader(Reader(transforms, store), batch_sampler=asked_for(), collate_fn=collate, num_workers=workers,
-                        worker_init_fn=init_worker, pin_memory=torch.cuda.is_available())
+    [workers], through_pipes = choose_handover(
+        [workers], batch_size * sum(image_bytes(transform) for transform in transforms), len(transforms))
+    loader = Loader(Reader(transforms, store), through_pipes, collate, batch_sampler=asked_for(), num_workers=workers,
+                    worker_init_fn=init_worker, pin_memory=torch.cuda.is_available())
     for tensors, errors in loader:
         yield Batch(waiting.popleft(), tensors, errors)

@@ -11,9 +11,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from common.data.folders import LITTER, Rows
+from common.data.folders import LITTER, SPLIT_TABLE, Rows
 from common.data.taking import TakenImages
 from common.runtime.console import printable
+from common.runtime.disks import is_file
 from common.runtime.errors import UserError
 from common.runtime.files import harmless, write_json
 from common.runtime.names import BadName, inside
@@ -25,8 +26,10 @@ TRAIN, VAL, TEST = range(len(SIDES))
 # The listing of a split: split.json has the settings, split.csv a row for each image
 
 SPLIT_SETTINGS = 'split.json'
-SPLIT_TABLE = 'split.csv'
 SPLIT_COLUMNS = ('file', 'source', 'class', 'side', 'group', 'sha256')  # images of one group lie on one side
+
+ABSENT_TABLE = 'absent.csv'  # the sides of images that an earlier split had, if they ever come back
+ABSENT_COLUMNS = ('sha256', 'side')
 
 _MADE_BY = 'makedata.py'
 _ADVICE = 'move it away or choose another TARGET_DIR; it was not touched'
@@ -50,8 +53,9 @@ def writing_manifest(folder: Path, settings: Mapping[str, Any]) -> Iterator[Any]
 def read_sides(target: Path, deciding: Mapping[str, Any]) -> Rows:
     """Return the split that is there, as a map from the SHA-256 of an image to the number of its side in SIDES.
 
-    The map is empty if the split was made with other values of the `deciding` settings. Raises UserError if the folder
-    is anything but a split of this makedata.py, or holds a file that makedata.py did not put there.
+    Images that only an earlier split had are in it, too. The map is empty if the split was made with other values of
+    the `deciding` settings. Raises UserError if the folder is anything but a split of this makedata.py, or holds a file
+    that makedata.py did not put there.
     """
     try:
         manifest = json.loads((target / SPLIT_SETTINGS).read_text(encoding='utf-8'))
@@ -62,9 +66,9 @@ def read_sides(target: Path, deciding: Mapping[str, Any]) -> Rows:
         raise UserError(f'{target} exists and was not made by {_MADE_BY}: {_ADVICE}')
     try:
         files = Rows(row['file'] for row in read_split_table(target))
-        sides = [SIDES.index(row['side']) for row in read_split_table(target)]
-        earlier = Rows((row['sha256'] for row in read_split_table(target)), sides)
-        unlisted = {SPLIT_SETTINGS, SPLIT_TABLE, *manifest['shards']}
+        sides = [SIDES.index(row['side']) for row in read_all_sides(target)]
+        earlier = Rows((row['sha256'] for row in read_all_sides(target)), sides)
+        unlisted = {SPLIT_SETTINGS, SPLIT_TABLE, ABSENT_TABLE, *manifest['shards']}
         is_same = all([manifest['settings'][name] == value for name, value in deciding.items()])
     except MALFORMED:
         raise UserError(f'{target} was made by another version of {_MADE_BY}, or changed since: {_ADVICE}') from None
@@ -87,6 +91,32 @@ def read_split_table(folder: Path) -> Iterator[dict[str, str]]:
         for row in csv.DictReader(file):
             inside(folder, row['file'])
             yield row
+
+
+def read_all_sides(folder: Path) -> Iterator[dict[str, str]]:
+    """Yield the rows of split.csv, then those of ABSENT_TABLE, if there is one."""
+    yield from read_split_table(folder)
+    if is_file(folder / ABSENT_TABLE):
+        with open(folder / ABSENT_TABLE, newline='', encoding='utf-8') as file:
+            yield from csv.DictReader(file)
+
+
+def keep_absent(folder: Path, images: TakenImages, target: Path, earlier: Rows) -> None:
+    """Write ABSENT_TABLE into `folder`: the sides of images that the split in `target` knows and the new one lacks.
+
+    An image that could not be read once, or was moved away for a while, comes back to the side where it was. It would
+    otherwise be drawn anew, and one that has been learnt from could come to measure. `earlier` is what read_sides
+    returned: nothing is written where that is empty.
+    """
+    present = Rows(digest.decode() for digest in images.sha256)
+    absent = {}
+    if len(earlier):
+        for row in read_all_sides(target):
+            if present.get(row['sha256']) is None:
+                absent[row['sha256']] = row['side']
+    if absent:
+        with open(folder / ABSENT_TABLE, 'w', newline='', encoding='utf-8') as file:
+            csv.writer(file).writerows([ABSENT_COLUMNS, *absent.items()])
 
 
 # The side of each image

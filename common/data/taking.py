@@ -9,10 +9,9 @@ import numpy as np
 from PIL import Image
 
 from common.data.folders import FoundImages, Samples, refuse_empty
-from common.data.grouping import alike, group_key, join
-from common.data.images import bad_image, decode, header, regular
+from common.data.grouping import alike, group_numbers, join
+from common.data.images import BadImage, decode, header, judging, read_content
 from common.data.near_duplicates import THUMBNAIL_SIZE, find_near_duplicates, thumbnail
-from common.runtime.errors import UserError
 from common.runtime.machine import map_in_threads
 
 _SHRUNK_FORMATS = {'.jpg': 'JPEG', '.jpeg': 'JPEG', '.png': 'PNG', '.webp': 'WEBP'}  # any other becomes PNG
@@ -76,6 +75,8 @@ def take_images(found: FoundImages, waiting: Path, link: bool, max_side: int | N
     is_shrunk = np.zeros(count, bool)
     thumbnails = np.empty((count if compare else 0, THUMBNAIL_SIZE, THUMBNAIL_SIZE, 3), np.uint8)
     copies = 0
+    below = (Path(path).relative_to(found.root) for path, _ in found.samples)
+    named = group_numbers(below, count, group, found.class_depth)  # before anything is read, which may take hours
 
     def take_one(number: int, sample: tuple[str, int]) -> TakenFile:
         return take_file(Path(sample[0]), waiting / str(number), link, max_side, compare)
@@ -98,7 +99,7 @@ def take_images(found: FoundImages, waiting: Path, link: bool, max_side: int | N
     refuse_empty(found.classes, {found.classes[target] for target in np.unique(samples.targets)}, found.root)
 
     pairs = [alike(sha256[numbers].tolist())]
-    pairs.append(alike(group_key(Path(path).relative_to(found.root), group, found.class_depth) for path, _ in samples))
+    pairs.append(alike(None if number < 0 else number for number in named[numbers].tolist()))
     if found.groups is not None:
         pairs.append(alike(found.groups[number] for number in numbers))
     if compare:
@@ -113,18 +114,17 @@ def take_images(found: FoundImages, waiting: Path, link: bool, max_side: int | N
 def take_file(path: Path, file: Path, link: bool, max_side: int | None, compare: bool) -> TakenFile:
     """Read an image once: put its copy, link or shrunken version at `file`, and return what is known of it."""
     try:
-        content = regular(path).read_bytes()
-        with header(io.BytesIO(content)) as opened:
-            is_large = max_side is not None and max(opened.size) > max_side
-        if compare or is_large:
-            at_least = 2 * THUMBNAIL_SIZE
-            if is_large:
-                at_least = max(at_least, 2 * max_side)
-            image = decode(io.BytesIO(content), path, at_least)
-    except (MemoryError, UserError):
-        raise
-    except Exception as error:  # Pillow's errors on a damaged file are of a dozen types
-        return TakenFile(problem=str(bad_image(path, error)))
+        with judging(path):
+            content = read_content(path)
+            with header(io.BytesIO(content)) as opened:
+                is_large = max_side is not None and max(opened.size) > max_side
+            if compare or is_large:
+                at_least = 2 * THUMBNAIL_SIZE
+                if is_large:
+                    at_least = max(at_least, 2 * max_side)
+                image = decode(io.BytesIO(content), path, at_least)
+    except BadImage as error:
+        return TakenFile(problem=str(error))
 
     small = thumbnail(image) if compare else None
     is_link = False

@@ -192,7 +192,7 @@ class Predictor:
         Several processes of torchrun, which must be given the same images, classify a share each, and all get the
         whole.
         """
-        own = read_batches(self.own_batches(images), self.transforms, store, workers)
+        own = read_batches(self.own_batches(images), self.transforms, store, workers, self.batch_size)
         while True:
             batch = next(own, None)
             classified = [] if batch is None else [self.classify(batch)]

@@ -1,4 +1,5 @@
 """Errors that are not bugs. common.settings.run ends a script with one line for each."""
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -37,9 +38,17 @@ def explain_failures(less_memory: str, advice: str) -> Iterator[None]:
         text = str(error)
         if isinstance(error, MemoryError) or "can't allocate memory" in text or 'out of memory' in text.lower():
             raise UserError(f'out of memory: {less_memory}; {advice}') from error
+        if 'shared memory' in text:
+            raise UserError('the memory that processes share (/dev/shm) ran out: in Docker --shm-size=2g or --ipc=host '
+                            f'gives more, or lower NUM_WORKERS; {advice}') from error
         if text.startswith('DataLoader worker'):
             raise UserError(f'a worker process of the data loader died ({text.splitlines()[0]}): if memory ran out, '
                             f'lower NUM_WORKERS; {advice}') from error
+        raise
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise UserError('too many files are open: allow more of them (ulimit -n 4096), or lower NUM_WORKERS; '
+                            f'{advice}') from error
         raise
 
 

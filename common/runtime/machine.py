@@ -1,7 +1,10 @@
 """Cores and memory of this machine. Nothing here needs PyTorch."""
 import ctypes
+import mmap
 import os
 import platform
+import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
@@ -10,6 +13,11 @@ from typing import Any, NamedTuple
 from common.runtime.console import Bar
 from common.runtime.errors import UserError
 from common.runtime.processes import LOCAL_WORLD_SIZE
+
+try:
+    import resource
+except ImportError:  # Windows has no such limits.
+    resource = None
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 THREADS = min(8, CORES)  # for work during which Pillow and hashlib release the interpreter's lock (GIL)
@@ -27,6 +35,62 @@ def worker_count(value: int | str) -> int:
     if isinstance(value, str) or value < 0:
         raise UserError(f"NUM_WORKERS = {value!r}: give 'auto' or a number from 0")
     return value
+
+
+SHARED_MEMORY = Path('/dev/shm')  # Linux: where processes share memory, and have their semaphores as files
+_SEMAPHORES = 12  # of a pool of processes or a loader, with some to spare
+_SEMAPHORES_PER_PROCESS = 5
+_DESCRIPTORS = 24  # that the process opens while it works
+_DESCRIPTORS_PER_PROCESS = 5
+
+
+def lacking_for_processes(processes: int, pools: int = 1, shared_bytes: int = 0, shared_pieces: int = 0) -> str:
+    """Return what the system lacks for worker processes in so many pools, '' where it has enough.
+
+    They hand over up to `shared_bytes` at a time in shared memory, as `shared_pieces` pieces. What is not noticed
+    before they start ends in a crash, or makes them wait for ever.
+    """
+    semaphores = _SEMAPHORES * pools + _SEMAPHORES_PER_PROCESS * processes
+    needed = semaphores * mmap.PAGESIZE + shared_bytes
+    room = shared_memory_room()
+    if room is not None and room < needed:
+        return (f'{SHARED_MEMORY} has room for {room / 2 ** 20:.1f} MiB, and worker processes need '
+                f'{needed / 2 ** 20:.1f} (in Docker --shm-size=2g or --ipc=host gives more)')
+    needed = _DESCRIPTORS + _DESCRIPTORS_PER_PROCESS * processes + shared_pieces
+    if not may_open(needed):
+        return f'worker processes need {needed} open files, and fewer are allowed (ulimit -n 4096 allows more)'
+    return ''
+
+
+def shared_memory_room() -> int | None:
+    """Return how many bytes go into the memory that processes share; None where nothing but memory limits it."""
+    if sys.platform != 'linux':
+        return None
+    try:
+        tempfile.TemporaryFile(dir=SHARED_MEMORY).close()
+        status = os.statvfs(SHARED_MEMORY)
+    except OSError:  # It is missing, full or read-only.
+        return 0
+    if not status.f_blocks:  # It was mounted without a limit.
+        return None
+    return status.f_bavail * status.f_frsize
+
+
+def may_open(count: int) -> bool:
+    """Return whether this process may open so many more files. The limit is raised as far as the system allows."""
+    if resource is None:
+        return True
+    limit, highest = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        needed = len(os.listdir('/dev/fd')) + count
+    except OSError:
+        needed = count
+    if limit == resource.RLIM_INFINITY or needed <= limit:
+        return True
+    if highest != resource.RLIM_INFINITY and needed > highest:
+        return False
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, highest))
+    return True
 
 
 def retain_freed_memory() -> None:

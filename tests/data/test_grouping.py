@@ -1,11 +1,15 @@
 """What belongs together lies on one side, and the shares are right all the same."""
+import signal
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from common.data.grouping import alike, join
+from common.data import grouping
+from common.data.grouping import alike, group_numbers, join
 from common.data.split import TEST, TRAIN, VAL, choose_sides
+from common.runtime.errors import UserError
 
 
 def digests(count, seed=0):
@@ -80,3 +84,14 @@ def test_a_group_over_two_classes_is_not_divided():
     groups = [*range(10), *range(5, 15)]
     sides = draw(groups, [0] * 10 + [1] * 10)
     assert all(len({*sides[np.array(groups) == group].tolist()}) == 1 for group in groups)
+
+
+@pytest.mark.skipif(not hasattr(signal, 'setitimer'), reason='Windows has no such timer')
+def test_a_regular_expression_that_tries_for_ever(monkeypatch):
+    monkeypatch.setattr(grouping, '_SECONDS', 0.1)
+    paths = [Path('a', name) for name in ('1.png', f'{"a" * 60}.png')]
+    with pytest.raises(UserError, match=r"GROUP = '\(a\+\)\+\$' takes too long to search a/aaa"):
+        group_numbers(paths, 2, '(a+)+$', 1)
+    assert signal.getitimer(signal.ITIMER_VIRTUAL)[0] == 0
+    assert group_numbers(paths, 2, r'a/(\d|a)', 1).tolist() == [0, 1]
+    assert group_numbers(paths, 2, 'a{60}', 1).tolist() == [-1, 0]

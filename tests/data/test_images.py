@@ -23,7 +23,7 @@ PACKED = np.packbits((RAMP.reshape(-1, 1) >> np.arange(11, -1, -1)) & 1).tobytes
 
 @pytest.fixture(autouse=True)
 def nothing_warned_yet():
-    images._has_warned.value = False
+    images._has_warned[0] = 0
 
 
 def test_exif_orientation_is_applied(tmp_path):
@@ -80,7 +80,7 @@ def test_a_depth_that_no_file_states_is_asked_for_once(tmp_path, monkeypatch, ca
     assert 'x.png is almost black' in line and 'BIT_DEPTH: int | None = 12' in line and 'images.py' in line
     open_bytes(tmp_path, content)
     assert not capsys.readouterr().out
-    images._has_warned.value = False
+    images._has_warned[0] = 0
     monkeypatch.setattr(images, 'BIT_DEPTH', 12)
     found = open_bytes(tmp_path, content)
     assert np.array_equal(found[..., 0], RAMP * 255 // 4095) and not capsys.readouterr().out

@@ -96,7 +96,7 @@ def test_a_truncated_image_is_left_out_where_pixels_are_read(tmp_path, source, a
 
 
 def test_a_depth_that_no_file_states_is_asked_for_while_shrinking(tmp_path, source):
-    images._has_warned.value = False
+    images._has_warned[0] = 0
     for number in range(4):
         Image.fromarray(np.full((99, 99), 4000 + number, np.uint16)).save(source / 'a' / f'deep{number}.png')
     result = split('--max-side', 50)
