@@ -13,7 +13,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 # As many processes as there are cores, one thread each. The tests of a file stay together: they share set-ups.
-PYTEST  = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
+PYTEST  = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 
 # Settings of the demo: eight minutes from scratch; what is in data1/ was drawn at any angle.
 DEMO = --pretrained false --time-budget 8 --view above
