@@ -9,16 +9,18 @@ is taken for a copy only of what is the same everywhere, in each small square.
 """
 import hashlib
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
 import numpy as np
 from PIL import Image
-from sklearn.decomposition import PCA
 
 from common.data.grouping import alike
 from common.runtime.console import Bar
 from common.runtime.machine import map_in_threads
+
+if TYPE_CHECKING:
+    from sklearn.decomposition import PCA
 
 THUMBNAIL_SIZE = 64  # pixels, of each side
 _COARSE = 12         # pixels, of each side
@@ -99,7 +101,7 @@ def without_chains(pairs: list[tuple[int, int]]) -> np.ndarray:
     return np.array([(leader, image) for image, leader in first.items() if image != leader], np.int64).reshape(-1, 2)
 
 
-def find_common(values: np.ndarray) -> PCA | None:
+def find_common(values: np.ndarray) -> 'PCA | None':
     """Return what the rows of `values` (N, D), one for each image, have in common: their mean and main components.
 
     None is returned for a few images, among which a copy would be a component.
@@ -107,10 +109,11 @@ def find_common(values: np.ndarray) -> PCA | None:
     count = min(_COMPONENTS, len(values) // _FEWEST)
     if not count:
         return None
+    from sklearn.decomposition import PCA  # takes a second
     return PCA(count, svd_solver='randomized', random_state=0).fit(values)
 
 
-def own_part(values: np.ndarray, common: PCA) -> np.ndarray:
+def own_part(values: np.ndarray, common: 'PCA') -> np.ndarray:
     """Return rows (N, D) without what the set has in common."""
     return values - common.inverse_transform(common.transform(values))
 
@@ -154,7 +157,7 @@ def nearest(variants: np.ndarray, descriptions: np.ndarray, start: int) -> set[t
             if first != start + second}
 
 
-def own_descriptions(descriptions: np.ndarray, common: PCA | None) -> np.ndarray:
+def own_descriptions(descriptions: np.ndarray, common: 'PCA | None') -> np.ndarray:
     """Return descriptions (N, 144) without what the set has in common, each of length 1 again."""
     if common is None:
         return descriptions
@@ -206,7 +209,7 @@ def describe(grey: np.ndarray) -> np.ndarray:
     return values / np.linalg.norm(values)
 
 
-def compare(first: np.ndarray, second: np.ndarray, common: PCA | None) -> Comparison | None:
+def compare(first: np.ndarray, second: np.ndarray, common: 'PCA | None') -> Comparison | None:
     """Return how alike two thumbnails (64, 64, RGB) are once a small shift and zoom has aligned them.
 
     None is returned where no crop of up to 5 % aligns them.

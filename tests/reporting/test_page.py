@@ -23,7 +23,7 @@ from common.evaluation.report import build_report
 from common.reporting import page
 from common.runtime.errors import UserError
 from common.training.losses import LossModel
-from common.training.page import RunPage, find_twins
+from common.training.page import RunPage, find_twins, open_image
 
 NAMES = ["Fat Hen's <script>alert(1)</script>", '玉米 "Mais" & <b>co</b>', '{{ 7 * 7 }} $x$', '</script>=cmd']
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
@@ -328,5 +328,5 @@ def test_a_page_shows_images_of_the_data_alone(data, tmp_path):
     for name in ('private.png', f'train/{tmp_path}/private.png', 'train/../../private.png',
                  'val/a/../../../private.png', f'{tmp_path}/private.png', f'../train/{own}', f'test/{own}'):
         with pytest.raises(UserError, match='leads out of this folder|lies neither in train nor in val'):
-            shown.open_image(name)
+            open_image(parts, name)
         assert shown.thumbnail(name) == ''
