@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from common.data.grouping import alike
+from common.data.grouping import alike, join
 from common.runtime.console import Bar
 from common.runtime.machine import map_in_threads
 
@@ -33,6 +33,8 @@ _SQUARE = 8          # pixels, of each side of such a square
 _COMPONENTS = 16     # of what the images of a set have in common, besides their mean
 _FEWEST = 20         # images to each component
 _SAMPLED = 1000      # images that the components are found in
+_LARGE = 10          # images; so many copies of one are rare, and images of a kind that nobody foresaw are not
+_WHOLE = 4           # images of a class, all of which are hardly copies of one
 _MOST = 10           # images that each one is compared with at 64 x 64, besides those nearest without what is common
 _FLAT = 2            # grey levels; images with a smaller standard deviation show nothing to compare
 _BLOCK = 512         # images that are compared at a time
@@ -99,6 +101,29 @@ def without_chains(pairs: list[tuple[int, int]]) -> np.ndarray:
             for image in [image for image, its in first.items() if its == led]:
                 first[image] = leader
     return np.array([(leader, image) for image, leader in first.items() if image != leader], np.int64).reshape(-1, 2)
+
+
+class Trusted(NamedTuple):
+    """Pairs (P, 2) of images to be kept together, and the groups that are too large to be believed."""
+    pairs: np.ndarray
+    doubtful: list[np.ndarray]  # the images of each
+
+
+def distrust_large_groups(pairs: np.ndarray, targets: np.ndarray) -> Trusted:
+    """Leave out the pairs of groups that would cost a class its validation: large ones with images of several classes
+    or more than half of a class, and those with all of a class. `targets` (N,) are the classes.
+    """
+    groups = join(len(targets), pairs)
+    classes = np.bincount(targets)
+    doubtful = []
+    for group in np.unique(groups[pairs[:, 0]]):
+        members = np.flatnonzero(groups == group)
+        counts = np.bincount(targets[members], minlength=len(classes))
+        is_large = len(members) > _LARGE and ((counts > 0).sum() > 1 or (counts > classes / 2).any())
+        if is_large or ((counts == classes) & (classes >= _WHOLE)).any():
+            doubtful.append(members)
+    believed = ~np.isin(pairs[:, 0], np.concatenate([np.empty(0, np.int64), *doubtful]))
+    return Trusted(pairs[believed], doubtful)
 
 
 def find_common(values: np.ndarray) -> 'PCA | None':

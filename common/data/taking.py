@@ -11,7 +11,12 @@ from PIL import Image
 from common.data.folders import FoundImages, Samples, refuse_empty
 from common.data.grouping import alike, group_numbers, join
 from common.data.images import BadImage, decode, header, judging, read_content
-from common.data.near_duplicates import THUMBNAIL_SIZE, find_near_duplicates, thumbnail
+from common.data.near_duplicates import (
+    THUMBNAIL_SIZE,
+    distrust_large_groups,
+    find_near_duplicates,
+    thumbnail,
+)
 from common.runtime.machine import map_in_threads
 
 _SHRUNK_FORMATS = {'.jpg': 'JPEG', '.jpeg': 'JPEG', '.png': 'PNG', '.webp': 'WEBP'}  # any other becomes PNG
@@ -103,7 +108,12 @@ def take_images(found: FoundImages, waiting: Path, link: bool, max_side: int | N
     if found.groups is not None:
         pairs.append(alike(found.groups[number] for number in numbers))
     if compare:
-        pairs.append(find_near_duplicates(thumbnails[numbers]))
+        found_pairs, doubtful = distrust_large_groups(find_near_duplicates(thumbnails[numbers]), samples.targets)
+        pairs.append(found_pairs)
+        for members in doubtful:
+            one, other = (Path(samples[place][0]).relative_to(found.root).as_posix() for place in members[[0, -1]])
+            print(f'NEAR_DUPLICATES: {len(members)} images look alike, such as {one} and {other}, but are of several '
+                  'classes or most of one, and are not kept together; if they belong together, set GROUP')
 
     return TakenImages(
         classes=found.classes, samples=samples, root=found.root, class_depth=found.class_depth, waiting=waiting,

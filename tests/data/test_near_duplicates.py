@@ -1,15 +1,22 @@
 """Near-duplicates: found whatever was done to the copy, and nothing else is taken for one."""
 import random
+import re
 
 import numpy as np
 import pytest
-from helpers import COPIES, SEEDLINGS, cropped, saved, scene
+from helpers import COPIES, SEEDLINGS, cropped, entries, saved, scene, split
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter
 
 from common.data.folders import list_images
 from common.data.grouping import join
 from common.data.images import open_image
-from common.data.near_duplicates import compare, find_near_duplicates, thumbnail, without_chains
+from common.data.near_duplicates import (
+    compare,
+    distrust_large_groups,
+    find_near_duplicates,
+    thumbnail,
+    without_chains,
+)
 
 
 def found(pictures):
@@ -115,3 +122,31 @@ def test_photographs():
     assert len(expected - pairs) <= 3
     assert {pair for pair in pairs if pair[1] < 150} == known and len(known) <= 1
     assert len({(first, second % 150) for first, second in pairs if first % 150 != second % 150} - known) == 0
+
+
+@pytest.mark.parametrize('members, targets, kept', [
+    (range(12), [0] * 30 + [1] * 30, True),              # a large part of a class, not most of it
+    (range(20), [0] * 30 + [1] * 30, False),             # most of a class
+    (range(20, 32), [0] * 30 + [1] * 30, False),         # large, of two classes
+    ((29, 30), [0] * 30 + [1] * 30, True),               # a copy in another class
+    (range(4), [0] * 4 + [1] * 30, False),               # all of a class
+    (range(3), [0] * 3 + [1] * 30, True)])               # all of a class that is too small to tell
+def test_a_group_that_costs_a_class_its_validation_is_not_believed(members, targets, kept):
+    members = [*members]
+    pairs = np.array([(members[0], other) for other in members[1:]] + [(50 % len(targets), 51 % len(targets))])
+    found_pairs, doubtful = distrust_large_groups(pairs, np.array(targets))
+    assert len(found_pairs) == (len(pairs) if kept else 1)
+    assert [group.tolist() for group in doubtful] == ([] if kept else [members])
+
+
+def test_a_set_of_one_motif_keeps_its_validation(tmp_path, monkeypatch):
+    """All images would belong together; makedata.py says which it does not believe in."""
+    monkeypatch.chdir(tmp_path)
+    for name in 'ab':
+        (tmp_path / 'data1' / name).mkdir(parents=True)
+        for number in range(6):
+            saved(scene(1), format='JPEG', quality=60 + 5 * number + (name == 'b')).save(
+                tmp_path / 'data1' / name / f'{number}.png')
+    done = split('--near-duplicates', 'true')
+    assert re.search(r'^NEAR_DUPLICATES: 1\d images look alike, such as a/.* and b/.*, but are of several', done.stdout)
+    assert {entry['side'] for entry in entries(tmp_path)} == {'train', 'val'}
