@@ -51,14 +51,14 @@ SHARDS = False                # True writes data/train and data/val as large fil
 
 _MOST_COMPARED = 20_000  # images that NEAR_DUPLICATES = 'auto' compares with each other, in minutes
 _WAITING = '_taken'      # where images wait in the new folder until the side of each is known
-_DECIDING = ('VAL_RATIO', 'TEST_RATIO', 'FOLDS', 'SEED', 'GROUP', 'LABELS')  # the same split follows from the same ones
+_DECIDING = ('VAL_RATIO', 'TEST_RATIO', 'FOLDS', 'SEED', 'GROUP', 'LABELS')  # if one differs, all is drawn anew
 
 
 def main(cfg: settings.Settings) -> None:
     check(cfg)
     layout = choose_layout(cfg)
     writable_folder(Path(cfg.TARGET_DIR).parent, 'TARGET_DIR')
-    with locked(beside(Path(cfg.TARGET_DIR), 'lock'), f'TARGET_DIR = {cfg.TARGET_DIR!r}: another makedata.py is there'):
+    with locked(beside(Path(cfg.TARGET_DIR), 'lock'), f'TARGET_DIR = {cfg.TARGET_DIR!r}: another makedata.py is at work'):
         split(layout, cfg)
 
 
@@ -66,7 +66,8 @@ def split(layout: Layout, cfg: settings.Settings) -> None:
     """Build the new split beside TARGET_DIR, put it in its place, and print what is in it."""
     target = Path(cfg.TARGET_DIR)
     earlier = Rows([])
-    if restore(target):
+    exists = restore(target)  # a run that was killed while it replaced the split may have moved it away
+    if exists:
         earlier = read_sides(target, {name: getattr(cfg, name) for name in _DECIDING})
 
     found = find_images(cfg)
@@ -78,7 +79,8 @@ def split(layout: Layout, cfg: settings.Settings) -> None:
     if compare == 'auto':
         compare = len(found.samples) <= _MOST_COMPARED
         if not compare:
-            print(f'NEAR_DUPLICATES = True also looks for them among {len(found.samples)} images, which takes long')
+            print(f'near-duplicates are not looked for among {len(found.samples)} images, which takes long: set '
+                  'NEAR_DUPLICATES = True to do so')
 
     with replacing_folder(target) as folder:
         images = take_images(found, folder / _WAITING, link=cfg.LINK or layout.links_suffice, max_side=cfg.MAX_SIDE,
@@ -92,7 +94,8 @@ def split(layout: Layout, cfg: settings.Settings) -> None:
         if not cfg.FOLDS:
             keep_absent(folder, images, target, earlier)
         shutil.rmtree(folder / _WAITING)
-        if find_images(cfg).samples != found.samples or (read_stamps(found.samples) != stamps).any():
+        changed = find_images(cfg).samples != found.samples  # a second look
+        if changed or (read_stamps(found.samples) != stamps).any():
             raise UserError(f'{cfg.SOURCE_DIR} changed while it was read: run makedata.py again when it is complete')
     layout.report(images, sides, cfg.TARGET_DIR)
 

@@ -44,17 +44,18 @@ USE_GPU: bool | str = 'auto'      # 'auto' uses an NVIDIA or AMD GPU where there
 USE_AMP: bool | str = 'auto'      # Mixed precision, where the processor gains from it; 'auto' is as in training.
 USE_DP = True                     # Share each batch among several GPUs (DataParallel).
 UNKNOWN_BELOW = 0.0               # The least certainty, from 0 to 1, at which an image gets a class; below it the
-                                  # answer is 'unknown'. The report.html of the training shows what accuracy each value
-                                  # buys; 0.5 is a good start.
+                                  # answer is 'unknown'. Certainty is the confidence, lowered for images that are unlike
+                                  # those of val. 0.5 is a good start; report.html shows what each value buys.
 PRINT: str | None = 'text'        # What is printed for each image: a line of 'text', 'jsonl' (a JSON object for a
                                   # program to read, with nothing else on standard output) or None.
-TTA = False                       # Test-time augmentation: also look at other views that training had, such as mirror
-                                  # images, and average the logits.
+TTA = False                       # Test-time augmentation: classify each image in several views, such as mirror images,
+                                  # of the kinds that training saw, and average the logits.
 TTA_BELOW = 0.9                   # Test-time augmentation is for images with a confidence below this, from 0 to 1.
 EXPLAIN = False                   # For a VOLO: draw where it looked, in the folder explain/ and on the page.
 SORT_TO: str | None = None        # A folder in which each image is copied into the sub-folder of its class, 'unsure' or
                                   # 'unknown'.
-UNSURE_BELOW = 0.5                # SORT_TO copies images with a confidence below this, from 0 to 1, into 'unsure'.
+UNSURE_BELOW = 0.5                # SORT_TO copies images with a confidence (the probability of their class) below this,
+                                  # from 0 to 1, into 'unsure'.
 WATCH = False                     # Classify what comes into TEST_DIR until Ctrl-C; started again, it goes on.
 _ON_SHEET = 36                    # images on the contact sheet
 _SOME_UNREADABLE = 3              # exit code
@@ -220,7 +221,7 @@ def watch_folder(cfg: Settings) -> int:
 
 
 def open_sorter(cfg: Settings, predictor: Predictor) -> contextlib.AbstractContextManager:
-    """Return what inside `with` is the Sorter that SORT_TO asks for, or None. Raises UserError."""
+    """Return a context that yields the Sorter that SORT_TO asks for, or None. Raises UserError."""
     if cfg.SORT_TO is None or RANK > 0:
         return contextlib.nullcontext()
     with extra('SORT_TO'):
