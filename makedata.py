@@ -58,7 +58,7 @@ def main(cfg: settings.Settings) -> None:
     check(cfg)
     layout = choose_layout(cfg)
     writable_folder(Path(cfg.TARGET_DIR).parent, 'TARGET_DIR')
-    with locked(beside(Path(cfg.TARGET_DIR), 'lock'), f'TARGET_DIR = {cfg.TARGET_DIR!r}: another makedata.py is at work'):
+    with locked(beside(Path(cfg.TARGET_DIR), 'lock'), f'TARGET_DIR = {cfg.TARGET_DIR!r}: another makedata.py runs'):
         split(layout, cfg)
 
 

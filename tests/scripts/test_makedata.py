@@ -251,7 +251,7 @@ def test_copies_do_not_overwrite_each_other(tmp_path, source):
 def test_two_at_once_are_refused(tmp_path, source):
     with FileLock(tmp_path / '.data.lock'):
         result = split()
-    assert result.returncode == 2 and 'another makedata.py is there' in result.stderr
+    assert result.returncode == 2 and 'another makedata.py runs' in result.stderr
     assert not (tmp_path / 'data').exists() and split().returncode == 0
 
 
