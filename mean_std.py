@@ -20,7 +20,7 @@ from common.runtime.console import Bar, format_duration
 from common.runtime.errors import UserError
 from common.runtime.files import writable_folder, write_json
 from common.runtime.machine import lacking_for_processes, worker_count
-from common.runtime.processes import end_with_parent
+from common.runtime.signals import end_with_parent
 
 DATA_DIR = 'data1'                # Folder with one sub-folder of images for each class.
 OUTPUT_FILE = 'mean_std.json'     # File for the result. train.py looks for this name.

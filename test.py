@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from common import settings
-from common.data.reading import Source, open_source
+from common.data.sources import Source, open_source
 from common.evaluation.predictor import Predictor, is_validation_set
 from common.evaluation.report import Summary, table_row
 from common.reporting.page import making, write_prediction_page

@@ -30,7 +30,7 @@ from common.runtime import device as devices
 from common.runtime import processes
 from common.runtime.errors import UserError, extra
 from common.settings import Settings
-from common.training import checkpoint, choices, log, losses, schedule, setup, step
+from common.training import checkpoint, choices, log, losses, run_length, setup, step
 from common.training.monitor import Diverged, Monitor
 from common.training.optimizer import build_optimizer
 from models import VARIANTS
@@ -208,7 +208,7 @@ def build_model(cfg: Settings, built: setup.BuiltNetwork, data: Data, device: to
         with extra('COMPILE'):
             from extras.compile import compiled
         graphs = device.type == 'cuda' and cfg.ACCUMULATE_STEPS == 1 and not processes.LAUNCHED
-        model = compiled(model.train(), *schedule.blank_batch(data, device), graphs)
+        model = compiled(model.train(), *run_length.blank_batch(data, device), graphs)
     if processes.LAUNCHED:
         with extra('torchrun'):
             from extras.torchrun.shared_batch import distributed
@@ -216,7 +216,7 @@ def build_model(cfg: Settings, built: setup.BuiltNetwork, data: Data, device: to
     return model
 
 
-def build_state(cfg: Settings, data: Data, weights: setup.InitialWeights, saved: dict | None, clock: schedule.Clock,
+def build_state(cfg: Settings, data: Data, weights: setup.InitialWeights, saved: dict | None, clock: run_length.Clock,
                 lr_scale: float = 1.) -> tuple[step.TrainState, dict]:
     """Return everything that an update needs, new or as it was saved, and what every checkpoint says of the run.
 
@@ -241,13 +241,13 @@ def build_state(cfg: Settings, data: Data, weights: setup.InitialWeights, saved:
     if cfg.USE_EMA:  # an average over about the last fiftieth of all updates so far, at most 5,000
         ema = ModelEmaV3(net, decay=0.9998, use_warmup=True, warmup_gamma=50, warmup_power=1)
     model = build_model(cfg, built, data, device, amp_dtype)
-    validation = schedule.validation_cost(net, len(data.val), len(data.plain), cfg.USE_EMA, cfg.ACCUMULATE_STEPS)
+    validation = run_length.validation_cost(net, len(data.val), len(data.plain), cfg.USE_EMA, cfg.ACCUMULATE_STEPS)
     updates_per_epoch = math.ceil(len(data.train) / cfg.ACCUMULATE_STEPS)
-    plan = schedule.make_plan(cfg.EPOCHS, updates_per_epoch, validation, cfg.VALIDATE_EVERY)
+    plan = run_length.make_plan(cfg.EPOCHS, updates_per_epoch, validation, cfg.VALIDATE_EVERY)
     if cfg.TIME_BUDGET:  # how fast the machine is, updates with blank images tell
-        blank = schedule.blank_batch(data, device)
-        rehearse = partial(schedule.rehearse, clock, model, optimizer, *blank, cfg.ACCUMULATE_STEPS)
-        plan = schedule.fit_time_budget(plan, cfg.TIME_BUDGET, clock, saved, rehearse)
+        blank = run_length.blank_batch(data, device)
+        rehearse = partial(run_length.rehearse, clock, model, optimizer, *blank, cfg.ACCUMULATE_STEPS)
+        plan = run_length.fit_time_budget(plan, cfg.TIME_BUDGET, clock, saved, rehearse)
     state = step.TrainState(
         net=net,
         model=model,
@@ -283,7 +283,7 @@ def main(cfg: Settings) -> None:
                 saved, cfg.EPOCHS, cfg.TIME_BUDGET, cfg.PATIENCE):
             print(f'{out}/last.pth is of a run that completed all its epochs: nothing to do')
             return
-        clock = schedule.Clock(saved['elapsed'] if saved else 0.)
+        clock = run_length.Clock(saved['elapsed'] if saved else 0.)
         if saved:
             weights = setup.weights_of_resumed(saved)
         else:

@@ -26,7 +26,8 @@ from typing import Any, NoReturn
 
 from common.runtime.console import PrintableStream, printable
 from common.runtime.errors import Stopped, UserError, lost_peer
-from common.runtime.processes import LAUNCHED, RANK, claim_failure, kill_workers
+from common.runtime.processes import LAUNCHED, RANK, claim_failure
+from common.runtime.signals import kill_workers
 
 Settings = types.SimpleNamespace  # the constants of a script by name, with their effective values
 

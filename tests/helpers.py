@@ -21,7 +21,7 @@ from common import settings
 from common.data.transforms import Transform
 from common.evaluation.predictor import FORMAT
 from common.evaluation.validate import measure_batch_norm
-from common.training import choices, schedule, setup
+from common.training import choices, run_length, setup
 
 ROOT = Path(__file__).resolve().parent.parent
 SEEDLINGS = Path(os.environ.get('SEEDLINGS', ROOT.parent / 'shared' / 'seedlings'))
@@ -111,7 +111,7 @@ def build(**changes):
     split = train.open_split(cfg.DATA_DIR)
     cfg = choices.choose_settings(cfg, weights.provenance, len(split.train), len(split.classes), None)
     data = load(cfg, weights.provenance.normalisation)
-    state, _ = train.build_state(cfg, data, weights, None, schedule.Clock())
+    state, _ = train.build_state(cfg, data, weights, None, run_length.Clock())
     return cfg, data, state
 
 

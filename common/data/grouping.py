@@ -9,7 +9,7 @@ from scipy.sparse.csgraph import connected_components
 
 from common.runtime.console import printable
 from common.runtime.errors import UserError
-from common.runtime.processes import OutOfTime, processor_time
+from common.runtime.signals import OutOfTime, processor_time
 
 _SECONDS = 5                # of the processor, for GROUP to search all names, and more of them for many names:
 _NAMES_PER_SECOND = 10_000  # a tenth of what is usual

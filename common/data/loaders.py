@@ -21,15 +21,8 @@ from common.data.transforms import Transform, eval_transform, fit, least_side
 from common.runtime.device import to_device
 from common.runtime.errors import UserError
 from common.runtime.machine import lacking_for_processes, retain_freed_memory, worker_count
-from common.runtime.processes import (
-    RANK,
-    WORLD_SIZE,
-    from_first,
-    gather,
-    kill_workers,
-    leave_signals_to_parent,
-    on_each_machine,
-)
+from common.runtime.processes import RANK, WORLD_SIZE, from_first, gather, on_each_machine
+from common.runtime.signals import kill_workers, leave_signals_to_parent
 from common.settings import Settings
 
 BLOCKS = 16  # shards that an epoch reads from at a time

@@ -18,9 +18,9 @@ from torch import nn
 
 from common.data.folders import Files, Store
 from common.data.loaders import in_turn
-from common.data.reading import AnyImage, Batch, read_batches
+from common.data.sources import AnyImage, Batch, read_batches
 from common.data.transforms import Transform
-from common.evaluation.certainty import certainty, typicality
+from common.evaluation.outliers import certainty, typicality
 from common.evaluation.validate import EvalModel
 from common.runtime.device import choose_amp_dtype, choose_device, parallel, to_device
 from common.runtime.errors import UserError, extra

@@ -27,7 +27,7 @@ from common.runtime.schema import (
 )
 from common.settings import Settings
 from common.training.optimizer import Muon
-from common.training.schedule import Plan
+from common.training.run_length import Plan
 from common.training.setup import Provenance
 from common.training.step import Progress, TrainState
 from models import WeightsError, check_saved

@@ -14,7 +14,7 @@ from common.runtime.processes import RESTARTS
 from common.settings import Settings, check_range
 from common.training.losses import LossModel, choose_loss
 from common.training.optimizer import build_optimizer
-from common.training.schedule import Clock, rehearse
+from common.training.run_length import Clock, rehearse
 from common.training.setup import Demand, Provenance, Size, largest_batch, network_spec
 from models import VARIANTS, default_cfg, has_fixed_size
 

@@ -4,8 +4,8 @@ from pathlib import Path
 import torch
 
 from common.data.loaders import Data
-from common.evaluation.certainty import certainty, typicality
 from common.evaluation.metrics import interval
+from common.evaluation.outliers import certainty, typicality
 from common.evaluation.report import build_report
 from common.reporting.plots import plot_confusion, plot_reliability, plot_training
 from common.reporting.tables import write_report

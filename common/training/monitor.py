@@ -6,16 +6,17 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from common.data.loaders import Data
-from common.evaluation.certainty import fit_outliers
+from common.evaluation.outliers import fit_outliers
 from common.runtime.console import Bar, format_duration
 from common.runtime.errors import Stopped, UserError, extra
 from common.runtime.files import write_json
-from common.runtime.processes import RANK, WORLD_SIZE, StopRequest, barrier, largest
+from common.runtime.processes import RANK, WORLD_SIZE, barrier, largest
+from common.runtime.signals import StopRequest
 from common.settings import Settings
 from common.training import checkpoint
 from common.training.log import best_of, epoch_row, out_of_patience, print_epoch, write_epoch
 from common.training.page import RunPage
-from common.training.schedule import revise
+from common.training.run_length import revise
 from common.training.step import Progress, TrainState, Update, UpdateBatches
 
 MAX_SKIPPED = 10      # updates in a row without a finite loss and gradient, after which the run goes back to a save

@@ -16,7 +16,7 @@ from common.data.loaders import TimedBatches
 from common.evaluation.suspects import Margins
 from common.runtime.processes import LAUNCHED, add_up
 from common.training.optimizer import can_skip, optimizer_flop
-from common.training.schedule import Clock, Plan
+from common.training.run_length import Clock, Plan
 
 # ---- the state -------------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from common.data.folders import Store
-from common.data.reading import Source, read_batches
+from common.data.sources import Source, read_batches
 from common.data.transforms import Transform, fit
 from common.reporting.page import THUMBNAIL_SIDE, Section, as_uri, prediction_lines
 from common.runtime.console import Bar

@@ -13,7 +13,7 @@ import models
 import test
 from common import settings
 from common.data.folders import Files
-from common.data.reading import STANDARD_INPUT, Source
+from common.data.sources import STANDARD_INPUT, Source
 from common.runtime.errors import UserError
 from common.runtime.names import BadName
 from extras.explain import drawing_files

@@ -4,14 +4,15 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from common.data.folders import Files
-from common.data.reading import Source
+from common.data.sources import Source
 from common.evaluation.predictor import Predictor
 from common.evaluation.report import table_row
 from common.reporting.tables import Tables, print_rows
 from common.runtime.errors import UserError
 from common.runtime.files import sole_writer, writable_folder
 from common.runtime.names import is_below
-from common.runtime.processes import LAUNCHED, StopRequest
+from common.runtime.processes import LAUNCHED
+from common.runtime.signals import StopRequest
 from extras.inbox.arrivals import Arrivals
 from extras.inbox.earlier import reopen
 from extras.inbox.sorting import Sorter

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from common.data.folders import SHARDS_TABLE, refuse_class_names
-from common.data.reading import STANDARD_INPUT
+from common.data.sources import STANDARD_INPUT
 from common.evaluation.predictor import UNKNOWN, Prediction
 from common.runtime.errors import UserError
 from common.runtime.files import beside, locked, make_folder, scratch_folder, sync, sync_below, writable_folder, writing

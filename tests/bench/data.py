@@ -19,7 +19,7 @@ import train
 from common import settings
 from common.data.cache import ImageCache
 from common.runtime.machine import retain_freed_memory
-from common.training import choices, schedule, setup, step
+from common.training import choices, run_length, setup, step
 from common.training.setup import set_train_mode
 
 DATA_DIR = 'data'                 # what makedata.py made
@@ -65,7 +65,7 @@ def build_training(argv):
     cfg = choices.choose_settings(cfg, weights.provenance, len(split.train), len(split.classes), None)
     transform = train.make_transform(cfg.IMG_SIZE, cfg.CROP, cfg.MODEL, cfg.NORMALISATION, None, split.classes)
     data = train.build_data(cfg, split, transform, train.train_transform(cfg, transform))
-    state, _ = train.build_state(cfg, data, weights, None, schedule.Clock())
+    state, _ = train.build_state(cfg, data, weights, None, run_length.Clock())
     return cfg, data, state
 
 

@@ -34,10 +34,10 @@ import makedata
 import mean_std
 from common import settings
 from common.data.folders import Files, find_in_class_folders, list_images
-from common.data.reading import read_batches
+from common.data.sources import read_batches
 from common.data.transforms import Transform
-from common.evaluation.certainty import certainty, fit_outliers, typicality
-from common.evaluation.metrics import calibration_error, fit_temperature
+from common.evaluation.calibration import calibration_error, fit_temperature
+from common.evaluation.outliers import certainty, fit_outliers, typicality
 from common.evaluation.report import answers
 from common.runtime.device import choose_device
 from common.training import checkpoint

@@ -3,7 +3,8 @@ import pytest
 import torch
 from helpers import classify, draw_folder, read_rows, run
 
-from common.evaluation.metrics import calibration_error, fit_temperature, reliability, scores
+from common.evaluation.calibration import calibration_error, fit_temperature, reliability
+from common.evaluation.metrics import scores
 from common.evaluation.predictor import temperature_of
 from common.reporting.plots import plot_reliability
 

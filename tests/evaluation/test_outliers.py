@@ -5,7 +5,7 @@ import torch
 from helpers import classify, draw_folder, read_rows, run
 from PIL import Image
 
-from common.evaluation.certainty import FEWEST_KNOWN, certainty, fit_outliers, typicality
+from common.evaluation.outliers import FEWEST_KNOWN, certainty, fit_outliers, typicality
 from common.evaluation.predictor import outliers_of
 from models import VOLO, create_model, logits_and_features
 
@@ -47,7 +47,7 @@ def test_nothing_is_fitted_to_too_little(features):
 
 
 def test_of_many_pictures_some_are_enough(monkeypatch):
-    monkeypatch.setattr('common.evaluation.certainty.MOST_FITTED', 50)
+    monkeypatch.setattr('common.evaluation.outliers.MOST_FITTED', 50)
     known = fit_outliers(pictures(3000, 1, dim=5))
     assert len(known['squares']) == 50 and 0.5 / 50 < known['share'] < 1 / 50
 

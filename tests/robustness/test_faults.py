@@ -12,7 +12,7 @@ from helpers import build, read_json, run
 
 import train
 from common.runtime.errors import UserError
-from common.runtime.processes import kill_workers
+from common.runtime.signals import kill_workers
 from common.training import checkpoint, monitor, step
 from common.training.losses import LossModel
 from common.training.monitor import Monitor

@@ -22,7 +22,7 @@ from common.data.split import read_sides
 from common.data.transforms import Transform, eval_transform, fit
 from common.reporting.page import headline_tiles, making, report_sections
 from common.runtime.errors import UserError
-from common.training import checkpoint, schedule
+from common.training import checkpoint, run_length
 from common.training.log import best_of
 from common.training.page import find_twins
 from models import WeightsError, check_saved, restore_model
@@ -203,9 +203,9 @@ def resume_or_refuse(folder, content, cfg, data, state):
         state.optimizer.step()
         best_of(saved['history'])
         state.margins.suspects()
-        schedule.Clock(saved['elapsed'])
-        schedule.earlier_plan(saved, state.plan, 1.)
-        schedule.Plan(**saved['plan']).share(1)
+        run_length.Clock(saved['elapsed'])
+        run_length.earlier_plan(saved, state.plan, 1.)
+        run_length.Plan(**saved['plan']).share(1)
     assert {name for name in files_below(folder) if name != 'out/last.pth'} == before
 
 

@@ -17,7 +17,7 @@ from common.data import cache, folders, images, loaders
 from common.data.cache import ImageCache
 from common.data.folders import Files
 from common.data.images import BadImage, open_image
-from common.data.reading import Reader
+from common.data.sources import Reader
 from common.data.split import ABSENT_TABLE
 from common.data.transforms import Transform
 from common.runtime import disks

@@ -1,5 +1,6 @@
 """Worker processes are not started where the system has too little for them, and the user is told what is lacking."""
 import os
+import shlex
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -59,14 +60,15 @@ def test_few_open_files(monkeypatch, capsys):
 @pytest.mark.parametrize('options', ['ro', 'size=4k'])
 def test_scripts_where_nothing_can_be_shared(tmp_path, options):
     draw_folder(tmp_path / 'data1', {'a': 4, 'b': 4})
-    loader = ('from common.data.reading import *; from common.data.transforms import Transform; import glob\n'
+    loader = ('from common.data.sources import *; from common.data.transforms import Transform; import glob\n'
               'if __name__ == "__main__":\n'
               '    batches = [sorted(glob.glob("data1/*/*.png"))]\n'
               '    read = read_batches(batches, [Transform([32, 32], [0.5] * 3, [0.3] * 3)], Files, 2, 8)\n'
               '    print(len(next(read).tensors[0]), "tensors")')
     (tmp_path / 'loader.py').write_text(loader)
+    python = shlex.quote(sys.executable)
     command = (f'mount -t tmpfs -o {options} tmpfs /dev/shm || exit 77\n'
-               f'{sys.executable} {ROOT}/mean_std.py --num-workers 2 && {sys.executable} loader.py')
+               f'{python} {shlex.quote(str(ROOT))}/mean_std.py --num-workers 2 && {python} loader.py')
     done = subprocess.run(['unshare', '-m', 'bash', '-c', command], cwd=tmp_path, capture_output=True, text=True,
                           env={**os.environ, 'PYTHONPATH': str(ROOT)})
     if done.returncode == 77 or 'unshare' in done.stderr:

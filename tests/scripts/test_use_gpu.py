@@ -6,7 +6,7 @@ import test as predict
 from common import settings
 from common.evaluation import predictor
 from common.runtime import device
-from common.training import choices, schedule, setup
+from common.training import choices, run_length, setup
 
 
 def test_every_part_is_told(data, monkeypatch):
@@ -24,7 +24,7 @@ def test_every_part_is_told(data, monkeypatch):
 
     for module in (device, setup, choices, predictor, predict):  # train.py asks the first
         listen(module)
-    monkeypatch.setattr(schedule, 'REHEARSAL_SECONDS', 0)
+    monkeypatch.setattr(run_length, 'REHEARSAL_SECONDS', 0)
     run(use_gpu=True, batch_size='auto', augmentation='auto', time_budget=0.02)
     predict.main(settings.read(predict, ['--checkpoint', 'out/best.pth', '--test-dir', 'data/val', '--use-gpu', 'true',
                                          '--num-workers', '0']))

@@ -1,4 +1,4 @@
-"""TIME_BUDGET (common/training/schedule.py) is kept, on a clock that the tests turn."""
+"""TIME_BUDGET (common/training/run_length.py) is kept, on a clock that the tests turn."""
 import copy
 import dataclasses
 import time
@@ -9,9 +9,9 @@ from helpers import build, result, run
 
 import train
 from common.runtime.errors import Stopped
-from common.training import losses, monitor, schedule, step
+from common.training import losses, monitor, run_length, step
 from common.training.checkpoint import is_complete
-from common.training.schedule import Plan
+from common.training.run_length import Plan
 
 
 class Time:
@@ -47,7 +47,7 @@ def seconds(monkeypatch):
 
     slow(losses.LossModel, 1.)
     slow(train.EvalModel, 1 / 3)
-    for module in (schedule, step, monitor):
+    for module in (run_length, step, monitor):
         monkeypatch.setattr(module, 'time', turned)
     return turned
 
@@ -82,7 +82,7 @@ def test_less_than_an_epoch(data, seconds):
 def rehearse(cfg, state):
     images = torch.zeros(8, 3, *cfg.IMG_SIZE, device=state.device)
     targets = torch.zeros(8, 2, device=state.device)
-    schedule.rehearse(state.clock, state.model, state.optimizer, images, targets, cfg.ACCUMULATE_STEPS)
+    run_length.rehearse(state.clock, state.model, state.optimizer, images, targets, cfg.ACCUMULATE_STEPS)
 
 
 @pytest.mark.parametrize('optimizer', ['adamw', 'muon', 'lion'])
@@ -107,7 +107,7 @@ def test_the_rehearsal_leaves_no_trace(data, seconds, monkeypatch, optimizer):
 def test_no_optimizer_rehearses_on_a_device_where_it_would_leave_a_trace(data, seconds, monkeypatch):
     cfg, _, state = build(time_budget=1)
     before, steps = state.clock.count, []
-    monkeypatch.setattr(schedule, 'can_skip', lambda optimizer, device: False)
+    monkeypatch.setattr(run_length, 'can_skip', lambda optimizer, device: False)
     monkeypatch.setattr(state.optimizer, 'step', lambda: steps.append(1))
     rehearse(cfg, state)
     assert state.clock.count > before and not steps
@@ -116,7 +116,7 @@ def test_no_optimizer_rehearses_on_a_device_where_it_would_leave_a_trace(data, s
 def test_a_slow_first_update_leaves_time_to_measure_others(data, seconds):
     cfg, _, state = build()
     seconds.batch = 20.
-    clock = state.clock = schedule.Clock()
+    clock = state.clock = run_length.Clock()
     real = clock.add
 
     def add(duration):
@@ -140,7 +140,7 @@ def unexpected():
 def test_a_resumed_run_has_the_plan_that_was_saved():
     plan = Plan(40, 2, 1, 1., revised_at=10, revised_share=0.4)
     new = Plan(6, 2, 3, 1.)
-    found = schedule.fit_time_budget(new, 1., schedule.Clock(), saved(1., plan, 8, 1), unexpected)
+    found = run_length.fit_time_budget(new, 1., run_length.Clock(), saved(1., plan, 8, 1), unexpected)
     assert found == dataclasses.replace(plan, validate_every=3)
 
 
@@ -169,13 +169,13 @@ def test_a_resumed_run_ends_in_time_too(data, seconds, monkeypatch):
 def test_another_budget_goes_on_from_the_share_of_it_that_is_over(seconds):
     """A minute of two is over after 40 updates; they take a second each, and there is no validation to speak of."""
     plan = Plan(40, 2, 1, 0., revised_at=10, revised_share=0.4)
-    clock = schedule.Clock(elapsed=60.)
+    clock = run_length.Clock(elapsed=60.)
 
     def rehearse():
         clock.add(1.)
         clock.add(1.)
 
-    found = schedule.fit_time_budget(Plan(6, 2, 1, 0.), 2., clock, saved(1., plan, 20), rehearse)
+    found = run_length.fit_time_budget(Plan(6, 2, 1, 0.), 2., clock, saved(1., plan, 20), rehearse)
     assert found.share(40) == pytest.approx(0.5) and found.updates == 100
 
 

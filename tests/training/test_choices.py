@@ -3,7 +3,7 @@ import pytest
 import torch
 from helpers import TINY, configure, prepare
 
-from common.training import choices, schedule
+from common.training import choices, run_length
 from common.training.choices import choose_settings
 from common.training.setup import Provenance
 
@@ -102,7 +102,7 @@ def test_the_speed_is_measured_once_and_leaves_no_trace(data, monkeypatch):
     calls, before = [], torch.get_rng_state()
     real = choices.training_speed
     monkeypatch.setattr(choices, 'training_speed', lambda *args: calls.append(real(*args)) or calls[-1])
-    monkeypatch.setattr(schedule, 'REHEARSAL_SECONDS', 0)
+    monkeypatch.setattr(run_length, 'REHEARSAL_SECONDS', 0)
     _, found = choose('scratch', model_kwargs=TINY, img_size='auto', augmentation='auto', time_budget=0.05)
     assert len(calls) == 1 and calls[0] > 0 and found.IMG_SIZE == (64, 64) and 0 < found.AUGMENTATION <= 1
     assert torch.equal(torch.get_rng_state(), before)

@@ -15,7 +15,7 @@ from helpers import CLOCKS, ROOT, configure, draw_folder, run
 import train
 from common.runtime import files
 from common.runtime.errors import Stopped, UserError
-from common.runtime.processes import StopRequest
+from common.runtime.signals import StopRequest
 from common.training import checkpoint, monitor
 from common.training.step import UpdateMeter
 

@@ -1,4 +1,4 @@
-"""common/training/schedule.py: how long a run is, when it is validated, what its clock says."""
+"""common/training/run_length.py: how long a run is, when it is validated, what its clock says."""
 import time
 from types import SimpleNamespace
 
@@ -6,8 +6,8 @@ import pytest
 
 import models
 from common.runtime.console import format_duration
-from common.training import schedule
-from common.training.schedule import Clock, Plan, make_plan, validation_cost
+from common.training import run_length
+from common.training.run_length import Clock, Plan, make_plan, validation_cost
 
 
 def make(updates=100, per_epoch=10, every=1, validation=5.):
@@ -112,12 +112,12 @@ def test_a_pause_in_a_validation_is_not_what_others_take():
 def test_the_schedule_loses_what_a_pause_took_and_nothing_else(monkeypatch, at):
     """Ten minutes with updates of a tenth of a second, one of which takes a minute."""
     now = 0.
-    monkeypatch.setattr(schedule, 'time', SimpleNamespace(perf_counter=lambda: now))
+    monkeypatch.setattr(run_length, 'time', SimpleNamespace(perf_counter=lambda: now))
     clock = Clock()
     plan = make(updates=10 ** 4, per_epoch=1000, validation=0.)
     for _ in range(5):
         clock.add(0.1)
-    schedule.revise(plan, 10, clock, 0)
+    run_length.revise(plan, 10, clock, 0)
     revised = 0.
     number = 0
     shares = {}
@@ -128,7 +128,7 @@ def test_the_schedule_loses_what_a_pause_took_and_nothing_else(monkeypatch, at):
         clock.add(seconds)
         if now - revised > 12:
             revised = now
-            schedule.revise(plan, 10, clock, number)
+            run_length.revise(plan, 10, clock, number)
         shares[now] = plan.share(number)
     before = at / 600
     for later, share in shares.items():
