@@ -161,8 +161,6 @@ def sync(path: str | Path, drive: bool = True) -> None:
 
 def empty_drive_cache(handle: int) -> None:
     """Do for an open file what os.fsync leaves out under macOS, where the file system can do it."""
-    import fcntl
-
     with suppress(OSError):
         fcntl.fcntl(handle, fcntl.F_FULLFSYNC)
 

@@ -130,7 +130,8 @@ class Clock:
         """
         ordered = sorted(self.recent)
         rare = RARE if len(ordered) > 2 * RARE else 1
-        longest = max(ordered[-1 - rare:][0], STALL * statistics.median_low(ordered))
+        longest_usual = ordered[max(0, len(ordered) - 1 - rare)]
+        longest = max(longest_usual, STALL * statistics.median_low(ordered))
         return statistics.fmean(min(seconds, longest) for seconds in ordered)
 
     def validation_seconds(self, plan: Plan) -> float:
