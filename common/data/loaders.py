@@ -64,12 +64,18 @@ class EpochSampler(Sampler):
         """Give the batches of that epoch, counted from 0, from now on, without its first `skip` ones."""
         self.epoch = epoch
         self.skip = skip
+        self.keys: np.ndarray | None = None
 
     def __len__(self) -> int:
         return self.length // self.batch_size
 
     def order(self) -> np.ndarray:
-        """Return all keys of the epoch, int64 (length, 2)."""
+        """Return all keys of the epoch, int64 (length, 2). They are drawn once, which takes a while for many images."""
+        if self.keys is None:
+            self.keys = self.draw()
+        return self.keys
+
+    def draw(self) -> np.ndarray:
         rng = np.random.default_rng([self.seed, self.epoch])
         seeds = rng.integers(2 ** 63, size=self.length)
         if self.shares is None:
