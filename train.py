@@ -30,7 +30,7 @@ from common.runtime import device as devices
 from common.runtime import processes
 from common.runtime.errors import UserError, extra
 from common.settings import Settings
-from common.training import checkpoint, choices, log, losses, run_length, setup, step
+from common.training import checkpoint, choices, log, losses, mixup, run_length, setup, step
 from common.training.monitor import Diverged, Monitor
 from common.training.optimizer import build_optimizer
 from models import VARIANTS
@@ -251,7 +251,7 @@ def build_state(cfg: Settings, data: Data, weights: setup.InitialWeights, saved:
     state = step.TrainState(
         net=net,
         model=model,
-        mix=losses.build_mix(cfg.AUGMENTATION * cfg.MIXUP_PROB, cfg.SMOOTHING, len(data.classes)),
+        mix=mixup.build_mix(cfg.AUGMENTATION * cfg.MIXUP_PROB, cfg.SMOOTHING, len(data.classes)),
         optimizer=optimizer,
         scheduler=build_schedule(optimizer, lr, cfg.WARMUP),
         scaler=torch.amp.GradScaler(device.type, enabled=amp_dtype is torch.float16),

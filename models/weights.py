@@ -13,7 +13,7 @@ import threading
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -300,9 +300,16 @@ def is_name(value: Any) -> bool:
     return True
 
 
-def is_plain(value: Any) -> bool:
-    """Return whether something consists of names, of numbers up to LARGEST, and of lists and dicts of these: at most
-    MOST_VALUES, where a list that is in several places counts in each.
+def is_plain_value(value: Any) -> bool:
+    """Return whether something is None, a name, or a number up to LARGEST."""
+    if isinstance(value, (int, float)):
+        return abs(value) <= LARGEST
+    return value is None or is_name(value)
+
+
+def is_plain(value: Any, is_leaf: Callable[[Any], bool] = is_plain_value) -> bool:
+    """Return whether something consists of what `is_leaf` accepts, and of lists and dicts of that: at most MOST_VALUES,
+    where a list that is in several places counts in each.
     """
     count = 0
     level = [value]
@@ -310,7 +317,7 @@ def is_plain(value: Any) -> bool:
         inner = []
         for item in level:
             if not isinstance(item, (dict, list, tuple)):
-                if not is_plain_value(item):
+                if not is_leaf(item):
                     return False
                 continue
             count += len(item)
@@ -324,13 +331,6 @@ def is_plain(value: Any) -> bool:
                 inner.extend(item)
         level = inner
     return not level
-
-
-def is_plain_value(value: Any) -> bool:
-    """Return whether something is None, a name, or a number up to LARGEST."""
-    if isinstance(value, (int, float)):
-        return abs(value) <= LARGEST
-    return value is None or is_name(value)
 
 
 # Into a network

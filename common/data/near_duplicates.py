@@ -92,14 +92,19 @@ def without_chains(pairs: list[tuple[int, int]]) -> np.ndarray:
     A group takes in another one only if their first images are a pair themselves: two images do not belong together
     because a third one is between them.
     """
-    known = {frozenset(pair) for pair in pairs}
-    first = {}  # {image: the first image of its group}
-    for one, other in sorted(tuple(sorted(pair)) for pair in known):
-        leader = first.setdefault(one, one)
-        led = first.setdefault(other, other)
-        if leader != led and frozenset((leader, led)) in known:
-            for image in [image for image, its in first.items() if its == led]:
+    known = {tuple(sorted(pair)) for pair in pairs}
+    first = {}    # {image: the first image of its group}
+    members = {}  # {first image of a group: all of its images}
+    for pair in sorted(known):
+        for image in pair:
+            if image not in first:
+                first[image] = image
+                members[image] = [image]
+        leader, led = sorted(first[image] for image in pair)
+        if (leader, led) in known:
+            for image in members[led]:
                 first[image] = leader
+            members[leader].extend(members.pop(led))
     return np.array([(leader, image) for image, leader in first.items() if image != leader], np.int64).reshape(-1, 2)
 
 
@@ -115,9 +120,12 @@ def distrust_large_groups(pairs: np.ndarray, targets: np.ndarray) -> Trusted:
     """
     groups = join(len(targets), pairs)
     classes = np.bincount(targets)
+    order = groups.argsort(kind='stable')
+    ends = np.cumsum(np.bincount(groups))
     doubtful = []
-    for group in np.unique(groups[pairs[:, 0]]):
-        members = np.flatnonzero(groups == group)
+    for members in np.split(order, ends[:-1]):
+        if len(members) == 1:
+            continue
         counts = np.bincount(targets[members], minlength=len(classes))
         is_large = len(members) > _LARGE and ((counts > 0).sum() > 1 or (counts > classes / 2).any())
         if is_large or ((counts == classes) & (classes >= _WHOLE)).any():

@@ -21,6 +21,7 @@ from common.reporting import figures
 from common.runtime.console import printable
 from common.runtime.errors import UserError
 from common.runtime.files import write_text
+from models.errors import first_line
 
 THUMBNAIL_SIDE = 192  # pixels of the longer side of an image in the page
 MOST_SUSPECTS = 48    # images that may have a wrong label are shown; suspects.csv lists all
@@ -44,7 +45,7 @@ def making(path: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # of two libraries, which may be missing, or of files of any content
-        raise UserError(f'{path} could not be made ({type(error).__name__}: {error})') from error
+        raise UserError(f'{path} could not be made ({type(error).__name__}: {first_line(error)})') from error
 
 
 def write_page(path: Path, title: str, subtitle: str, tiles: Sequence[tuple[str, str, str]],

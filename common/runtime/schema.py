@@ -10,7 +10,6 @@ from typing import Any
 Schema = Callable[[Any], bool] | dict[str, Any] | list[Any]
 
 LONGEST_TEXT = 10_000  # characters
-MOST_VALUES = 10_000   # in a plain value, however they are nested
 LARGEST = 2 ** 63      # whole number, either way
 
 
@@ -79,26 +78,4 @@ def is_text(value: Any) -> bool:
         value.encode('utf-8', 'surrogateescape')
     except UnicodeEncodeError:
         return False
-    return True
-
-
-def is_plain(value: Any) -> bool:
-    """Return whether something consists of None, numbers, texts, and lists, tuples and dicts of these, at most
-    MOST_VALUES: what is in several places counts in each.
-    """
-    left = MOST_VALUES
-    waiting = [value]
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, (list, tuple, dict)):
-            left -= 1 + len(item)
-            if left < 0:
-                return False
-            if isinstance(item, dict):
-                waiting.extend(item)
-                waiting.extend(item.values())
-            else:
-                waiting.extend(item)
-        elif not (item is None or isinstance(item, bool) or is_number(item) or is_text(item)):
-            return False
     return True

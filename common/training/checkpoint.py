@@ -18,7 +18,6 @@ from common.runtime.schema import (
     is_amount,
     is_count,
     is_number,
-    is_plain,
     is_positive_count,
     is_share,
     is_text,
@@ -36,9 +35,21 @@ from models.weights import (
     are_numbers,
     check_same_shapes,
     is_ordinary,
+    is_plain,
     is_state_dict,
     refuse_what_grows,
 )
+
+
+def is_single_setting(value: Any) -> bool:
+    """Return whether something is None, a bool, a number or a text."""
+    return value is None or isinstance(value, bool) or is_number(value) or is_text(value)
+
+
+def is_setting(value: Any) -> bool:
+    """Return whether something is what a setting can be: a single one, or short lists and dicts of them."""
+    return is_plain(value, is_single_setting)
+
 
 LAST_KEYS = ('settings', 'classes', 'fingerprint', 'transform', 'history', 'provenance', 'progress', 'plan', 'elapsed',
              'state_dict', 'state_dict_ema', 'lr_scale', 'optimizer', 'scaler', 'margins')  # what last.pth must have
@@ -47,8 +58,8 @@ OPTIMIZER_STATES = ({'step', 'exp_avg', 'exp_avg_sq'}, {'momentum'}, set())  # o
 METER = {'val': is_number, 'avg': is_number, 'sum': is_number, 'count': is_count}
 LAST = {  # what a resumed run reads in last.pth, besides what models.check_saved looks at and check_fits compares
     'settings': {
-        'MODEL': is_text, 'MODEL_KWARGS': is_plain, 'IMG_SIZE': lambda sides: are_numbers(sides, 2, 16, LARGEST),
-        'USE_EMA': is_plain, 'TOKEN_LABEL': is_plain, 'LAYER_DECAY': is_number, 'OPTIMIZER': is_text,
+        'MODEL': is_text, 'MODEL_KWARGS': is_setting, 'IMG_SIZE': lambda sides: are_numbers(sides, 2, 16, LARGEST),
+        'USE_EMA': is_setting, 'TOKEN_LABEL': is_setting, 'LAYER_DECAY': is_number, 'OPTIMIZER': is_text,
         'BATCH_SIZE': is_positive_count, 'ACCUMULATE_STEPS': is_positive_count, 'SEED': is_count,
         'LR': is_amount, 'AUGMENTATION': is_share, 'TIME_BUDGET': optional(is_amount),
         'PATIENCE': optional(is_positive_count), 'EPOCHS': is_positive_count},
@@ -71,7 +82,7 @@ LAST = {  # what a resumed run reads in last.pth, besides what models.check_save
     'state_dict': is_state_dict,
     'state_dict_ema': optional(is_state_dict),
     'optimizer': {'state': lambda state: isinstance(state, dict), 'param_groups': [{'params': [is_count]}]},
-    'scaler': is_plain,
+    'scaler': is_setting,
     'margins': {'sums': is_ordinary, 'counts': is_ordinary, 'guesses': is_ordinary}}
 FIXED = ('MODEL', 'MODEL_KWARGS', 'IMG_SIZE', 'USE_EMA', 'TOKEN_LABEL', 'LAYER_DECAY', 'OPTIMIZER')  # of the whole run
 FIXED_IN_EPOCH = ('BATCH_SIZE', 'ACCUMULATE_STEPS', 'SEED')  # while an epoch that was stopped in the middle goes on
@@ -217,7 +228,7 @@ def wrong_in_last(saved: dict) -> str | None:
     for name in ('losses', 'acc1', 'norms'):
         if saved['progress'][name].keys() != METER.keys():
             return f'progress.{name}'
-    if not is_plain(saved['settings']):
+    if not is_setting(saved['settings']):
         return 'settings'
     if (saved['provenance']['mean'] is None) != (saved['provenance']['std'] is None):
         return 'provenance.std'
@@ -263,7 +274,7 @@ def optimizer_fits(saved: dict, optimizer: torch.optim.Optimizer) -> bool:
         return False
     for group, settings in zip(saved['param_groups'], own, strict=True):
         for name, value in settings.items():
-            if not is_plain(group.get(name)) or not same_kind(group.get(name), value):
+            if not is_setting(group.get(name)) or not same_kind(group.get(name), value):
                 return False
     parameters = [parameter for group in optimizer.param_groups for parameter in group['params']]
     for index, known in saved['state'].items():
@@ -276,7 +287,7 @@ def optimizer_fits(saved: dict, optimizer: torch.optim.Optimizer) -> bool:
                 shape = parameters[index].shape if name in LIKE_PARAMETER else value.shape
                 if not is_ordinary(value) or value.shape != shape or (name == 'step' and value.numel() != 1):
                     return False
-            elif name in LIKE_PARAMETER or not is_plain(value) or (name == 'step' and not is_amount(value)):
+            elif name in LIKE_PARAMETER or not is_setting(value) or (name == 'step' and not is_amount(value)):
                 return False
     return True
 

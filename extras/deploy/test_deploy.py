@@ -157,12 +157,15 @@ def test_a_checkpoint_does_not_say_which_folder_is_read_and_a_full_disk_gets_one
     untrained('x.pth', settings={'DATA_DIR': str(tmp_path / 'elsewhere')})
     read = []
 
+    def sample(folder, *arguments):
+        read.append(folder)
+        return measure.SampledImages({}, None, TRANSFORM)
+
     def full_disk(*arguments):
         raise OSError(28, 'No space left on device')
 
     monkeypatch.setattr(deploy, 'check_packages', lambda: None)
-    monkeypatch.setattr(deploy, 'sample_images',
-                        lambda folder, *arguments: read.append(folder) or measure.SampledImages({}, None, TRANSFORM))
+    monkeypatch.setattr(deploy, 'sample_images', sample)
     monkeypatch.setattr(deploy, 'write_onnx_files', full_disk)
     with pytest.raises(UserError, match=r'^x\.onnx cannot be written \(No space left on device\)'):
         run()

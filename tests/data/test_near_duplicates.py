@@ -80,10 +80,12 @@ def cells_on_a_dark_field(rng):
     for _ in range(40):
         picture = Image.new('RGB', (100, 100), (8, 8, 8))
         draw = ImageDraw.Draw(picture)
-        x, y, radius = 50 + rng.integers(-3, 4), 50 + rng.integers(-3, 4), rng.integers(27, 33)
+        x, y = 50 + rng.integers(-3, 4, 2)
+        radius = rng.integers(27, 33)
         draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=(150, 150, 150))
         for _ in range(rng.integers(2, 6)):
-            a, b, size = x + rng.integers(-15, 16), y + rng.integers(-15, 16), rng.integers(2, 6)
+            a, b = (x, y) + rng.integers(-15, 16, 2)
+            size = rng.integers(2, 6)
             draw.ellipse((a - size, b - size, a + size, b + size), fill=(int(rng.integers(90, 220)),) * 3)
         yield noisy(picture.filter(ImageFilter.GaussianBlur(1)), rng, 3)
 

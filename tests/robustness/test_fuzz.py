@@ -20,7 +20,7 @@ from common.data.cache import ImageCache, read_index
 from common.data.images import BadImage, open_image
 from common.data.split import read_sides
 from common.data.transforms import Transform, eval_transform, fit
-from common.reporting.page import headline_tiles, making, report_sections
+from common.reporting.page import headline_tiles, making, report_sections, write_page
 from common.runtime.errors import UserError
 from common.training import checkpoint, run_length
 from common.training.log import best_of
@@ -220,16 +220,20 @@ def test_the_whole_last_pth_is_accepted(resumable):
 @SOME
 @given(drawn=st.data())
 def test_changed_report(resumable, drawn):
-    """report.json of a folder, of which train.py makes a page."""
+    """Of a report.json train.py makes a page, or there is one line, and no other file."""
     folder = resumable[0]
     report = read_json(folder / 'out/report.json')
     changes = st.lists(st.tuples(st.sampled_from(places_in(report)), PLAIN_JUNK), min_size=1, max_size=3)
     for place, value in drawn.draw(changes):
         report = changed(report, place, value)
-    opened = []
-    with contextlib.suppress(UserError), making(folder / 'report.html'):
-        report_sections(json.loads(json.dumps(report)), opened.append)
-        headline_tiles(report, 'note')
+    before = set(files_below(folder)) - {'report.html'}
+    try:
+        with making(folder / 'report.html'):
+            sections = report_sections(json.loads(json.dumps(report)), lambda file: '')
+            write_page(folder / 'report.html', 'title', 'subtitle', headline_tiles(report, 'note'), sections)
+    except UserError as error:
+        assert '\n' not in str(error)
+    assert set(files_below(folder)) - {'report.html'} == before
 
 
 @MANY

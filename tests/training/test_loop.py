@@ -11,7 +11,7 @@ from timm.data.mixup import Mixup
 
 import models
 import train
-from common.training import losses
+from common.training import losses, mixup
 from common.training.step import seed_batch
 from models.layers import DropPath
 
@@ -55,7 +55,7 @@ def train_plainly(start, batches, kwargs):
     net = models.create_model('volo_d1', num_classes=2, img_size=32, return_dense=True, **{**TINY, **kwargs}).train()
     net.load_state_dict(start['state_dict'])
     average = {name: value.clone() for name, value in net.state_dict().items()}
-    mixup = Mixup(0.8, 1., prob=0.6, switch_prob=0.5, label_smoothing=0.2, num_classes=2)
+    mixed = Mixup(0.8, 1., prob=0.6, switch_prob=0.5, label_smoothing=0.2, num_classes=2)
     free = [p for name, p in net.named_parameters() if p.ndim == 1 or name in ('pos_embed', 'cls_token')]
     rest = [p for name, p in net.named_parameters() if p.ndim > 1 and name not in ('pos_embed', 'cls_token')]
     optimizer = torch.optim.AdamW([{'params': rest, 'weight_decay': 0.5}, {'params': free, 'weight_decay': 0}],
@@ -66,7 +66,7 @@ def train_plainly(start, batches, kwargs):
         for group in (found[:2], found[2:4], found[4:]):
             for batch, (images, labels) in enumerate(group):
                 seed_batch(42, update + 1, batch)
-                images, targets = mixup(images, labels)
+                images, targets = mixed(images, labels)
                 class_logits, token_logits, _ = net(images)
                 logits = class_logits + 0.5 * token_logits.max(dim=1).values
                 loss = -(targets * logits.log_softmax(1)).sum(1).mean()
@@ -164,7 +164,7 @@ def test_a_view_says_how_images_are_turned(data):
 
 def test_mixing_is_timms_with_the_tutorials_settings(data, monkeypatch):
     made = []
-    monkeypatch.setattr(losses, 'Mixup', lambda **settings: made.append(settings))
+    monkeypatch.setattr(mixup, 'Mixup', lambda **settings: made.append(settings))
     build(mixup_prob=0.7, smoothing=0.2)
     assert made == [{'mixup_alpha': 0.8, 'cutmix_alpha': 1., 'prob': 0.7, 'switch_prob': 0.5, 'mode': 'batch',
                      'label_smoothing': 0.2, 'num_classes': 2}]
@@ -181,7 +181,7 @@ def test_the_network_gets_the_mixed_pictures_and_their_targets(data, monkeypatch
             mixed.append(out)
             return out
 
-    monkeypatch.setattr(losses, 'Mixup', Recorder)
+    monkeypatch.setattr(mixup, 'Mixup', Recorder)
     monkeypatch.setattr(losses, 'choose_loss', lambda *arguments: lambda outputs, targets: handed.append(targets) or (
         losses.aux_loss(outputs, targets)))
     seen = []
@@ -216,7 +216,7 @@ def test_training_accuracy_leaves_out_mixtures(data, monkeypatch):
         logits[:2] = logits[:2].flip(1)
         return logits + 0 * outputs[0], outputs[0].square().mean(1)
 
-    monkeypatch.setattr(losses, 'Mixup', Half)
+    monkeypatch.setattr(mixup, 'Mixup', Half)
     monkeypatch.setattr(losses, 'choose_loss', lambda *arguments: loss)
     run(**{**CHANGES, 'epochs': 1, 'warmup': 0})
     assert read_json('out/result.json')['last']['train_acc1'] == 100
