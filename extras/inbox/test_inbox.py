@@ -66,6 +66,20 @@ def test_images_are_sorted(photos):
     assert len({name.split('/')[0] for name in expected}) > 1
 
 
+def test_a_row_is_written_when_its_copy_has_its_name(photos, monkeypatch):
+    """A run that is killed then leaves no row whose image is not sorted."""
+    copies = []
+    real = Tables.append
+
+    def append(tables, rows):
+        copies.append(len(files_below(Path('sorted'))))
+        real(tables, rows)
+
+    monkeypatch.setattr(Tables, 'append', append)
+    predict('--test-dir', 'photos', '--sort-to', 'sorted', '--batch-size', 4)
+    assert copies == [4, 8, 12]
+
+
 def test_the_files_of_a_list_are_sorted_by_their_names_alone(photos, monkeypatch):
     """A list may name files above this folder, which must not lead out of SORT_TO."""
     content = f'photos/../photos/a/000.png\n{photos}/b/001.png\n'.encode()

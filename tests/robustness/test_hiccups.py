@@ -103,6 +103,13 @@ def test_what_is_wrong_with_the_file_makes_it_a_bad_one_at_once(folder, monkeypa
         open_image(folder / 'a' / '000.png')
 
 
+@pytest.mark.parametrize('code', HICCUPS)
+def test_an_error_of_the_disk_while_decoding_is_none_of_the_image(code):
+    """As where an image lies in a shard, or a library opens the file by itself."""
+    assert isinstance(images.bad_image('a.png', OSError(code, os.strerror(code))), DiskError)
+    assert isinstance(images.bad_image('a.png', OSError('image file is truncated')), BadImage)
+
+
 def test_codes_of_windows(monkeypatch):
     error = OSError(errno.EINVAL, 'the network name is no longer available')
     assert disks.is_of_the_file(error)

@@ -246,6 +246,15 @@ def test_a_file_that_is_no_last_pth_is_refused(data):
             run(**{**CHANGES, 'epochs': 3}, resume='true')
 
 
+def test_a_last_pth_of_other_images_is_refused(data):
+    """Its listing says that they are the same ones."""
+    run(**CHANGES)
+    saved = finished()
+    torch.save({**saved, 'margins': {name: tensor[:3] for name, tensor in saved['margins'].items()}}, 'out/last.pth')
+    with pytest.raises(UserError, match='something is wrong with its margins'):
+        run(**{**CHANGES, 'epochs': 3}, resume='true')
+
+
 def test_a_last_pth_that_is_older_than_a_setting(data, capsys):
     """Where the setting makes no other run, it goes on; where it may, that is said."""
     run(**CHANGES)
