@@ -143,7 +143,8 @@ def check(cfg: settings.Settings) -> None:
     source = Path(cfg.SOURCE_DIR).resolve()
     target = Path(cfg.TARGET_DIR).resolve()
     if source == target or source in target.parents or target in source.parents:
-        raise UserError(f'SOURCE_DIR = {cfg.SOURCE_DIR!r} and TARGET_DIR = {cfg.TARGET_DIR!r} must lie apart')
+        raise UserError(f'SOURCE_DIR = {cfg.SOURCE_DIR!r} and TARGET_DIR = {cfg.TARGET_DIR!r} must lie apart: '
+                        'choose a TARGET_DIR elsewhere')
 
 
 if __name__ == '__main__':

@@ -12,7 +12,9 @@ from common.runtime.disks import is_file, is_folder, persistently
 from common.runtime.errors import UserError
 
 EXTENSIONS = {extension for extension, kind in Image.registered_extensions().items() if kind in {*FORMATS, 'MPO'}}
-LITTER = {'.DS_Store', 'Thumbs.db', 'desktop.ini'}  # what file managers leave in every folder that they show
+# What file managers and network disks leave in every folder that they show; nobody misses it.
+LITTER = {'.DS_Store', 'Thumbs.db', 'desktop.ini'}
+_LITTER_FOLDERS = {'@eaDir', '.@__thumb', '.AppleDouble', '.thumbnails', '__MACOSX'}
 
 # What systems, network disks and programs keep among a user's folders, in lower case, beside all with a dot in front.
 _PROGRAM_FOLDERS = {'__macosx', '__pycache__', '@eadir', '@recycle', '#recycle', '#snapshot', '$recycle.bin',
@@ -37,6 +39,11 @@ def is_of_programs(name: str) -> bool:
 def is_seen(below: str | Path) -> bool:
     """Return whether a file counts as an image by its path below a folder that is listed."""
     return is_image(below) and not any(map(is_of_programs, Path(below).parts[:-1]))
+
+
+def is_litter(below: Path) -> bool:
+    """Return whether a path below a folder is that of something which file managers and network disks leave there."""
+    return below.name in LITTER or below.name.startswith('._') or not _LITTER_FOLDERS.isdisjoint(below.parts[:-1])
 
 
 def ending_of(kind: str) -> str:

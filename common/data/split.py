@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from common.data.folders import FOR_VAL, SPLIT_TABLE, Rows
-from common.data.listing import LITTER
+from common.data.listing import is_litter
 from common.data.taking import TakenImages
 from common.runtime.console import printable
 from common.runtime.disks import is_file
@@ -78,8 +78,9 @@ def read_sides(target: Path, deciding: Mapping[str, Any]) -> Rows:
     for place, folders, names in os.walk(target):
         links = [name for name in folders if Path(place, name).is_symlink()]
         for path in (Path(place, name) for name in names + links):
-            file = path.relative_to(target).as_posix()
-            if file not in unlisted and files.get(file) is None and path.name not in LITTER:
+            below = path.relative_to(target)
+            file = below.as_posix()
+            if file not in unlisted and files.get(file) is None and not is_litter(below):
                 raise UserError(f'{path} was not put there by {_MADE_BY} and would be lost: {_ADVICE}')
     return earlier if is_same else Rows([])
 

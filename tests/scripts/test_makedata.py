@@ -138,8 +138,10 @@ def test_a_folder_of_others_is_left_alone(tmp_path, source, content):
 def test_a_file_that_someone_put_into_the_split_is_not_lost(tmp_path, source):
     """What file managers leave in every folder may go."""
     split()
-    (tmp_path / 'data' / 'train' / '.DS_Store').write_text('')
-    assert split().returncode == 0 and not (tmp_path / 'data' / 'train' / '.DS_Store').exists()
+    for name in ('.DS_Store', 'a/@eaDir/000.png/SYNOPHOTO_THUMB_M.jpg', 'a/._000.png'):
+        (tmp_path / 'data' / 'train' / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / 'data' / 'train' / name).write_text('')
+    assert split().returncode == 0 and not list((tmp_path / 'data' / 'train').rglob('[.@]*'))
     (tmp_path / 'data' / 'train' / 'a' / 'mine.jpg').write_text('precious')
     result = split()
     assert result.returncode == 2 and 'mine.jpg' in result.stderr
