@@ -61,7 +61,7 @@ def tidy(text: str) -> str:
 
     Two texts that look alike, 'cat' and 'cat ', or 'é' and 'e' with an accent, are then the same.
     """
-    return unicodedata.normalize('NFC', text.strip().strip('\ufeff'))
+    return unicodedata.normalize('NFC', text.strip())
 
 
 def _find_header(text, named, required):

@@ -69,9 +69,9 @@ def test_the_group_of_a_folder_and_that_of_the_table_hold_together(tmp_path, sou
 
 @pytest.mark.parametrize('options', [(), ('--max-side', 16), ('--link',)])
 def test_a_file_that_is_listed_counts_whatever_its_name(tmp_path, source, options):
-    """Its copy has a name that every later script takes for that of an image, and no copy takes another's place."""
+    """Its copy has a name that every later script takes for that of an image."""
     names = ['IMG_1', '.hidden.png', 'deep/IMG_2', '__raw__/3.png', '@eaDir/4.png', '.trash/5', 'photo.dat',
-             'photo.dat.png', 'wrong.jpg', 'long ' + 250 * 'n', 'twice', 'twice.png']
+             'photo.png.dat', 'wrong.jpg', 'long ' + 250 * 'n']
     files = sorted(source.rglob('*.png'))[:len(names)]
     lines = ['file,class']
     for number, (path, name) in enumerate(zip(files, names, strict=True)):
@@ -96,6 +96,21 @@ def test_a_file_that_is_listed_counts_whatever_its_name(tmp_path, source, option
     assert by_source['flat/IMG_1'] == ('IMG_1.shrunk.png' if '--max-side' in options else 'IMG_1.png')
     for entry in entries(tmp_path):
         assert Image.open(tmp_path / 'data' / entry['file']).size == ((16, 13) if '--max-side' in options else (24, 20))
+
+
+def test_no_copy_takes_the_place_of_another(tmp_path, source):
+    """Six files without an ending, beside others that have the names which their copies would get."""
+    lines = ['file,class']
+    for number, path in enumerate(sorted(source.rglob('*.png'))[:18]):
+        name = f'b/{number}.png' if number >= 12 else f'a/{number // 2}{".png" * (number % 2)}'
+        target = tmp_path / 'flat' / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target)
+        lines.append(f'{name},{name[0]}')
+    Path('labels.csv').write_text('\n'.join(lines))
+    assert split('--source-dir', 'flat', '--labels', 'labels.csv').returncode == 0
+    files = [entry['file'] for entry in entries(tmp_path)]
+    assert len(set(files)) == 18 and all((tmp_path / 'data' / file).is_file() for file in files)
 
 
 def test_images_that_the_table_does_not_list_are_counted(tmp_path, source):

@@ -29,7 +29,8 @@ PLAIN = 'file,class,group\nx.jpg,Fat Hen,p 1\nö.jpg,café,\n'
     PLAIN.replace(',', ', ').replace('Fat Hen', '"Fat Hen"'), PLAIN.replace('café', 'cafe\u0301'),
     PLAIN.replace('Fat Hen', '\u00a0Fat Hen \t'), f'{PLAIN},,\n\n \n', PLAIN.encode('utf-8-sig'),
     PLAIN.replace(',', '\t').encode('utf-16'), PLAIN.encode('utf-16-le').join([b'\xff\xfe', b'']),
-    b'\xfe\xff' + PLAIN.encode('utf-16-be'), '"file","class","group"\n"x.jpg","Fat Hen","p 1"\n"ö.jpg","café",""'])
+    b'\xfe\xff' + PLAIN.encode('utf-16-be'),
+    '\ufeff"file","class","group"\n"x.jpg","Fat Hen","p 1"\n"ö.jpg","café",""'])
 def test_every_way_to_save_a_table(content):
     assert read(content) == ROWS
 
