@@ -30,6 +30,9 @@ def read_labels(table: str, root: str) -> FoundImages:
     if not classes:
         raise UserError(f'LABELS = {table!r}: no images in it')
     refuse_class_names(classes, table)
+    if not any(os.path.lexists(inside(root, file)) for file in rows):
+        raise UserError(f'LABELS = {table!r}: none of its files is there, the first would be '
+                        f'{inside(root, next(iter(rows)))}: give their paths below SOURCE_DIR')
     index = {name: number for number, name in enumerate(classes)}
     samples = Samples((inside(root, file), index[label]) for file, (label, _) in rows.items())
     groups = [group for _, group in rows.values()]

@@ -45,7 +45,9 @@ def test_labels_from_a_table(tmp_path, source):
     ('file,class\nx.png,C:', 'cannot be the name of a folder'), ('file,class\n/x.png,a', 'below SOURCE_DIR'),
     ('file,class\nx.png,a\nx.png,b', 'line 3: x.png was there before'), ('file,class', 'no images in it'),
     ('file,class\nx.png,a/b', 'cannot be the name of a folder'), ('file,class\nx.png,..', 'cannot be the name'),
-    ('file,class\nnone.png,a', 'no images in a'), ('文件'.encode('gbk'), 'not in UTF-8'), (None, 'No such file')])
+    ('file,class\ndata1/a/000.png,a', 'would be data1/a/data1/a/000.png: give their paths below SOURCE_DIR'),
+    ('file,class\n000.png,a\nnone.png,b', 'no images in b'),
+    ('文件'.encode('gbk'), 'not in UTF-8'), (None, 'No such file')])
 def test_tables_with_mistakes(tmp_path, source, text, words):
     if text is not None:
         Path('labels.csv').write_bytes(text if isinstance(text, bytes) else text.encode())
