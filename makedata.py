@@ -14,11 +14,11 @@ from pathlib import Path
 
 from common import settings
 from common.data.folders import FoundImages, Rows, find_in_class_folders, read_stamps
+from common.data.listing import print_left_out
 from common.data.split import (
     FileLayout,
     Layout,
     keep_absent,
-    print_other_files,
     read_sides,
     report_duplicates,
     warn_of_similar_names,
@@ -72,7 +72,7 @@ def split(layout: Layout, cfg: settings.Settings) -> None:
 
     found = find_images(cfg)
     stamps = read_stamps(found.samples)
-    print_other_files(found.other_endings)
+    print_left_out(found.left_out)
     warn_of_similar_names(found.classes)
 
     compare = cfg.NEAR_DUPLICATES
@@ -143,7 +143,8 @@ def check(cfg: settings.Settings) -> None:
     source = Path(cfg.SOURCE_DIR).resolve()
     target = Path(cfg.TARGET_DIR).resolve()
     if source == target or source in target.parents or target in source.parents:
-        raise UserError(f'SOURCE_DIR = {cfg.SOURCE_DIR!r} and TARGET_DIR = {cfg.TARGET_DIR!r} must lie apart')
+        raise UserError(f'SOURCE_DIR = {cfg.SOURCE_DIR!r} and TARGET_DIR = {cfg.TARGET_DIR!r} must lie apart: '
+                        'choose a TARGET_DIR elsewhere')
 
 
 if __name__ == '__main__':

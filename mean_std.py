@@ -14,8 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from common import settings
-from common.data.folders import find_in_class_folders
+from common.data.folders import find_in_class_folders, find_split
 from common.data.images import BadImage, open_image
+from common.data.listing import print_left_out
 from common.runtime.console import Bar, format_duration
 from common.runtime.errors import UserError
 from common.runtime.files import writable_folder, write_json
@@ -41,22 +42,28 @@ def main(cfg: settings.Settings) -> None:
         raise UserError(f'OUTPUT_FILE = {cfg.OUTPUT_FILE!r} is a folder: name a file')
     start = time.perf_counter()
 
-    found = find_in_class_folders(cfg.DATA_DIR)
+    data_dir = cfg.DATA_DIR
+    sides = find_split(data_dir)
+    if sides:
+        data_dir = str(Path(data_dir, sides['train']))
+        print(f'{cfg.DATA_DIR} is split already: measured on {data_dir}, which train.py learns from')
+    found = find_in_class_folders(data_dir)
+    print_left_out(found.left_out)
     stats = read_stats([path for path, _ in found.samples], worker_count(cfg.NUM_WORKERS))
     for error in stats.errors:
         print(f'left out: {error}')
     if not len(stats.images):
-        raise UserError(f'{cfg.DATA_DIR}: none of its {len(found.samples)} files is a readable image')
+        raise UserError(f'{data_dir}: none of its {len(found.samples)} files is a readable image')
 
     mean, std = tutorial_pair(stats.images)
     if min(std) == 0:
-        raise UserError(f'{cfg.DATA_DIR}: a colour channel has the same value all over each image, so there is no '
+        raise UserError(f'{data_dir}: a colour channel has the same value all over each image, so there is no '
                         'spread to divide by')
     pixel_mean, pixel_std = pixel_pair(stats.images)
 
     seconds = time.perf_counter() - start
     write_json(cfg.OUTPUT_FILE, {
-        'data_dir': cfg.DATA_DIR, 'classes': found.classes, 'images': len(stats.images), 'mean': mean, 'std': std,
+        'data_dir': data_dir, 'classes': found.classes, 'images': len(stats.images), 'mean': mean, 'std': std,
         'pixel_mean': pixel_mean, 'pixel_std': pixel_std, 'left_out': stats.errors,
         'computed_at': time.strftime('%Y-%m-%d %H:%M:%S'), 'seconds': round(seconds, 1)})
     print(f'\n{len(stats.images)} images, {len(found.classes)} classes, {format_duration(seconds)}')

@@ -18,7 +18,7 @@ from typing import Any
 
 from common import settings
 from common.data.sources import Source, open_source
-from common.evaluation.predictor import Predictor, is_validation_set
+from common.evaluation.predictor import UNKNOWN, Predictor, is_validation_set
 from common.evaluation.report import Summary, table_row
 from common.reporting.page import making, write_prediction_page
 from common.reporting.plots import contact_sheet, plot_confusion, plot_reliability, prediction_cell
@@ -101,6 +101,9 @@ def validate_settings(cfg: Settings) -> None:
     settings.check_range('BATCH_SIZE', cfg.BATCH_SIZE, least=1)
     for name in ('UNKNOWN_BELOW', 'UNSURE_BELOW', 'TTA_BELOW'):
         settings.check_range(name, getattr(cfg, name), least=0, most=1)
+    if cfg.TEST_DIR and Path(cfg.OUTPUT_DIR).resolve() == Path(cfg.TEST_DIR).resolve():
+        raise UserError(f'OUTPUT_DIR = {cfg.OUTPUT_DIR!r} is TEST_DIR, whose next run would classify the plots of this '
+                        'one: choose another folder')
     choices = {'USE_GPU': (True, False, 'auto'), 'USE_AMP': (True, False, 'auto'), 'PRINT': ('text', 'jsonl', None)}
     for name, allowed in choices.items():
         value = getattr(cfg, name)
@@ -129,6 +132,8 @@ def build_predictor(cfg: Settings) -> Predictor:
                           tta_below=cfg.TTA_BELOW, average_weights=cfg.AVERAGE_WEIGHTS, use_amp=cfg.USE_AMP,
                           use_gpu=cfg.USE_GPU, use_dp=cfg.USE_DP)
     print(describe_device(predictor.device, predictor.amp_dtype))
+    if cfg.UNKNOWN_BELOW and predictor.unknown_label != UNKNOWN:
+        print(f'a class is called {UNKNOWN}, so images below UNKNOWN_BELOW are {predictor.unknown_label!r}')
     if cfg.TTA:
         print(f'test-time augmentation: images below {cfg.TTA_BELOW:.0%} are also looked at in {len(predictor.views)} '
               'other views, those of training')
@@ -137,7 +142,7 @@ def build_predictor(cfg: Settings) -> Predictor:
 
 def classify(cfg: Settings, source: Source, predictor: Predictor, tables: Tables) -> Summary:
     """Classify every image, and write, print and sort as the answers come. Raises UserError."""
-    summary = Summary(predictor.classes, _ON_SHEET, keep_names=cfg.EXPLAIN)
+    summary = Summary(predictor.classes, _ON_SHEET, keep_names=cfg.EXPLAIN, is_split=source.is_split)
     workers = worker_count(cfg.NUM_WORKERS)
     if source.count is not None:
         workers = min(workers, source.count)
@@ -226,7 +231,7 @@ def open_sorter(cfg: Settings, predictor: Predictor) -> contextlib.AbstractConte
         return contextlib.nullcontext()
     with extra('SORT_TO'):
         from extras.inbox import Sorter
-    return Sorter(cfg.SORT_TO, cfg.TEST_DIR, predictor.classes, cfg.UNSURE_BELOW, cfg.UNKNOWN_BELOW)
+    return Sorter(cfg.SORT_TO, cfg.TEST_DIR, predictor.classes, cfg.UNSURE_BELOW)
 
 
 def build_explainer(cfg: Settings, predictor: Predictor) -> Any:

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torchvision import datasets
 
-from common.data.folders import SPLIT_TABLE, Samples, open_store, refuse_empty, stamp
-from common.runtime.disks import is_folder
+from common.data.folders import FOR_VAL, SPLIT_TABLE, Samples, open_store, refuse_empty, side_folders, stamp
+from common.data.listing import describe_left_out
 from common.runtime.errors import UserError
 from common.runtime.files import write_text
 from common.runtime.processes import RANK
@@ -33,16 +33,16 @@ class ImageFolder(datasets.ImageFolder):
         super().__init__(str(root), transform, loader=self.store.open, allow_empty=allow_empty)
         self._keep(self.samples)
         if not self.samples:
-            raise UserError(f'{root}: no images in it')
+            raise UserError(f'{root}: no images in it: {FOR_VAL}')
 
     def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
         names = self.store.classes()
         if self.expected is not None and set(names) != set(self.expected):
             problems = []
             if extra := sorted(set(names) - set(self.expected)):
-                problems.append(f'{", ".join(extra)} is extra')
+                problems.append(f'{", ".join(extra)} is extra (move it away)')
             if missing := sorted(set(self.expected) - set(names)):
-                problems.append(f'{", ".join(missing)} is missing')
+                problems.append(f'{", ".join(missing)} is missing (an empty folder will do)')
             raise UserError(f'{directory}: the classes must be those of the training set, but {" and ".join(problems)}')
         names = list(self.expected or names)
         return names, {name: index for index, name in enumerate(names)}
@@ -53,7 +53,8 @@ class ImageFolder(datasets.ImageFolder):
         samples = self.store.samples(class_to_idx)
         if not allow_empty:
             filled = {*samples.targets.tolist()}
-            refuse_empty(class_to_idx, {name for name, index in class_to_idx.items() if index in filled}, directory)
+            refuse_empty(class_to_idx, {name for name, index in class_to_idx.items() if index in filled}, directory,
+                         self.store.left_out)
         return samples
 
     def blocks(self) -> np.ndarray | None:
@@ -108,13 +109,17 @@ class Split:
 def open_split(data_dir: str) -> Split:
     """Return the training and validation sets of a folder; nothing is read yet. Raises UserError."""
     root = Path(data_dir)
-    if not is_folder(root / 'train') or not is_folder(root / 'val'):
+    sides = side_folders(root)
+    if 'train' not in sides or 'val' not in sides:
         raise UserError(f'{root}/train and {root}/val are needed: run makedata.py first, or set DATA_DIR')
     tables = table_stamps(root)
-    train_set = SeededImageFolder(root / 'train')
+    train_set = SeededImageFolder(root / sides['train'])
     if len(train_set.classes) == 1:
         raise UserError(f'{root}/train has one class only, {train_set.classes[0]}: give each class its own folder')
-    val_set = ImageFolder(root / 'val', classes=train_set.classes, allow_empty=True)
+    val_set = ImageFolder(root / sides['val'], classes=train_set.classes, allow_empty=True)
+    for dataset in (train_set, val_set):
+        if dataset.store.left_out:
+            print(f'left out of {dataset.root}: {describe_left_out(dataset.store.left_out)}')
     return Split(train_set, val_set, root, tables)
 
 

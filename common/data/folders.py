@@ -1,4 +1,4 @@
-"""Folders of images, with one sub-folder for each class: which files count, and in which order."""
+"""Folders of images, with one sub-folder for each class, and what opens the images of a data set."""
 import hashlib
 import os
 import unicodedata
@@ -11,74 +11,19 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from common.data.images import FORMATS, open_image
+from common.data.images import open_image
+from common.data.listing import (
+    describe_left_out,
+    is_folder_entry,
+    is_image,
+    is_of_programs,
+    is_output,
+    list_images,
+    read_folder,
+)
 from common.runtime.disks import is_file, is_folder, persistently, status
 from common.runtime.errors import UserError, extra
 from common.runtime.names import is_folder_name
-
-EXTENSIONS = {extension for extension, kind in Image.registered_extensions().items() if kind in {*FORMATS, 'MPO'}}
-LITTER = {'.DS_Store', 'Thumbs.db', 'desktop.ini'}  # what file managers leave in every folder that they show
-
-
-def is_image(path: str | Path) -> bool:
-    """Return whether a file has the name of an image that Pillow reads, in any letter case; hidden files have not."""
-    name = os.path.basename(path)
-    return os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith('.')
-
-
-def is_hidden(name: str) -> bool:
-    """Return whether a folder is named as one that programs make for themselves, such as .thumbnails or __MACOSX."""
-    return name.startswith(('.', '__'))
-
-
-def list_files(folder: str | Path) -> Iterator[str]:
-    """Yield the paths of all files below a folder, in the order of their names, folder by folder.
-
-    Links are followed; no folder is entered twice, and no hidden one. Raises UserError for a folder that cannot be
-    read.
-    """
-    entered = set()  # the folders, as (device, inode)
-    left = [_read_folder(str(Path(folder)), entered)]  # of each folder on the way down, the entries to come
-    while left:
-        entry = next(left[-1], None)
-        if entry is None:
-            left.pop()
-        elif not _is_folder(entry):
-            yield entry.path
-        elif not is_hidden(entry.name):
-            left.append(_read_folder(entry.path, entered))
-
-
-def _read_folder(folder, entered):
-    """Return an iterator over the entries of a folder, sorted by name; an empty one if it has been entered before."""
-    try:
-        found = persistently(os.stat, folder)
-        if (found.st_dev, found.st_ino) in entered:
-            return iter(())
-        entries = persistently(_entries, folder)
-    except OSError as error:
-        raise UserError(f'{folder}: this folder cannot be read ({error.strerror})') from None
-    entered.add((found.st_dev, found.st_ino))
-    return iter(entries)
-
-
-def _entries(folder):
-    """Return the entries of a folder, sorted by name. Raises OSError."""
-    with os.scandir(folder) as entries:
-        return sorted(entries, key=lambda entry: entry.name)
-
-
-def _is_folder(entry):
-    """Return whether an entry of os.scandir is a folder, or a link to one. Raises DiskError."""
-    try:
-        return entry.is_dir()  # which seldom asks the disk
-    except OSError:
-        return is_folder(entry.path)
-
-
-def list_images(folder: str | Path) -> Iterator[str]:
-    """Yield those files of list_files that have the name of an image."""
-    return filter(is_image, list_files(folder))
 
 
 def stamp(path: str | Path) -> list[int]:
@@ -89,39 +34,121 @@ def stamp(path: str | Path) -> list[int]:
     return [found.st_size, found.st_mtime_ns]
 
 
-def class_folders(folder: str | Path) -> list[str]:
-    """Return the names of the sub-folders that are classes, sorted.
+# A sub-folder for each class
 
-    Raises UserError where there is no such folder, none in it, or one with control characters in its name.
+def class_name(folder: str) -> str:
+    """Return the class that a folder of this name holds: accented letters can be stored in two ways, and macOS and
+    others differ in which.
+    """
+    return unicodedata.normalize('NFC', folder)
+
+
+def class_folders(folder: str | Path, left_out: Counter | None = None) -> dict[str, str]:
+    """Return {class: name of its folder} for the sub-folders that are classes, sorted by class.
+
+    What does not count is added to `left_out`, as in list_images. Raises UserError where there is no such folder, none
+    in it, or one with control characters in its name, and for two folders of one class.
     """
     folder = Path(folder)
+    if left_out is None:
+        left_out = Counter()
     if not is_folder(folder):
         raise UserError(f'{folder}: no such folder')
-    try:
-        entries = persistently(_entries, folder)
-    except OSError as error:
-        raise UserError(f'{folder}: this folder cannot be read ({error.strerror})') from None
-    names = [entry.name for entry in entries if not is_hidden(entry.name) and _is_folder(entry)]
-    if not names:
-        raise UserError(f'{folder}: no sub-folders in it, and each class needs one of its own')
-    refuse_class_names(names, folder)
-    return names
+    folders = {}
+    for entry in read_folder(str(folder), set()):
+        if not is_folder_entry(entry):
+            if is_image(entry.name):
+                left_out['images beside the class folders'] += 1
+        elif is_of_programs(entry.name):
+            left_out[f'{entry.name}/'] += 1
+        elif is_output(Path(entry.path)):
+            left_out[f'{entry.name}/ (results of these scripts)'] += 1
+        else:
+            name = class_name(entry.name)
+            if name in folders:
+                raise UserError(f'{folder}: two folders are called {name}, and differ only in how an accent is stored: '
+                                'put the images of both into one')
+            folders[name] = entry.name
+    if not folders:
+        advice = f' (left out: {describe_left_out(left_out)})' if left_out else ''
+        raise UserError(f'{folder}: no sub-folders in it, and each class needs one of its own{advice}')
+    refuse_class_names(folders, folder)
+    return {name: folders[name] for name in sorted(folders)}
 
 
 def refuse_class_names(names: Iterable[str], place: str | Path) -> None:
     """Raise UserError for a class that cannot be the name of a folder."""
     for name in names:
-        if not is_folder_name(name) or is_hidden(name):
+        if not is_folder_name(name) or is_of_programs(name):
             raise UserError(f'{place}: the class {name!r} cannot be the name of a folder, rename it')
         if any(unicodedata.category(character) == 'Cc' for character in name):
             raise UserError(f'{place}: the class {name!r} has control characters in its name, rename it')
 
 
-def refuse_empty(names: Iterable[str], filled: Collection[str], place: str | Path) -> None:
+def refuse_empty(names: Iterable[str], filled: Collection[str], place: str | Path, left_out: Counter) -> None:
     """Raise UserError for classes that are not among `filled`, the names of those with images."""
     empty = [name for name in names if name not in filled]
     if empty:
-        raise UserError(f'{place}: no images in {", ".join(empty)}: add some or remove the class')
+        also = f' (left out: {describe_left_out(left_out)})' if left_out else ''
+        raise UserError(f'{place}: no images in {", ".join(empty)}: add some or remove the class{also}')
+
+
+# A set that is split already
+
+FOR_VAL = ('it needs classes with two images or more that do not belong together: add images, or see NEAR_DUPLICATES, '
+           'GROUP and VAL_RATIO in makedata.py')  # what to do if val is empty
+_SPELLINGS = {'train': ('train', 'training'), 'val': ('val', 'valid', 'validation'), 'test': ('test', 'testing')}
+
+
+def is_side(name: str, side: str) -> bool:
+    """Return whether a folder is called like a side of a split, 'train', 'val' or 'test', as people call them."""
+    return name.lower() in _SPELLINGS[side]
+
+
+def side_folders(folder: str | Path) -> dict[str, str]:
+    """Return the names of the sub-folders that are called like sides of a split, {'train': 'Train', 'val': 'valid'}.
+
+    Where there are two for a side, such as val and valid, it is the one that makedata.py would make. Raises UserError.
+    """
+    if not is_folder(folder):
+        return {}
+    found = {}
+    for entry in read_folder(str(folder), set()):
+        for side in _SPELLINGS:
+            if is_side(entry.name, side) and is_folder_entry(entry) and found.get(side) != side:
+                found[side] = entry.name
+    return {side: found[side] for side in _SPELLINGS if side in found}
+
+
+def side_folder(folder: str | Path, side: str) -> Path:
+    """Return the path of a side of the split in a folder, whether there is one or not. Raises UserError."""
+    return Path(folder, side_folders(folder).get(side, side))
+
+
+def find_split(folder: str | Path) -> dict[str, str]:
+    """Return the side_folders of a set that is split already; {} for other folders, such as one with a class `train`.
+
+    Each side of a split has class folders, of the same names as train, or the images of test lie in it directly.
+    """
+    sides = side_folders(folder)
+    if 'train' not in sides or len(sides) == 1:
+        return {}
+    classes, has_images = _content(Path(folder, sides['train']))
+    if has_images or not classes:
+        return {}
+    is_like_train = False
+    for side in ('val', 'test'):
+        if side in sides:
+            others, has_images = _content(Path(folder, sides[side]))
+            is_like_train |= not classes.isdisjoint(others) or (has_images and side == 'test' and len(classes) > 1)
+    return sides if is_like_train else {}
+
+
+def _content(folder):
+    """Return (the names of the sub-folders that may be classes, whether there are images beside them)."""
+    entries = read_folder(str(folder), set())
+    names = {class_name(entry.name) for entry in entries if is_folder_entry(entry) and not is_of_programs(entry.name)}
+    return names, any(is_image(entry.name) for entry in entries if not is_folder_entry(entry))
 
 
 # Lists and maps of many paths in a few arrays
@@ -195,26 +222,27 @@ class FoundImages:
     samples: Samples         # [(path, class index)]
     class_depth: int = 1     # how many folders at the beginning of a path below `root` stand for the class
     groups: list[str | None] | None = None  # what a table says to keep together, for each sample
-    other_endings: Counter = field(default_factory=Counter)  # {ending: number of files that are no images}
+    left_out: Counter = field(default_factory=Counter)  # {kind: number} of files and folders that do not count
 
 
 def find_in_class_folders(root: str) -> FoundImages:
-    """Return the images of a folder with one sub-folder for each class. Raises UserError where a class has none."""
-    classes = class_folders(root)
-    other_endings = Counter()
+    """Return the images of a folder with one sub-folder for each class.
 
-    def images() -> Iterator[tuple[str, int]]:
-        for index, name in enumerate(classes):
-            for path in list_files(Path(root, name)):
-                ending = os.path.splitext(path)[1].lower()
-                if is_image(path):
-                    yield path, index
-                elif ending and os.path.basename(path) not in LITTER:
-                    other_endings[ending] += 1
-
-    samples = Samples(images())
-    refuse_empty(classes, {classes[target] for target in np.unique(samples.targets)}, root)
-    return FoundImages(root, classes, samples, other_endings=other_endings)
+    Raises UserError where a class has none, and for a set that is split already.
+    """
+    sides = find_split(root)
+    if sides:
+        train = Path(root, sides['train'])
+        advice = f'python makedata.py --source-dir {train} splits {sides["train"]}'
+        if 'val' in sides:
+            advice = f'python train.py --data-dir {root} takes it as it is, and {advice} anew'
+        raise UserError(f'{root} is split already, into {", ".join(sides.values())}: {advice}; if these are classes, '
+                        'rename one')
+    files = Files(root)
+    classes = files.classes()
+    samples = files.samples({name: index for index, name in enumerate(classes)})
+    refuse_empty(classes, {classes[target] for target in np.unique(samples.targets)}, root, files.left_out)
+    return FoundImages(root, classes, samples, left_out=files.left_out)
 
 
 def read_stamps(samples: Samples) -> np.ndarray:
@@ -225,11 +253,16 @@ def read_stamps(samples: Samples) -> np.ndarray:
 # Where the images of a data set lie
 
 SPLIT_TABLE = 'split.csv'      # makedata.py writes it beside the images that it lists
-SHARDS_TABLE = 'pictures.csv'  # a folder with this file holds shards (extras/shards), not image files
+SHARDS_TABLE = 'pictures.csv'  # lists the images in a folder of shards (extras/shards)
+SHARDS_COLUMNS = ['file', 'class', 'bytes']
 
 
 class Store(Protocol):
-    """What opens images by their paths: files, or shards that are treated as if they were files."""
+    """What opens images by their paths: files, or shards that are treated as if they were files.
+
+    `left_out`, {kind: number}, is what the last listing found that does not count.
+    """
+    left_out: Counter
 
     def open(self, path: str | Path, at_least: int | None = None) -> Image.Image: ...
 
@@ -243,29 +276,50 @@ class Files:
 
     def __init__(self, root: str | Path):
         self.root = str(root)
+        self.left_out = Counter()
 
     def paths(self) -> Iterator[str]:
         """Yield the path of each image, in order; `root` itself if it is a file."""
+        self.left_out = Counter()
         if is_file(self.root):
             return iter([self.root])
-        return list_images(self.root)
+        return list_images(self.root, self.left_out)
 
     def classes(self) -> list[str]:
         """Return the names of the classes, sorted."""
-        return class_folders(self.root)
+        return list(class_folders(self.root))
 
     def samples(self, classes: Mapping[str, int]) -> Samples:
         """Return [(path, class index)] of all images of `classes`, {name: index}."""
+        self.left_out = Counter()
+        folders = class_folders(self.root, self.left_out)
         return Samples((path, index) for name, index in classes.items()
-                       for path in list_images(Path(self.root, name)))
+                       for path in list_images(Path(self.root, folders.get(name, name)), self.left_out))
 
     def blocks(self, samples: Samples) -> None:
         """Return None: files may be read in any order."""
 
 
+def holds_shards(folder: str | Path) -> bool:
+    """Return whether a folder is one of shards: its SHARDS_TABLE, or somebody's own table of that name, tells."""
+    table = Path(folder, SHARDS_TABLE)
+    if not is_file(table):
+        return False
+    try:
+        return persistently(_first_line, table) == ','.join(SHARDS_COLUMNS).encode()
+    except OSError:
+        return False
+
+
+def _first_line(path):
+    """Return the bytes of the first line of a file, or of its beginning. Raises OSError."""
+    with open(path, 'rb') as file:
+        return file.readline(1000).rstrip()
+
+
 def open_store(root: str | Path) -> Store:
     """Return the store of a folder of images or of shards."""
-    if is_file(Path(root, SHARDS_TABLE)):
+    if holds_shards(root):
         with extra(f'{root}, a folder of shards,'):
             from extras.shards import Shards
         return Shards(root)

@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset, default_collate
 
-from common.data.folders import Files, Store, open_store
+from common.data.folders import Files, Store, find_split, open_store
 from common.data.images import BadImage, as_rgb
+from common.data.listing import describe_left_out, print_left_out
 from common.data.loaders import Loader, choose_handover, image_bytes, init_worker
 from common.data.transforms import Transform, eval_transform, fit, least_side
 from common.runtime.disks import is_file
@@ -32,6 +33,7 @@ class Source:
     root: str          # a folder, a file, or STANDARD_INPUT
     store: Store       # what opens the images
     count: int | None  # number of images; None where only time will tell
+    is_split: bool = False  # whether `root` holds train, val or test, whose sub-folders are the classes
 
     @property
     def is_list(self) -> bool:
@@ -97,8 +99,14 @@ def open_source(test_dir: str) -> Source:
     store = open_store(root)
     count = sum(1 for _ in store.paths())
     if not count:
-        raise UserError(f'TEST_DIR = {test_dir!r}: no images in it')
-    return Source(root, store, count)
+        also = f' (left out: {describe_left_out(store.left_out)})' if store.left_out else ''
+        raise UserError(f'TEST_DIR = {test_dir!r}: no images in it{also}')
+    print_left_out(store.left_out)
+    sides = find_split(root)
+    if sides:
+        print(f'{root} is split already: its images have the classes of the folders below {", ".join(sides.values())}, '
+              'and those of train were learnt from; name one of them in TEST_DIR for an accuracy that means something')
+    return Source(root, store, count, is_split=bool(sides))
 
 
 # Batches of images as tensors, read by worker processes

@@ -3,7 +3,8 @@ import csv
 import itertools
 import json
 import os
-from collections import Counter, defaultdict
+import unicodedata
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from common.data.folders import LITTER, SPLIT_TABLE, Rows
+from common.data.folders import FOR_VAL, SPLIT_TABLE, Rows
+from common.data.listing import is_litter
 from common.data.taking import TakenImages
 from common.runtime.console import printable
 from common.runtime.disks import is_file
@@ -76,8 +78,9 @@ def read_sides(target: Path, deciding: Mapping[str, Any]) -> Rows:
     for place, folders, names in os.walk(target):
         links = [name for name in folders if Path(place, name).is_symlink()]
         for path in (Path(place, name) for name in names + links):
-            file = path.relative_to(target).as_posix()
-            if file not in unlisted and files.get(file) is None and path.name not in LITTER:
+            below = path.relative_to(target)
+            file = below.as_posix()
+            if file not in unlisted and files.get(file) is None and not is_litter(below):
                 raise UserError(f'{path} was not put there by {_MADE_BY} and would be lost: {_ADVICE}')
     return earlier if is_same else Rows([])
 
@@ -234,24 +237,15 @@ def used_sides(sides: np.ndarray) -> list[int]:
 
 # What makedata.py prints
 
-def print_other_files(endings: Counter) -> None:
-    """Print how many files were left out for their names; `endings` counts them by ending."""
-    if not endings:
-        return
-    counts = ', '.join(f'{count} {printable(ending)}' for ending, count in endings.most_common())
-    print(f'left out, no images to Pillow: {counts}')
-    if '.heic' in endings or '.heif' in endings:
-        print('to read .heic and .heif, too: python -m pip install pillow-heif')
-
-
 def warn_of_similar_names(names: Iterable[str]) -> None:
-    """Print a warning of classes whose names differ in nothing but letter case."""
+    """Print a warning of classes whose names differ in nothing but letter case, spaces or the width of letters."""
     similar = defaultdict(list)
     for name in sorted(names):
-        similar[name.casefold()].append(name)
+        similar[' '.join(unicodedata.normalize('NFKC', name).casefold().split())].append(name)
     for same in similar.values():
         if len(same) > 1:
-            print(f'warning: {" and ".join(same)} are different classes here, but one on Windows and macOS')
+            print(f'warning: {" and ".join(same)} are different classes here, but one on Windows and macOS, or to a '
+                  'reader: rename one if that is a slip')
 
 
 def report_duplicates(images: TakenImages) -> None:
@@ -289,6 +283,8 @@ def print_sides(targets: np.ndarray, sides: np.ndarray, classes: Sequence[str], 
     for target, column in np.argwhere(counts == 0):
         if used[column] != TRAIN:
             print(f'warning: {classes[target]} has no image in {SIDES[used[column]]}, so nothing will measure it there')
+    if not (sides == VAL).any():
+        print(f'warning: {place}/{SIDES[VAL]} is empty, and train.py needs it: {FOR_VAL}')
     print(f'\n{", ".join(f"{place}/{SIDES[side]}" for side in used)} and {place}/{SPLIT_TABLE} are written')
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from common.data.folders import FoundImages, Samples, refuse_empty
 from common.data.grouping import alike, group_numbers, join
 from common.data.images import BadImage, decode, header, judging, read_content
+from common.data.listing import ending_of, is_seen
 from common.data.near_duplicates import (
     THUMBNAIL_SIZE,
     distrust_large_groups,
@@ -35,6 +36,7 @@ class TakenImages:
     sha256: np.ndarray       # (N,) of the source, as 64 hexadecimal digits
     is_shrunk: np.ndarray    # (N,) whether the waiting file is smaller than the source
     groups: np.ndarray       # (N,) the number of the group that stays together
+    endings: dict[int, str]  # {place: ending that fits the content}, where the name is not that of an image
     copies: int              # how many are copies of whole files, not links
 
     def file(self, place: int) -> Path:
@@ -44,17 +46,20 @@ class TakenImages:
     def name(self, place: int) -> str:
         """Return the path that the image gets below its side: CLASS/… as in the source.
 
-        A shrunken image of a format that is not written becomes a PNG, and gets a name that no other file has.
+        A shrunken image of a format that is not written becomes a PNG. That, and what a table lists without the name of
+        an image, gets a name that every script takes for one, and that no other file has.
         """
         path, target = self.samples[place]
         parts = Path(path).relative_to(self.root).parts[self.class_depth:]
         below = Path(self.classes[target], *parts)
-        if not self.is_shrunk[place] or below.suffix.lower() in _SHRUNK_FORMATS:
-            return below.as_posix()
-        name = f'{below.name}.shrunk.png'
-        if len(os.fsencode(name)) > _LONGEST_NAME or os.path.lexists(f'{path}.shrunk.png'):
-            name = f'{self.sha256[place].decode()}-{place}.png'
-        return below.with_name(name).as_posix()
+        ending = self.endings.get(place, '')
+        if self.is_shrunk[place] and below.suffix.lower() not in _SHRUNK_FORMATS:
+            ending = '.shrunk.png'
+        named = below.with_name(below.name + ending)
+        if ending and (len(os.fsencode(named.name)) > _LONGEST_NAME or os.path.lexists(path + ending)
+                       or not is_seen(named)):
+            named = Path(self.classes[target], f'{self.sha256[place].decode()}-{place}{named.suffix}')
+        return named.as_posix()
 
 
 @dataclass
@@ -64,6 +69,7 @@ class TakenFile:
     sha256: str = ''
     is_shrunk: bool = False
     is_link: bool = False
+    kind: str = ''  # Pillow's name of its format
     thumbnail: np.ndarray | None = None
 
 
@@ -79,6 +85,7 @@ def take_images(found: FoundImages, waiting: Path, link: bool, max_side: int | N
     sha256 = np.zeros(count, 'S64')
     is_shrunk = np.zeros(count, bool)
     thumbnails = np.empty((count if compare else 0, THUMBNAIL_SIZE, THUMBNAIL_SIZE, 3), np.uint8)
+    endings = {}
     copies = 0
     below = (Path(path).relative_to(found.root) for path, _ in found.samples)
     named = group_numbers(below, count, group, found.class_depth)  # before anything is read, which may take hours
@@ -93,6 +100,8 @@ def take_images(found: FoundImages, waiting: Path, link: bool, max_side: int | N
             print(f'left out: {one.problem}')
             continue
         sha256[number] = one.sha256
+        if not is_seen(Path(found.samples[number][0]).relative_to(found.root)):
+            endings[number] = ending_of(one.kind)
         is_shrunk[number] = one.is_shrunk
         if compare:
             thumbnails[number] = one.thumbnail
@@ -101,7 +110,8 @@ def take_images(found: FoundImages, waiting: Path, link: bool, max_side: int | N
 
     numbers = np.flatnonzero(sha256 != b'')
     samples = Samples(found.samples[number] for number in numbers)
-    refuse_empty(found.classes, {found.classes[target] for target in np.unique(samples.targets)}, found.root)
+    refuse_empty(found.classes, {found.classes[target] for target in np.unique(samples.targets)}, found.root,
+                 found.left_out)
 
     pairs = [alike(sha256[numbers].tolist())]
     pairs.append(alike(None if number < 0 else number for number in named[numbers].tolist()))
@@ -118,7 +128,7 @@ def take_images(found: FoundImages, waiting: Path, link: bool, max_side: int | N
     return TakenImages(
         classes=found.classes, samples=samples, root=found.root, class_depth=found.class_depth, waiting=waiting,
         numbers=numbers, sha256=sha256[numbers], is_shrunk=is_shrunk[numbers], groups=join(len(numbers), *pairs),
-        copies=copies)
+        endings={place: endings[number] for place, number in enumerate(numbers) if number in endings}, copies=copies)
 
 
 def take_file(path: Path, file: Path, link: bool, max_side: int | None, compare: bool) -> TakenFile:
@@ -127,6 +137,7 @@ def take_file(path: Path, file: Path, link: bool, max_side: int | None, compare:
         with judging(path):
             content = read_content(path)
             with header(io.BytesIO(content)) as opened:
+                kind = opened.format
                 is_large = max_side is not None and max(opened.size) > max_side
             if compare or is_large:
                 at_least = 2 * THUMBNAIL_SIZE
@@ -145,7 +156,8 @@ def take_file(path: Path, file: Path, link: bool, max_side: int | None, compare:
         is_link = link and make_link(path, file)
         if not is_link:
             file.write_bytes(content)
-    return TakenFile(sha256=hashlib.sha256(content).hexdigest(), is_shrunk=is_large, is_link=is_link, thumbnail=small)
+    return TakenFile(sha256=hashlib.sha256(content).hexdigest(), is_shrunk=is_large, is_link=is_link, kind=kind,
+                     thumbnail=small)
 
 
 def make_link(path: Path, file: Path) -> bool:

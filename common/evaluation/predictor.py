@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from common.data.folders import Files, Store
+from common.data.folders import Files, Store, is_side
 from common.data.loaders import in_turn
 from common.data.sources import AnyImage, Batch, read_batches
 from common.data.transforms import Transform
@@ -100,25 +100,35 @@ def is_validation_set(folder: str, saved: dict[str, Any]) -> bool:
     settings = saved.get('settings')
     if not isinstance(settings, dict) or not isinstance(settings.get('DATA_DIR'), str):
         return False
-    return os.path.abspath(folder) == os.path.abspath(Path(settings['DATA_DIR'], 'val'))
+    place, name = os.path.split(os.path.abspath(folder))
+    return is_side(name, 'val') and place == os.path.abspath(settings['DATA_DIR'])
 
 
 # From images to predictions
 
-UNKNOWN = 'unknown'  # the label of an image that is not recognised
+UNKNOWN = 'unknown'  # the label of an image that is not recognised, unless a class is called so
 TOP = 5              # classes that a prediction lists
+
+
+def free_label(label: str, classes: Iterable[str]) -> str:
+    """Return a label for images that get none of the classes: this one, or a longer one where a class is called so."""
+    taken = {name.casefold() for name in classes}  # some systems have one folder for names in any letter case
+    while label.casefold() in taken:
+        label += ' (no class)'
+    return label
 
 
 @dataclass
 class Prediction:
     """What a Predictor says of an image. Where it cannot be read, `error` says why and the rest is empty."""
     image: AnyImage                     # what the Predictor was given
-    label: str = ''                     # the most probable class, or UNKNOWN
+    label: str = ''                     # the most probable class, or that of images that are not recognised
     confidence: float = 0.              # the probability of the most probable class
     certainty: float = 0.               # from 0 to 1: the confidence, or less for an image unlike the validation set
     top: list[tuple[str, float]] = field(default_factory=list)  # (class, probability) of the TOP most probable classes
     logits: torch.Tensor | None = None  # (classes,), divided by the temperature, fp32 on the CPU
     error: str = ''                     # why the image cannot be read
+    is_unknown: bool = False            # whether the image is not recognised
 
 
 @dataclass
@@ -135,8 +145,8 @@ class Predictor:
 
     `checkpoints` are paths, or contents of checkpoints by the name that errors call them. With `average_weights` there
     is one network, whose weights are the mean of all: for checkpoints of one run. An image whose most probable class
-    has a certainty below `unknown_below` is UNKNOWN. With `tta`, test-time augmentation, an image with a confidence
-    below `tta_below` is looked at again in the views that training had, and the logits are averaged.
+    has a certainty below `unknown_below` gets the label `unknown_label`. With `tta`, test-time augmentation, an image
+    with a confidence below `tta_below` is looked at again in the views that training had, and the logits are averaged.
     `use_amp='auto'` means mixed precision if training had it; `use_gpu` is test.py's USE_GPU. Raises UserError, naming
     the file.
     """
@@ -154,6 +164,7 @@ class Predictor:
         self.members = [Member(name, saved, restore(name, saved)) for name, saved in checkpoints.items()]
         first = self.members[0]
         self.classes = first.saved['classes']
+        self.unknown_label = free_label(UNKNOWN, self.classes)
         self.device = choose_device(use_gpu)
         if use_amp == 'auto':
             use_amp = trained_with_amp(first.saved)
@@ -237,9 +248,10 @@ class Predictor:
                 predictions.append(Prediction(image, error=error))
                 continue
             names = [self.classes[index] for index in indices[row].tolist()]
-            label = UNKNOWN if certain[row].item() < self.unknown_below else names[0]
+            is_unknown = certain[row].item() < self.unknown_below
+            label = self.unknown_label if is_unknown else names[0]
             predictions.append(Prediction(
-                image, label, confidence=confidences[row].item(), certainty=certain[row].item(),
+                image, label, is_unknown=is_unknown, confidence=confidences[row].item(), certainty=certain[row].item(),
                 top=list(zip(names, probabilities[row].tolist(), strict=True)), logits=logits[row]))
             row += 1
         return predictions

@@ -4,8 +4,9 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 
+from common.data.folders import class_name
 from common.evaluation.metrics import scores
-from common.evaluation.predictor import UNKNOWN, Prediction
+from common.evaluation.predictor import Prediction
 from common.evaluation.suspects import find_suspects
 
 SHOWN = 24          # images in each list of a report: the most confident mistakes, the least confident hits
@@ -135,12 +136,13 @@ class Summary:
     """What the end of a run needs of all predictions: counts, a sample, and what scores are computed from.
 
     An image in a folder named like a class takes 4 bytes for each class. With `keep_names` the names of all readable
-    images are kept too.
+    images are kept too. With `is_split` the folders of the classes lie in train, val or test.
     """
 
-    def __init__(self, classes: list[str], shown: int, keep_names: bool = False):
+    def __init__(self, classes: list[str], shown: int, keep_names: bool = False, is_split: bool = False):
         self.classes = classes
         self.keep_names = keep_names
+        self.is_split = is_split
         self.count = 0
         self.unreadable = 0
         self.unknown = 0
@@ -160,8 +162,15 @@ class Summary:
 
     def true_class(self, name: str) -> str | None:
         """Return the class whose folder an image lies in, by its path below TEST_DIR; None for no such folder."""
-        folder, slash, _ = name.partition('/')
-        return folder if slash and folder in self._index else None
+        folder = self._folder(name)
+        return folder if folder in self._index else None
+
+    def _folder(self, name):
+        """Return the name of the folder that stands for the class of an image, or None where there is none."""
+        folders = name.split('/')[:-1]
+        if self.is_split:
+            folders = folders[1:]
+        return class_name(folders[0]) if folders else None
 
     def add(self, prediction: Prediction, row: dict[str, Any]) -> None:
         """Take note of a prediction; `row` is its row in the tables."""
@@ -169,12 +178,13 @@ class Summary:
         self.sample.add(row)
         name = row['path']
         true_class = self.true_class(name)
-        if true_class is None and '/' in name:
-            self.other_folders.add(name.partition('/')[0])
+        folder = self._folder(name)
+        if true_class is None and folder is not None:
+            self.other_folders.add(folder)
         if prediction.error:
             self.unreadable += 1
             return
-        if prediction.label == UNKNOWN:
+        if prediction.is_unknown:
             self.unknown += 1
         if self.keep_names:
             self.readable.append(name)

@@ -1,7 +1,8 @@
 """Names that stand in files, which may come from anyone: the one place that decides where such a name may lead."""
 import os
 import re
-from pathlib import Path
+import unicodedata
+from pathlib import Path, PurePosixPath
 
 from common.runtime.errors import UserError
 
@@ -25,6 +26,24 @@ def inside(folder: str | Path, name: str) -> str:
     if not is_below(name):
         raise BadName(f'{folder}: {name!r} leads out of this folder, or can be the name of no file')
     return os.path.join(folder, name.replace('/', os.sep))
+
+
+def find_inside(folder: str | Path, text: str) -> str:
+    """Return the name, with '/' between its parts, of the file below `folder` that a person means by a text.
+
+    If there is no file by exactly this name, spaces around it, the backslashes of Windows and another way to store
+    accented letters are forgiven. Raises BadName.
+    """
+    stripped = text.strip()
+    slashed = stripped.replace('\\', '/')
+    spellings = [text, stripped, slashed, *(unicodedata.normalize(form, slashed) for form in ('NFC', 'NFD'))]
+    for spelling in spellings:
+        name = PurePosixPath(spelling).as_posix()
+        if is_below(name) and os.path.lexists(inside(folder, name)):
+            return name
+    name = PurePosixPath(slashed).as_posix()
+    inside(folder, name)
+    return name
 
 
 def is_below(name: str) -> bool:

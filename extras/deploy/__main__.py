@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 
 from common import settings
+from common.data.folders import side_folder
 from common.data.transforms import Transform
 from common.evaluation.predictor import load_network
 from common.runtime.errors import UserError
@@ -65,8 +66,8 @@ def main(cfg: Settings) -> None:
 
         check_packages()
         transform = Transform.from_dict(saved['transform'])
-        val = sample_images(Path(cfg.DATA_DIR, 'val'), cfg.VAL_IMAGES, transform)
-        train = sample_images(Path(cfg.DATA_DIR, 'train'), cfg.CALIBRATION_IMAGES, transform)
+        val = sample_images(side_folder(cfg.DATA_DIR, 'val'), cfg.VAL_IMAGES, transform)
+        train = sample_images(side_folder(cfg.DATA_DIR, 'train'), cfg.CALIBRATION_IMAGES, transform)
         with unfinished_files(path) as folder:
             with writing(path.with_suffix('.onnx')), noticing_a_full_disk(folder):
                 files = write_onnx_files(net, transform, metadata, train.pictures(), folder, path.stem)

@@ -3,13 +3,13 @@ import filecmp
 import itertools
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from common.data.folders import SHARDS_TABLE, refuse_class_names
+from common.data.folders import holds_shards, refuse_class_names
 from common.data.sources import STANDARD_INPUT
-from common.evaluation.predictor import UNKNOWN, Prediction
+from common.evaluation.predictor import Prediction, free_label
 from common.runtime.errors import UserError
 from common.runtime.files import beside, locked, make_folder, scratch_folder, sync, sync_below, writable_folder, writing
 from common.runtime.names import inside
@@ -19,22 +19,21 @@ _COPIED_AT_A_TIME = 2 ** 20  # bytes
 
 
 class Sorter:
-    """Copies images into folder/CLASS, folder/unsure (confidence below `unsure_below`) or folder/unknown.
+    """Copies images into folder/CLASS, folder/unsure (confidence below `unsure_below`) or folder/unknown, whose names
+    are longer where a class is called so.
 
     `test_dir` is TEST_DIR. Used with `with`, while no other process sorts into the folder. Raises UserError where the
     folder, the images or a class are unfit.
     """
 
-    def __init__(self, folder: str, test_dir: str, classes: Iterable[str], unsure_below: float, unknown_below: float):
-        if Path(test_dir, SHARDS_TABLE).is_file():
+    def __init__(self, folder: str, test_dir: str, classes: Sequence[str], unsure_below: float):
+        if holds_shards(test_dir):
             raise UserError('SORT_TO needs files, and the images of TEST_DIR lie in shards: set it to None')
         self.folder = writable_folder(folder, 'SORT_TO')
         if self.folder.resolve().is_relative_to(Path(test_dir).resolve()):
             raise UserError(f'SORT_TO = {folder!r} lies in TEST_DIR: choose a folder outside')
         refuse_class_names(classes, 'SORT_TO')
-        for name, below in ((UNSURE, unsure_below), (UNKNOWN, unknown_below)):
-            if below and name in classes:
-                raise UserError(f'SORT_TO: there is a class {name}: set {name.upper()}_BELOW to 0')
+        self.unsure = free_label(UNSURE, classes)
         self.from_list = test_dir == STANDARD_INPUT
         self.unsure_below = unsure_below
         self.lock = locked(beside(self.folder.resolve(), 'lock'), f'SORT_TO = {folder!r}: another run sorts into it')
@@ -59,8 +58,8 @@ class Sorter:
         Raises BadName.
         """
         answer = prediction.label
-        if answer != UNKNOWN and prediction.confidence < self.unsure_below:
-            answer = UNSURE
+        if not prediction.is_unknown and prediction.confidence < self.unsure_below:
+            answer = self.unsure
         below = Path(name).name if self.from_list else name
         return Path(inside(self.folder, f'{answer}/{below}'))
 

@@ -19,8 +19,8 @@ def inbox(tmp_path, monkeypatch):
         Path('inbox', name).write_text(name)
 
 
-def sorter(classes=('a', 'b'), unsure_below=0.5, unknown_below=0.2, folder='sorted'):
-    return Sorter(folder, 'inbox', classes, unsure_below, unknown_below)
+def sorter(classes=('a', 'b'), unsure_below=0.5, folder='sorted'):
+    return Sorter(folder, 'inbox', classes, unsure_below)
 
 
 def found():
@@ -31,7 +31,7 @@ def test_each_answer_has_its_folder():
     with sorter() as there:
         there.copy(Prediction('inbox/1.jpg', 'a', confidence=0.5), '1.jpg')
         there.copy(Prediction('inbox/deep/2.jpg', 'a', confidence=0.49), 'deep/2.jpg')
-        there.copy(Prediction('inbox/1.jpg', 'unknown', confidence=0.3), '1.jpg')
+        there.copy(Prediction('inbox/1.jpg', 'unknown', confidence=0.3, is_unknown=True), '1.jpg')
     assert found() == ['sorted/a/1.jpg', 'sorted/unknown/1.jpg', 'sorted/unsure/deep/2.jpg']
     assert Path('sorted/unsure/deep/2.jpg').read_text() == 'deep/2.jpg' == Path('inbox/deep/2.jpg').read_text()
 
@@ -93,13 +93,18 @@ def test_what_a_killed_copy_left_is_replaced():
     ({'folder': 'inbox'}, "SORT_TO = 'inbox' lies in TEST_DIR"),
     ({'classes': ('a', '../b')}, 'the class .*b. cannot be the name of a folder'),
     ({'classes': ('a', 'C:')}, "the class 'C:' cannot be the name of a folder"),
-    ({'classes': ('a', '')}, "the class '' cannot be the name of a folder"),
-    ({'classes': ('a', 'unsure')}, 'there is a class unsure: set UNSURE_BELOW to 0'),
-    ({'classes': ('a', 'unknown')}, 'there is a class unknown: set UNKNOWN_BELOW to 0')])
+    ({'classes': ('a', '')}, "the class '' cannot be the name of a folder")])
 def test_mistakes(options, words):
     with pytest.raises(UserError, match=words):
         sorter(**options)
-    sorter(classes=('unsure', 'unknown'), unsure_below=0, unknown_below=0)
+
+
+def test_a_class_may_be_called_unsure_or_unknown():
+    with sorter(classes=('Unsure', 'unknown')) as there:
+        there.copy(Prediction('inbox/1.jpg', 'unknown', confidence=0.9), '1.jpg')
+        there.copy(Prediction('inbox/1.jpg', 'unknown', confidence=0.4), '1.jpg')
+        there.copy(Prediction('inbox/1.jpg', 'unknown (no class)', confidence=0.4, is_unknown=True), '1.jpg')
+    assert found() == ['sorted/unknown (no class)/1.jpg', 'sorted/unknown/1.jpg', 'sorted/unsure (no class)/1.jpg']
 
 
 def test_one_run_at_a_time_sorts_into_a_folder():
@@ -113,6 +118,8 @@ def test_one_run_at_a_time_sorts_into_a_folder():
 
 
 def test_shards_have_no_files_to_copy():
+    Path('inbox', SHARDS_TABLE).write_text('file,class')
+    sorter()  # a table of one's own
     Path('inbox', SHARDS_TABLE).write_text('file,class,bytes')
     with pytest.raises(UserError, match='SORT_TO needs files, and the images of TEST_DIR lie in shards'):
         sorter()

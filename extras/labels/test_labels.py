@@ -1,6 +1,8 @@
 """LABELS: classes and groups from a table, and one line for a table with a mistake."""
 import contextlib
 import os
+import shutil
+import unicodedata
 from collections import Counter
 from pathlib import Path
 
@@ -8,7 +10,10 @@ import pytest
 from helpers import entries, split
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from common.data.datasets import open_split
+from common.data.folders import find_in_class_folders
 from common.runtime.errors import UserError
 from extras.labels import read_labels
 
@@ -35,12 +40,14 @@ def test_labels_from_a_table(tmp_path, source):
 
 
 @pytest.mark.parametrize('text, words', [
-    ('picture,label\nx.png,a', 'line 2: a row needs a file and a class'), ('file,class\nx.png,', 'line 2'),
+    ('picture,label\nx.png,a', 'is "picture,label"'), ('file,class\nx.png,', 'line 2'),
     ('file,class\n../x.png,a', 'below SOURCE_DIR'), ('file,class\na\\..\\..\\x.png,a', 'below SOURCE_DIR'),
     ('file,class\nx.png,C:', 'cannot be the name of a folder'), ('file,class\n/x.png,a', 'below SOURCE_DIR'),
     ('file,class\nx.png,a\nx.png,b', 'line 3: x.png was there before'), ('file,class', 'no images in it'),
     ('file,class\nx.png,a/b', 'cannot be the name of a folder'), ('file,class\nx.png,..', 'cannot be the name'),
-    ('file,class\nnone.png,a', 'no images in a'), ('文件'.encode('gbk'), 'not in UTF-8'), (None, 'No such file')])
+    ('file,class\ndata1/a/000.png,a', 'would be data1/a/data1/a/000.png: give their paths below SOURCE_DIR'),
+    ('file,class\n000.png,a\nnone.png,b', 'no images in b'),
+    ('文件'.encode('gbk'), 'not in UTF-8'), (None, 'No such file')])
 def test_tables_with_mistakes(tmp_path, source, text, words):
     if text is not None:
         Path('labels.csv').write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -60,6 +67,74 @@ def test_the_group_of_a_folder_and_that_of_the_table_hold_together(tmp_path, sou
     for entry in entries(tmp_path):
         sides_of.setdefault(Path(entry['source']).parent.name, set()).add(entry['side'])
     assert all(len(side) == 1 for side in sides_of.values()) and len(sides_of) == 2
+
+
+@pytest.mark.parametrize('options', [(), ('--max-side', 16), ('--link',)])
+def test_a_file_that_is_listed_counts_whatever_its_name(tmp_path, source, options):
+    """Its copy has a name that every later script takes for that of an image."""
+    names = ['IMG_1', '.hidden.png', 'deep/IMG_2', '__raw__/3.png', '@eaDir/4.png', '.trash/5', 'photo.dat',
+             'photo.png.dat', 'wrong.jpg', 'long ' + 250 * 'n']
+    files = sorted(source.rglob('*.png'))[:len(names)]
+    lines = ['file,class']
+    for number, (path, name) in enumerate(zip(files, names, strict=True)):
+        target = tmp_path / 'flat' / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target)
+        lines.append(f'{name},kind {number % 2}')
+    shutil.copy(tmp_path / 'flat' / 'IMG_1', tmp_path / 'flat' / 'notes')
+    (tmp_path / 'flat' / 'notes').write_text('no image')
+    lines.append('notes,kind 0')
+    Path('labels.csv').write_text('\n'.join(lines))
+    result = split('--source-dir', 'flat', '--labels', 'labels.csv', *options)
+    assert result.returncode == 0, result.stderr
+    assert 'left out: flat/notes: not a readable image' in result.stdout and len(entries(tmp_path)) == len(names)
+    found = open_split('data')
+    taken = {Path(path).relative_to('data').as_posix() for dataset in (found.train, found.val)
+             for path, _ in dataset.samples}
+    assert taken == {entry['file'] for entry in entries(tmp_path)} and len(taken) == len(names)
+    assert len(find_in_class_folders('data/train').samples) == len(found.train)
+    by_source = {entry['source']: Path(entry['file']).name for entry in entries(tmp_path)}
+    assert by_source['flat/__raw__/3.png'] == '3.png' and by_source['flat/wrong.jpg'] == 'wrong.jpg'
+    assert by_source['flat/IMG_1'] == ('IMG_1.shrunk.png' if '--max-side' in options else 'IMG_1.png')
+    for entry in entries(tmp_path):
+        assert Image.open(tmp_path / 'data' / entry['file']).size == ((16, 13) if '--max-side' in options else (24, 20))
+
+
+def test_no_copy_takes_the_place_of_another(tmp_path, source):
+    """Six files without an ending, beside others that have the names which their copies would get."""
+    lines = ['file,class']
+    for number, path in enumerate(sorted(source.rglob('*.png'))[:18]):
+        name = f'b/{number}.png' if number >= 12 else f'a/{number // 2}{".png" * (number % 2)}'
+        target = tmp_path / 'flat' / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target)
+        lines.append(f'{name},{name[0]}')
+    Path('labels.csv').write_text('\n'.join(lines))
+    assert split('--source-dir', 'flat', '--labels', 'labels.csv').returncode == 0
+    files = [entry['file'] for entry in entries(tmp_path)]
+    assert len(set(files)) == 18 and all((tmp_path / 'data' / file).is_file() for file in files)
+
+
+def test_images_that_the_table_does_not_list_are_counted(tmp_path, source):
+    names = [path.relative_to(source).as_posix() for path in sorted(source.rglob('*.png'))]
+    rows = [f'{name},{name[0]}' for name in names[::2]]
+    Path('labels.csv').write_text('\n'.join(['file,class', *rows]))
+    result = split('--labels', 'labels.csv')
+    assert result.returncode == 0 and 'left out: 15 images that LABELS does not list\n' in result.stdout
+
+
+def test_a_class_is_one_however_it_is_written(tmp_path, source):
+    """With spaces, accents stored in either way, semicolons and the backslashes of Windows."""
+    spellings = ['café', 'café ', unicodedata.normalize('NFD', 'café'), '\u00a0café']
+    lines = ['FILE; Class']
+    for number, path in enumerate(sorted(source.rglob('*.png'))):
+        name = str(path.relative_to(source)).replace('/', '\\')
+        lines.append(f'{name}; {spellings[number % 4] if number % 3 else "tea"}')
+    Path('labels.csv').write_text('\n'.join(lines), encoding='utf-16')
+    result = split('--labels', 'labels.csv')
+    assert result.returncode == 0, result.stderr
+    assert Counter(entry['class'] for entry in entries(tmp_path)) == {'café': 20, 'tea': 10}
+    assert 'warning' not in result.stdout and 'left out' not in result.stdout
 
 
 @settings(max_examples=int(os.environ.get('FUZZ', 200)), deadline=None, derandomize=True, database=None,

@@ -9,6 +9,7 @@ import os
 import stat
 import struct
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,14 +17,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from common.data.folders import SHARDS_TABLE, Rows, Samples, refuse_class_names
+from common.data.folders import SHARDS_COLUMNS, SHARDS_TABLE, Rows, Samples, refuse_class_names
 from common.data.images import MAX_BYTES, bad_image, decode, regular
 from common.runtime.errors import UserError
 from common.runtime.names import BadName, inside, is_one_part
 
 SHARDS_INDEX = 'index.json'      # litdata's own, in a folder of shards, beside SHARDS_TABLE
 SHARDS_CLASSES = 'classes.json'  # the names of all classes
-SHARDS_COLUMNS = ['file', 'class', 'bytes']  # of SHARDS_TABLE
 
 _MOST_OPEN = 16  # shards that a thread keeps open: as many as an epoch goes through at a time
 _MALFORMED = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, csv.Error, BadName)
@@ -35,6 +35,7 @@ class Shards:
     Any image can be read at any time, so that the order of an epoch and the share of each process are up to the
     sampler. Raises UserError for shards that are not whole, or whose items are not the bytes of files.
     """
+    left_out: Counter = Counter()  # nothing: the shards hold what makedata.py took
 
     def __init__(self, root: str | Path):
         self.root = str(root)

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from common.data.folders import SHARDS_TABLE
+from common.data.folders import SHARDS_COLUMNS, SHARDS_TABLE
 from common.data.split import SIDES, FileLayout, split_row, used_sides
 from common.data.taking import TakenImages
 from common.runtime.errors import UserError
 from common.runtime.files import write_json
 from common.runtime.machine import map_in_threads
-from extras.shards import SHARDS_CLASSES, SHARDS_COLUMNS
+from extras.shards import SHARDS_CLASSES
 
 SHARD_BYTES = 64 * 2 ** 20
 _READ_AHEAD = 64  # images

@@ -1,5 +1,6 @@
 """Predictor: the same answers for files, images and arrays; several networks."""
 import itertools
+import os
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 
 from common.data.folders import list_images
 from common.evaluation import predictor as module
-from common.evaluation.predictor import Predictor
+from common.evaluation.predictor import Predictor, is_validation_set
 from common.runtime.errors import UserError
 
 
@@ -80,6 +81,24 @@ def test_unknown_is_what_is_too_uncertain(photos):
     assert [prediction.label == 'unknown' for prediction in again] == [p.certainty < middle for p in found]
     assert {p.label for p in again} > {'unknown'} and all(p.confidence == q.confidence for p, q in
                                                             zip(found, again, strict=True))
+
+
+@pytest.mark.parametrize('name', ['unknown', 'Unknown'])
+def test_a_class_may_be_called_unknown(photos, name):
+    untrained('x.pth', classes=('a', name, 'unknown (no class)'))
+    found = list(Predictor('x.pth')(photos))
+    middle = sorted(prediction.certainty for prediction in found)[6]
+    again = list(Predictor('x.pth', unknown_below=middle)(photos))
+    assert not any(prediction.is_unknown for prediction in found)
+    assert [prediction.is_unknown for prediction in again] == [p.certainty < middle for p in found]
+    for before, after in zip(found, again, strict=True):
+        assert after.label == ('unknown (no class) (no class)' if after.is_unknown else before.label)
+
+
+def test_the_validation_set_is_known_by_any_of_its_names():
+    saved = {'settings': {'DATA_DIR': 'ds'}}
+    assert all(is_validation_set(folder, saved) for folder in ('ds/val', 'ds/Valid/', os.path.abspath('ds/validation')))
+    assert not any(is_validation_set(folder, saved) for folder in ('ds/test', 'ds', 'elsewhere/val', 'ds/val/a'))
 
 
 def test_several_networks_are_averaged(photos):

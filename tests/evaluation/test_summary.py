@@ -27,7 +27,8 @@ def summary_of(names, **options):
     for number, name in enumerate(names):
         error = 'bad' if 'bad' in name else ''
         label = '' if error else 'unknown' if 'odd' in name else 'a'
-        summary.add(Prediction(name, label, 0.6, 0.1 * number, [], torch.tensor([1., 0.]), error), {'path': name})
+        summary.add(Prediction(name, label, 0.6, 0.1 * number, [], torch.tensor([1., 0.]), error,
+                               is_unknown=label == 'unknown'), {'path': name})
     return summary
 
 
@@ -40,6 +41,24 @@ def test_what_is_counted():
     found, report = summary.scores()
     assert found['acc1'] == pytest.approx(200 / 3) and report['pictures'] == 3
     assert summary.answered(0.05) == (pytest.approx(2 / 3), 0.5)
+
+
+def test_a_class_that_is_called_unknown_is_an_answer():
+    summary = Summary(['a', 'unknown'], 3)
+    for name, is_unknown in (('a/1', False), ('unknown/2', True)):
+        summary.add(Prediction(name, 'unknown', 0.6, 0.6, [], torch.tensor([0., 1.]), is_unknown=is_unknown),
+                    {'path': name})
+    assert (summary.classified, summary.unknown, summary.targets) == (1, 1, [0, 1])
+
+
+def test_in_a_split_the_class_is_the_second_folder():
+    """Also of classes that are called like its sides."""
+    summary = Summary(['train', 'val', 'caf\u00e9'], 3, is_split=True)
+    names = ['train/val/1', 'val/train/2', 'val/val/deep/3', 'train/4', 'val/caf\u0065\u0301/5', 'val/x/6']
+    for name in names:
+        summary.add(Prediction(name, 'val', 0.6, 0.6, [], torch.tensor([0., 1., 0.])), {'path': name})
+    assert [summary.true_class(name) for name in names] == ['val', 'train', 'val', None, 'caf\u00e9', None]
+    assert summary.targets == [1, 0, 1, 2] and summary.other_folders == {'x'}
 
 
 def test_names_are_not_kept_unless_they_are_wanted():

@@ -13,7 +13,7 @@ from helpers import ROOT, draw_folder, files_below, load, prepare, rows_of, side
 
 import mean_std
 from common import settings
-from common.data import cache, folders, images, loaders
+from common.data import cache, folders, images, listing, loaders
 from common.data.cache import ImageCache
 from common.data.folders import Files
 from common.data.images import BadImage, open_image
@@ -69,8 +69,8 @@ def test_a_folder_whose_kind_the_disk_does_not_say_at_once_stays_a_folder(folder
     def is_dir():
         raise OSError(errno.EIO, 'away')
 
-    assert folders._is_folder(SimpleNamespace(is_dir=is_dir, path=str(folder / 'a')))
-    assert not folders._is_folder(SimpleNamespace(is_dir=is_dir, path=str(folder / 'a' / '000.png')))
+    assert listing.is_folder_entry(SimpleNamespace(is_dir=is_dir, path=str(folder / 'a')))
+    assert not listing.is_folder_entry(SimpleNamespace(is_dir=is_dir, path=str(folder / 'a' / '000.png')))
 
 
 def test_a_disk_that_stays_away_ends_makedata_and_changes_nothing(monkeypatch):

@@ -1,5 +1,6 @@
 """common/runtime/names.py: where a name that stands in a file may lead."""
 import os
+import unicodedata
 from pathlib import Path
 
 import hypothesis
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.runtime.names import BadName, inside, is_below, is_folder_name
+from common.runtime.names import BadName, find_inside, inside, is_below, is_folder_name
 
 ORDINARY = ['a', 'a/b.png', '.hidden', 'ü', '-', '~', 'x;=1']
 ORDINARY_HERE = ['...', 'a/..b', 'a../b', 'ü "x", \udce9', 'a\nb', '\x1b[2J', ' ', 'C:x', 'a\\b']  # but not on Windows
@@ -46,6 +47,24 @@ def test_what_windows_takes_for_another_file_is_refused_there(windows, name):
 @pytest.mark.parametrize('name', [*ORDINARY, 'icon', 'console.png', 'com10', 'a.b/c'])
 def test_ordinary_names_are_below_on_windows_too(windows, name):
     assert is_below(name)
+
+
+@not_windows
+def test_a_person_may_write_a_name_in_another_way(tmp_path):
+    """But if there is a file by exactly that name, it is meant."""
+    composed, decomposed = (unicodedata.normalize(form, 'café.jpg') for form in ('NFC', 'NFD'))
+    for name in ('b.jpg', decomposed, ' c.jpg', 'c.jpg', 'x\\y.jpg'):
+        (tmp_path / 'a').mkdir(exist_ok=True)
+        (tmp_path / 'a' / name).touch()
+    for text in ('a/b.jpg', 'a\\b.jpg', ' a/b.jpg\t', './a/b.jpg', 'a//b.jpg', '.\\a\\b.jpg'):
+        assert find_inside(tmp_path, text) == 'a/b.jpg', text
+    assert find_inside(tmp_path, f'a/{composed}') == f'a/{decomposed}' == find_inside(tmp_path, f'a/{decomposed}')
+    assert find_inside(tmp_path / 'a', ' c.jpg') == ' c.jpg' and find_inside(tmp_path / 'a', '  c.jpg') == 'c.jpg'
+    assert find_inside(tmp_path / 'a', 'x\\y.jpg') == 'x\\y.jpg'
+    assert find_inside(tmp_path, ' gone\\z.jpg') == 'gone/z.jpg'
+    for text in ('../b.jpg', 'a\\..\\..\\b.jpg', '/etc/passwd', ' ', 'a\0b', str(tmp_path / 'a' / 'b.jpg')):
+        with pytest.raises(BadName):
+            find_inside(tmp_path, text)
 
 
 def test_a_class_is_no_drive_on_any_system():

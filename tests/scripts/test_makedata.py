@@ -11,6 +11,7 @@ from PIL import Image
 
 from common.data import images
 from common.data.datasets import open_split
+from common.runtime.errors import UserError
 
 
 def test_stratified_copies_and_manifest(tmp_path, source):
@@ -137,8 +138,10 @@ def test_a_folder_of_others_is_left_alone(tmp_path, source, content):
 def test_a_file_that_someone_put_into_the_split_is_not_lost(tmp_path, source):
     """What file managers leave in every folder may go."""
     split()
-    (tmp_path / 'data' / 'train' / '.DS_Store').write_text('')
-    assert split().returncode == 0 and not (tmp_path / 'data' / 'train' / '.DS_Store').exists()
+    for name in ('.DS_Store', 'a/@eaDir/000.png/SYNOPHOTO_THUMB_M.jpg', 'a/._000.png'):
+        (tmp_path / 'data' / 'train' / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / 'data' / 'train' / name).write_text('')
+    assert split().returncode == 0 and not list((tmp_path / 'data' / 'train').rglob('[.@]*'))
     (tmp_path / 'data' / 'train' / 'a' / 'mine.jpg').write_text('precious')
     result = split()
     assert result.returncode == 2 and 'mine.jpg' in result.stderr
@@ -222,6 +225,45 @@ def test_a_manifest_cannot_lead_out_of_the_folder(tmp_path, source):
     before = files_below(tmp_path)
     result = split()
     assert result.returncode == 2 and 'or changed since' in result.stderr and files_below(tmp_path) == before
+
+
+def test_classes_that_look_alike_are_warned_of(tmp_path, source):
+    draw_folder(source, {'a ': 3}, seed=2)
+    assert 'warning: a and a  are different classes here' in split().stdout
+
+
+def test_what_is_left_out_is_said_in_one_line(tmp_path, source):
+    draw_folder(source, {'__background__': 4, 'a/@eaDir': 2, '__MACOSX': 1}, seed=3)
+    for name in ('IMG_1', 'IMG_2', 'notes.txt'):
+        (source / 'a' / name).write_text('')
+    result = split()
+    lines = [line for line in result.stdout.splitlines() if line.startswith('left out')]
+    assert result.returncode == 0 and Counter(entry['class'] for entry in entries(tmp_path)) == {
+        'a': 20, 'b': 10, '__background__': 4}
+    assert len(lines) == 1 and {'2 without an ending', '1 .txt', '1 __MACOSX/'} < {
+        part.removeprefix('left out: ') for part in lines[0].partition(';')[0].split(', ')} and '1 @eaDir/' in lines[0]
+
+
+def test_a_set_that_is_split_already_is_refused(tmp_path, source):
+    for side in ('train', 'valid', 'test'):
+        shutil.copytree(source, tmp_path / 'ds' / side)
+    result = split('--source-dir', 'ds')
+    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1
+    assert result.stderr.startswith('ds is split already, into train, valid, test: python train.py --data-dir ds takes')
+    assert not (tmp_path / 'data').exists()
+    (tmp_path / 'ds' / 'train').rename(tmp_path / 'ds' / 'bus')
+    assert split('--source-dir', 'ds', '--group', 'folder').returncode == 0
+
+
+def test_a_val_without_images_says_what_to_do(tmp_path, source):
+    for folder in source.iterdir():
+        for path in sorted(folder.iterdir())[1:]:
+            path.unlink()
+    result = split()
+    assert result.returncode == 0 and 'warning: data/val is empty, and train.py needs it: it needs cl' in result.stdout
+    assert 'NEAR_DUPLICATES, GROUP and VAL_RATIO' in result.stdout
+    with pytest.raises(UserError, match='data/val: no images in it: it needs classes with two images or more .*GROUP'):
+        open_split('data')
 
 
 def test_odd_names_of_classes(tmp_path, source):

@@ -3,6 +3,7 @@ import ast
 import contextlib
 import io
 import json
+import os
 import subprocess
 import sys
 
@@ -119,6 +120,16 @@ def test_a_depth_that_no_file_states_is_asked_for(tmp_path, workers):
     result = run_script('mean_std.py', '--data-dir', folder, '--num-workers', workers, cwd=tmp_path)
     assert result.returncode == 0 and 'is almost black: its grey values reach 3999' in result.stdout
     assert 'BIT_DEPTH: int | None = 12' in result.stdout and not result.stderr
+
+
+def test_of_a_set_that_is_split_already_train_is_measured(tmp_path):
+    draw_folder(tmp_path / 'ds' / 'Train', {'a': 3, 'b': 4})
+    draw_folder(tmp_path / 'ds' / 'valid', {'a': 2, 'b': 2}, seed=1)
+    (tmp_path / 'ds' / 'Train' / 'a' / 'notes').write_text('')
+    printed, found = measure('--data-dir', 'ds')
+    np.testing.assert_allclose([found['mean'], found['std']], numpy_stats(tmp_path / 'ds' / 'Train')[0], atol=1e-5)
+    assert (found['classes'], found['images'], found['data_dir']) == (['a', 'b'], 7, os.path.join('ds', 'Train'))
+    assert 'ds is split already: measured on ds' in printed and 'left out: 1 without an ending' in printed
 
 
 @pytest.mark.parametrize('folders, words', [

@@ -138,6 +138,47 @@ def test_one_run_writes_to_a_folder(photos):
     assert files_below(Path('predictions')).keys() == {'.lock'}
 
 
+def test_results_below_the_images_are_not_classified(photos, capsys):
+    for _ in range(2):
+        predict('--test-dir', 'photos', '--output-dir', 'photos/out')
+        assert len(read_rows('photos/out')) == 12
+    assert 'left out: 1 out/ (results of these scripts)' in capsys.readouterr().out
+    with pytest.raises(UserError, match="OUTPUT_DIR = 'photos' is TEST_DIR"):
+        predict('--test-dir', 'photos/', '--output-dir', 'photos')
+    assert len(list(photos.glob('*'))) == 3
+
+
+def test_a_table_of_ones_own_among_the_images(photos, capsys):
+    (photos / 'pictures.csv').write_text('name,date\n')
+    predict('--test-dir', 'photos')
+    assert len(read_rows('predictions')) == 12 and 'left out: 1 .csv' in capsys.readouterr().out
+
+
+def test_a_whole_split_and_classes_that_are_called_like_its_sides(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    untrained('x.pth', classes=('train', 'val'))
+    for number, side in enumerate(('train', 'val')):
+        draw_folder(tmp_path / 'data' / side, {'train': 3, 'val': 2}, seed=number)
+    predict('--test-dir', 'data')
+    report = json.loads(Path('predictions/report.json').read_text())
+    assert {row['class']: row['pictures'] for row in report['per_class']} == {'train': 6, 'val': 4}
+    assert 'data is split already' in capsys.readouterr().out
+    predict('--test-dir', 'data/val')
+    report = json.loads(Path('predictions/report.json').read_text())
+    assert {row['class']: row['pictures'] for row in report['per_class']} == {'train': 3, 'val': 2}
+    assert 'split already' not in capsys.readouterr().out
+
+
+def test_a_class_may_be_called_unknown(photos, capsys):
+    untrained('x.pth', classes=('a', 'unknown', 'b'))
+    predict('--test-dir', 'photos')
+    assert '12 images classified, 0 not recognised' in capsys.readouterr().out
+    predict('--test-dir', 'photos', '--unknown-below', 1)
+    out = capsys.readouterr().out
+    assert '0 images classified, 12 not recognised' in out and "below UNKNOWN_BELOW are 'unknown (no class)'" in out
+    assert {row['class'] for row in read_rows('predictions')} == {'unknown (no class)'}
+
+
 def test_tables_grow_while_images_are_classified(photos, monkeypatch):
     """What is classified before an error stays."""
     counts = []

@@ -146,6 +146,18 @@ def test_classes_of_train_and_val_must_agree(data):
         run()
 
 
+def test_sides_may_have_other_names_and_what_is_left_out_is_said(data, capsys):
+    """A set that somebody else has split, without split.csv and mean_std.json."""
+    (data / 'train').rename(data / 'Training')
+    (data / 'val').rename(data / 'valid')
+    (data / 'Training' / 'a' / 'IMG_1').write_text('')
+    (data / 'valid' / '@eaDir').mkdir()
+    run(epochs=1)
+    out = capsys.readouterr().out
+    assert 'left out of data/Training: 1 without an ending' in out and 'left out of data/valid: 1 @eaDir/' in out
+    assert result()['finished']
+
+
 def test_bad_pictures_are_left_out_before_the_first_epoch(data, capsys):
     (data / 'train' / 'a' / 'text.jpg').write_text('no picture')
     run(epochs=1)
