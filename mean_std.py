@@ -28,6 +28,8 @@ OUTPUT_FILE = 'mean_std.json'     # File for the result. train.py looks for this
 NUM_WORKERS: int | str = 'auto'   # Processes that read images. 'auto' takes one for each core, 8 at most.
 
 _LEVELS = np.arange(256) / 255
+_LEAST_STD = 1e-6    # train.py divides by no smaller one
+_LEAST_SHARE = 1e-3  # of the largest channel's std
 
 
 class ChannelStats(NamedTuple):
@@ -53,12 +55,10 @@ def main(cfg: settings.Settings) -> None:
     for error in stats.errors:
         print(f'left out: {error}')
     if not len(stats.images):
-        raise UserError(f'{data_dir}: none of its {len(found.samples)} files is a readable image')
+        raise UserError(f'{data_dir}: none of its {len(found.samples)} files is a readable image ({stats.errors[0]})')
 
+    report_flat_channels(stats.images[:, 1].mean(0), data_dir)
     mean, std = tutorial_pair(stats.images)
-    if min(std) == 0:
-        raise UserError(f'{data_dir}: a colour channel has the same value all over each image, so there is no '
-                        'spread to divide by')
     pixel_mean, pixel_std = pixel_pair(stats.images)
 
     seconds = time.perf_counter() - start
@@ -127,7 +127,7 @@ def tutorial_pair(stats: np.ndarray) -> tuple[list[float], list[float]]:
     """Return mean and std of each channel: the averages of those of the images in `stats`, (N, 4, 3)."""
     mean = stats[:, 0].mean(0)
     std = stats[:, 1].mean(0)
-    return mean.tolist(), std.tolist()
+    return mean.tolist(), usable(std).tolist()
 
 
 def pixel_pair(stats: np.ndarray) -> tuple[list[float], list[float]]:
@@ -136,7 +136,28 @@ def pixel_pair(stats: np.ndarray) -> tuple[list[float], list[float]]:
     mean = (means * sizes).sum(0) / sizes.sum(0)
     mean_of_squares = (squares * sizes).sum(0) / sizes.sum(0)
     std = np.sqrt(np.maximum(mean_of_squares - mean ** 2, 0))
-    return mean.tolist(), std.tolist()
+    return mean.tolist(), usable(std).tolist()
+
+
+def usable(std: np.ndarray) -> np.ndarray:
+    """Return stds (3,) to divide by: 1 for a flat channel, of which normalisation then only subtracts the mean."""
+    return np.where(are_flat(std), 1, std)
+
+
+def are_flat(std: np.ndarray) -> np.ndarray:
+    """Return for each of the stds (3,) whether it is too small to divide by, which would turn noise into outliers."""
+    return std <= max(_LEAST_STD, _LEAST_SHARE * std.max())
+
+
+def report_flat_channels(std: np.ndarray, folder: str) -> None:
+    """Print which of the channels with the stds (3,) are flat. Raises UserError where all are."""
+    flat = are_flat(std)
+    if flat.all():
+        raise UserError(f'{folder}: each colour channel has the same value all over each image, so there is no spread '
+                        f'to divide by: without mean_std.json train.py normalises as for ImageNet')
+    names = [name for name, is_flat in zip(('red', 'green', 'blue'), flat, strict=True) if is_flat]
+    if names:
+        print(f'{" and ".join(names)}: almost the same value all over each image, so the std is set to 1')
 
 
 if __name__ == '__main__':

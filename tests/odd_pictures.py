@@ -32,28 +32,50 @@ def encoded(image, kind, **options):
     return file.getvalue()
 
 
+def png_chunk(name, data):
+    return struct.pack('>I', len(data)) + name + data + struct.pack('>I', zlib.crc32(name + data))
+
+
 def png(values, *chunks):
     """The bytes of a PNG of 16 bits: grey for values (H, W), RGB for (H, W, 3); `chunks` are more (name, content)."""
     height, width = values.shape[:2]
     header = struct.pack('>IIBBBBB', width, height, 16, 2 if values.ndim == 3 else 0, 0, 0, 0)
     rows = b''.join(b'\0' + row.astype('>u2').tobytes() for row in values)
     return b'\x89PNG\r\n\x1a\n' + b''.join(
-        struct.pack('>I', len(data)) + name + data + struct.pack('>I', zlib.crc32(name + data))
-        for name, data in ((b'IHDR', header), *chunks, (b'IDAT', zlib.compress(rows)), (b'IEND', b'')))
+        png_chunk(*chunk) for chunk in ((b'IHDR', header), *chunks, (b'IDAT', zlib.compress(rows)), (b'IEND', b'')))
 
 
-def tiff(data, size, bits, tags=(), channels=1):
+def jpeg_segment(marker, body):
+    return b'\xff' + bytes([marker]) + struct.pack('>H', len(body) + 2) + body
+
+
+def exif_block(*entries):
+    """The bytes of an EXIF block of some entries, each (tag, type, count, four bytes or fewer)."""
+    packed = [struct.pack('<HHL4s', *entry) for entry in sorted(entries)]
+    return b'Exif\0\0II*\0' + struct.pack('<LH', 8, len(packed)) + b''.join(packed) + bytes(4)
+
+
+def tiff(data, size, bits, tags=(), channels=1, entries=(), order='<', big=False):
     """The bytes of an uncompressed TIFF of (width, height) unsigned integers, with more `tags`, {number: value}.
 
-    `data` are its pixels: an array, or the bytes.
+    `data` are its pixels: an array, or the bytes. `entries` are more tags, as for exif_block; `order` is that of the
+    bytes, and `big` for a BigTIFF.
     """
-    data = data if isinstance(data, bytes) else data.astype(f'<u{bits // 8}').tobytes()
+    data = data if isinstance(data, bytes) else data.astype(f'{order}u{bits // 8}').tobytes()
     tags = {256: size[0], 257: size[1], 258: bits, 259: 1, 262: 2 if channels == 3 else 1, 273: 0, 277: channels,
             278: size[1], 279: len(data), **dict(tags)}
-    end = 8 + 2 + 12 * len(tags) + 4
+    head, entry = ('HHHQ', 'HHQ8s') if big else ('HL', 'HHL4s')
+    entries = {number: (kind, count, value) for number, kind, count, value in entries}
+    start = 16 if big else 8
+    end = start + (8 if big else 2) + len({**tags, **entries}) * struct.calcsize(f'{order}{entry}') + (8 if big else 4)
     tags[273] = end  # where the pixels begin
-    entries = b''.join(struct.pack('<HHII', number, 4, 1, tags[number]) for number in sorted(tags))
-    return b'II*\0' + struct.pack('<IH', 8, len(tags)) + entries + bytes(4) + data
+    for number, value in tags.items():
+        entries[number] = (4, 1, struct.pack(f'{order}L', value))
+    mark = b'II' if order == '<' else b'MM'
+    header = mark + struct.pack(order + head, *((43, 8, 0, 16) if big else (42, 8)))
+    return (header + struct.pack(f'{order}{"Q" if big else "H"}', len(entries))
+            + b''.join(struct.pack(order + entry, number, *entries[number]) for number in sorted(entries))
+            + bytes(8 if big else 4) + data)
 
 
 def good_pictures():
@@ -94,6 +116,11 @@ def good_pictures():
     files['progressive.jpg'] = encoded(rgb, 'JPEG', progressive=True)
     files['garbage behind.jpg'] = encoded(rgb, 'JPEG') + bytes(500)
     files['wrong exif.jpg'] = encoded(rgb, 'JPEG', exif=b'Exif\x00\x00' + bytes(range(40)))
+    odd_exif = exif_block((0x112, 3, 1, b'\6\0'), (0x213, 4, 1, b'\xff\xff\xff\xff'))
+    files['turned, odd exif.jpg'] = encoded(rgb, 'JPEG', exif=odd_exif)
+    long_text = png_chunk(b'zTXt', b'x\0\0' + zlib.compress(bytes(3 * 2 ** 20)))
+    plain = encoded(rgb, 'PNG')
+    files['long text.png'] = plain[:33] + long_text + plain[33:]
     files['one pixel.png'] = encoded(rgb.resize((1, 1)), 'PNG')
     files['line.png'] = encoded(rgb.resize((3000, 1)), 'PNG')
     files['column.jpg'] = encoded(rgb.resize((1, 3000)), 'JPEG')
@@ -112,8 +139,8 @@ def bad_pictures():
     files['colours in planes.tif'] = tiff(np.zeros((3, 64, 64)), (64, 64), 16, {284: 2}, channels=3)
     files['colours of 32 bits.tif'] = tiff(np.zeros((64, 64, 3)), (64, 64), 32, channels=3)
     header = struct.pack('>IIBBBBB', 50_000, 50_000, 8, 2, 0, 0, 0)
-    chunks = b''.join(struct.pack('>I', len(data)) + name + data + struct.pack('>I', zlib.crc32(name + data))
-                      for name, data in ((b'IHDR', header), (b'IDAT', zlib.compress(bytes(10 ** 6))), (b'IEND', b'')))
+    chunks = b''.join(png_chunk(name, data) for name, data in (
+        (b'IHDR', header), (b'IDAT', zlib.compress(bytes(10 ** 6))), (b'IEND', b'')))
     files['bomb.png'] = b'\x89PNG\r\n\x1a\n' + chunks
     files['bomb.bmp'] = b'BM' + struct.pack('<IHHIIiiHH', 54, 0, 0, 54, 40, 60_000, 60_000, 1, 24) + bytes(24)
     return files

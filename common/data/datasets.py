@@ -154,6 +154,7 @@ def leave_out(split: Split, bad: dict[str, str], listing: Path) -> None:
         if bad:
             write_text(listing, ''.join(f'{problem}\n' for problem in bad.values()))
             print(f'{len(bad)} files are left out; {listing} lists them')
+    problems = {target: bad[path] for path, target in split.train.samples if path in bad}  # of some file of a class
     for dataset in (split.train, split.val):
         dataset.leave_out(bad)
     if not len(split.val):
@@ -162,6 +163,6 @@ def leave_out(split: Split, bad: dict[str, str], listing: Path) -> None:
     measured = set(split.val.targets)
     for index, name in enumerate(split.classes):
         if index not in trained:
-            raise UserError(f'{split.train.root}/{name}: none of its files is a readable image')
+            raise UserError(f'{split.train.root}/{name}: none of its files is a readable image ({problems[index]})')
         if index not in measured:
             print(f'warning: {split.val.root} has no image of {name}, so nothing measures that class')

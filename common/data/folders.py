@@ -85,11 +85,20 @@ def refuse_class_names(names: Iterable[str], place: str | Path) -> None:
             raise UserError(f'{place}: the class {name!r} has control characters in its name, rename it')
 
 
-def refuse_empty(names: Iterable[str], filled: Collection[str], place: str | Path, left_out: Counter) -> None:
-    """Raise UserError for classes that are not among `filled`, the names of those with images."""
+def refuse_empty(names: Iterable[str], filled: Collection[str], place: str | Path, left_out: Counter,
+                 problems: Mapping[str, str] | None = None) -> None:
+    """Raise UserError for classes that are not among `filled`, the names of those with images.
+
+    `problems`, {class: text}, says what is wrong with a file of a class.
+    """
     empty = [name for name in names if name not in filled]
     if empty:
-        also = f' (left out: {describe_left_out(left_out)})' if left_out else ''
+        known = [problems[name] for name in empty if problems and name in problems]
+        also = ''
+        if known:
+            also = f' ({known[0]})'
+        elif left_out:
+            also = f' (left out: {describe_left_out(left_out)})'
         raise UserError(f'{place}: no images in {", ".join(empty)}: add some or remove the class{also}')
 
 

@@ -10,20 +10,21 @@ import re
 import stat
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import NamedTuple, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
+from common.data.metadata import turn_upright, without_metadata
 from common.runtime.console import Bar, printable
 from common.runtime.disks import disk_error, is_of_the_file, persistently
 from common.runtime.errors import UserError
 
 try:
-    import pillow_heif  # the photographs of iPhones; `pip install pillow-heif`
+    import pillow_heif  # the photographs of iPhones
     pillow_heif.register_heif_opener()
 except ImportError:
     pass
@@ -40,6 +41,27 @@ FORMATS = sorted({'AVIF', 'BMP', 'DDS', 'DIB', 'GIF', 'HEIF', 'ICNS', 'ICO', 'IM
                   'PPM', 'PSD', 'QOI', 'SGI', 'TGA', 'TIFF', 'WEBP', 'XBM', 'XPM'}
                  & set(Image.registered_extensions().values()) & Image.OPEN.keys())
 
+
+class _OptionalFormat(NamedTuple):
+    """A format that Pillow reads in some installations only."""
+    name: str
+    endings: set[str]
+    brands: set[bytes]  # in the first bytes of a file
+    needs: str
+
+
+_OPTIONAL_FORMATS = [
+    _OptionalFormat('AVIF', {'.avif', '.avifs'}, {b'avif', b'avis'},
+                    'a newer Pillow: python -m pip install --upgrade pillow'),
+    _OptionalFormat('HEIF', {'.heic', '.heics', '.heif', '.heifs', '.hif'},
+                    {b'heic', b'heix', b'heim', b'heis', b'hevc', b'hevx', b'hevm', b'hevs', b'mif1', b'msf1'},
+                    'another package: python -m pip install pillow-heif')]
+
+# The endings of images. Those of optional formats are always among them, so that who has such files learns what to
+# install.
+EXTENSIONS = {ending for ending, name in Image.registered_extensions().items() if name in {*FORMATS, 'MPO'}}
+EXTENSIONS.update(*(optional.endings for optional in _OPTIONAL_FORMATS))
+
 _BITS_PER_SAMPLE = 258  # these four are tags of TIFF
 _MAX_SAMPLE_VALUE = 281
 _PLANAR_CONFIGURATION = 284
@@ -52,6 +74,8 @@ warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)  # he
 warnings.filterwarnings('ignore', module='PIL')  # odd metadata, which nothing here reads
 logging.getLogger('PIL').setLevel(logging.CRITICAL)  # its errors are raised as well, and those name the file
 
+Value = TypeVar('Value')
+
 _has_warned = mmap.mmap(-1, 1)  # a byte that is shared with forked worker processes, so that a run warns once
 
 
@@ -60,15 +84,14 @@ class BadImage(UserError):
 
 
 def open_image(path: str | Path, at_least: int | None = None) -> Image.Image:
-    """Return an image file as RGB: turned as its EXIF says, deep grey scaled to 8 bits, transparency on white.
+    """Return an image file as RGB: turned as its metadata says, deep grey scaled to 8 bits, transparency on white.
 
     An animation counts with its first frame. With `at_least`, pixels, a JPEG may come at a half, a quarter or an eighth
     of its size, which is several times faster, but with no side smaller than that. Raises BadImage, naming the file,
     and DiskError where the disk does not answer.
     """
     with judging(path):
-        content = read_content(path)
-        return decode(io.BytesIO(content), path, at_least)
+        return decode(read_content(path), path, at_least)
 
 
 @contextmanager
@@ -134,12 +157,35 @@ def regular(path: str | Path) -> str | Path:
     return path
 
 
-def header(file: str | Path | BinaryIO) -> Image.Image:
-    """Return an image whose pixels have not been read yet.
+def header(content: bytes, path: str | Path) -> Image.Image:
+    """Return the image in the content of a file; its pixels have not been read yet.
 
-    Raises Pillow's errors, and OSError above MAX_PIXELS and for a TIFF that Pillow would scramble.
+    Raises Pillow's errors, and OSError above MAX_PIXELS, for a TIFF that Pillow would scramble, and for a format that
+    it does not read here.
     """
-    image = Image.open(file, formats=FORMATS)
+    return _despite_metadata(_open, content, path)
+
+
+def _despite_metadata(read: Callable[..., Value], content: bytes, *args) -> Value:
+    """Return read(content, *args). Where that fails, the file is read again without its metadata, if it has any."""
+    try:
+        return read(content, *args)
+    except (MemoryError, UserError):
+        raise
+    except Exception:
+        bare = without_metadata(content)
+        if bare == content:
+            raise
+    return read(bare, *args)
+
+
+def _open(content, path):
+    """Do as header, for a file whose metadata Pillow accepts."""
+    try:
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+    except UnidentifiedImageError:
+        _refuse_lacking(content, path)
+        raise
     problem = None
     if image.width * image.height > MAX_PIXELS:
         problem = f'{image.width}x{image.height}: more than the MAX_PIXELS of common/data/images.py'
@@ -151,15 +197,33 @@ def header(file: str | Path | BinaryIO) -> Image.Image:
     return image
 
 
+def _refuse_lacking(content, path):
+    """Raise OSError for a file that Pillow would read if another package were installed."""
+    brands = set()
+    if content[4:8] == b'ftyp':
+        length = int.from_bytes(content[:4], 'big')
+        brands = {content[place:place + 4] for place in range(8, min(length, len(content)), 4)}
+    ending = os.path.splitext(path)[1].lower()
+    for optional in _OPTIONAL_FORMATS:
+        is_meant = brands & optional.brands if brands else ending in optional.endings
+        if is_meant and optional.name not in FORMATS:
+            raise OSError(f'{optional.name} needs {optional.needs}')
+
+
 def _is_scrambled(image):
     """Return whether it is an uncompressed TIFF with planes of 16-bit colours, which Pillow takes for 8-bit ones."""
     return (image.format == 'TIFF' and image.tile[:1] and image.tile[0][0] == 'raw'
             and image.tag_v2.get(_PLANAR_CONFIGURATION) == 2 and image.tag_v2.get(_BITS_PER_SAMPLE, (1,))[0] == 16)
 
 
-def decode(file: str | Path | BinaryIO, path: str | Path, at_least: int | None = None) -> Image.Image:
-    """Do as open_image, for a path or an open file, with Pillow's own errors; `path` names it in a warning."""
-    with header(file) as image:
+def decode(content: bytes, path: str | Path, at_least: int | None = None) -> Image.Image:
+    """Do as open_image for the content of a file, with Pillow's own errors; `path` is for messages."""
+    return _despite_metadata(_decode, content, path, at_least)
+
+
+def _decode(content, path, at_least):
+    """Do as decode, for a file whose metadata Pillow accepts."""
+    with _open(content, path) as image:
         if at_least:
             image.draft(None, (at_least, at_least))
         deep = image.mode.startswith(_DEEP_GREY)
@@ -180,13 +244,16 @@ def _brightest_colour(image):
 
 def as_rgb(image: Image.Image, name: str | Path = 'an image') -> Image.Image:
     """Return what open_image makes of an opened image of any mode; `name` is for a warning."""
-    upright = ImageOps.exif_transpose(image)
+    image.load()
+    upright = turn_upright(image)
     if image.mode.startswith(_DEEP_GREY):
         upright = Image.fromarray(_scale_grey(np.asarray(upright), image, name))
     if upright.has_transparency_data:
         white = Image.new('RGBA', upright.size, 'white')
         upright = Image.alpha_composite(white, upright.convert('RGBA'))
-    return upright.convert('RGB')
+    rgb = upright.convert('RGB')
+    rgb.info = {}  # Pillow would save it with the image, and fails for a comment that the format cannot hold.
+    return rgb
 
 
 def _scale_grey(values, image, path):

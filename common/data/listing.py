@@ -6,12 +6,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from common.data.images import FORMATS
+from common.data.images import EXTENSIONS
 from common.runtime.console import printable
 from common.runtime.disks import is_file, is_folder, persistently
 from common.runtime.errors import UserError
 
-EXTENSIONS = {extension for extension, kind in Image.registered_extensions().items() if kind in {*FORMATS, 'MPO'}}
 # What file managers and network disks leave in every folder that they show; nobody misses it.
 LITTER = {'.DS_Store', 'Thumbs.db', 'desktop.ini'}
 _LITTER_FOLDERS = {'@eaDir', '.@__thumb', '.AppleDouble', '.thumbnails', '__MACOSX'}
@@ -26,7 +25,7 @@ _KINDS_SHOWN = 8  # of what is left out
 
 
 def is_image(path: str | Path) -> bool:
-    """Return whether a file has the name of an image that Pillow reads, in any letter case; hidden files have not."""
+    """Return whether a file has the name of an image, in any letter case; hidden files have not."""
     name = os.path.basename(path)
     return os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith('.')
 
@@ -51,7 +50,7 @@ def ending_of(kind: str) -> str:
     usual = f'.{kind.lower()}'
     if usual in EXTENSIONS:
         return usual
-    return next(ending for ending in sorted(EXTENSIONS) if Image.registered_extensions()[ending] == kind)
+    return next(ending for ending in sorted(EXTENSIONS) if Image.registered_extensions().get(ending) == kind)
 
 
 def is_output(folder: Path) -> bool:
@@ -130,8 +129,6 @@ def describe_left_out(left_out: Counter) -> str:
     text = ', '.join(parts)
     if _NO_ENDING in left_out:
         text += '; an image needs an ending, such as .jpg'
-    if '.heic' in left_out or '.heif' in left_out:
-        text += '; to read .heic and .heif, too: python -m pip install pillow-heif'
     return text
 
 

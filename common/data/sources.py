@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import Dataset, default_collate
 
 from common.data.folders import Files, Store, find_split, open_store
-from common.data.images import BadImage, as_rgb
+from common.data.images import BadImage, as_rgb, judging
 from common.data.listing import describe_left_out, print_left_out
 from common.data.loaders import Loader, choose_handover, image_bytes, init_worker
 from common.data.transforms import Transform, eval_transform, fit, least_side
@@ -122,12 +122,16 @@ class Batch(NamedTuple):
 
 
 def open_any(image: AnyImage, at_least: int | None, store: Store) -> Image.Image:
-    """Return an RGB image. Raises BadImage for a file that is none, TypeError for an array of another kind."""
+    """Return an RGB image. Raises BadImage for one that cannot be read, TypeError for an object of another kind."""
     if isinstance(image, (str, Path)):
         return store.open(image, at_least)
     if isinstance(image, np.ndarray):
         image = Image.fromarray(image)
-    return as_rgb(image)
+    if not isinstance(image, Image.Image):
+        raise TypeError(f'a path, PIL image or array is needed, not {image!r}')
+    name = getattr(image, 'filename', '') or 'an image in memory'
+    with judging(name):  # Image.open reads no more than the beginning of a file, which may turn out to be damaged
+        return as_rgb(image, name)
 
 
 class Reader(Dataset):

@@ -1,6 +1,5 @@
 """Take the images for a split: read each file once, put a copy aside, and find out which images belong together."""
 import hashlib
-import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,11 +92,13 @@ def take_images(found: FoundImages, waiting: Path, link: bool, max_side: int | N
     def take_one(number: int, sample: tuple[str, int]) -> TakenFile:
         return take_file(Path(sample[0]), waiting / str(number), link, max_side, compare)
 
+    problems = {}  # of some file of a class
     waiting.mkdir()
     taken = map_in_threads(take_one, range(count), found.samples, desc='reading' if link else 'copying')
     for number, one in enumerate(taken):
         if one.problem:
             print(f'left out: {one.problem}')
+            problems.setdefault(found.classes[found.samples.targets[number]], one.problem)
             continue
         sha256[number] = one.sha256
         if not is_seen(Path(found.samples[number][0]).relative_to(found.root)):
@@ -111,7 +112,7 @@ def take_images(found: FoundImages, waiting: Path, link: bool, max_side: int | N
     numbers = np.flatnonzero(sha256 != b'')
     samples = Samples(found.samples[number] for number in numbers)
     refuse_empty(found.classes, {found.classes[target] for target in np.unique(samples.targets)}, found.root,
-                 found.left_out)
+                 found.left_out, problems)
 
     pairs = [alike(sha256[numbers].tolist())]
     pairs.append(alike(None if number < 0 else number for number in named[numbers].tolist()))
@@ -136,14 +137,14 @@ def take_file(path: Path, file: Path, link: bool, max_side: int | None, compare:
     try:
         with judging(path):
             content = read_content(path)
-            with header(io.BytesIO(content)) as opened:
+            with header(content, path) as opened:
                 kind = opened.format
                 is_large = max_side is not None and max(opened.size) > max_side
             if compare or is_large:
                 at_least = 2 * THUMBNAIL_SIZE
                 if is_large:
                     at_least = max(at_least, 2 * max_side)
-                image = decode(io.BytesIO(content), path, at_least)
+                image = decode(content, path, at_least)
     except BadImage as error:
         return TakenFile(problem=str(error))
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import ROOT, draw_folder, scene, untrained
+from odd_pictures import exif_block
 from PIL import Image
 
 from common import settings
@@ -104,18 +105,23 @@ def test_int8_is_smaller_and_has_the_linear_layers_in_8_bits(deployed):
 
 
 def test_the_example_needs_no_torch(deployed):
+    """The second image is turned, and has a tag that Pillow cannot write."""
     folder, _ = deployed
-    image = folder / 'data' / 'val' / 'b' / '3.png'
+    upright = folder / 'data' / 'val' / 'b' / '3.png'
+    turned = folder / 'turned.png'
+    odd = exif_block((0x112, 3, 1, b'\6\0'), (0x213, 4, 1, b'\xff\xff\xff\xff'))
+    Image.open(upright).save(turned, exif=odd)
+    images = [str(upright), str(turned)]
     code = ('import runpy, sys; example = sys.argv.pop(1); '
             'sys.modules.update(dict.fromkeys(["torch", "torchvision", "timm", "common", "models"])); '
             'runpy.run_path(example, run_name="__main__")')
     example = ROOT / 'extras/deploy/predict_onnx.py'
-    done = subprocess.run([sys.executable, '-c', code, example, folder / 'x_pictures.onnx', image], text=True,
+    done = subprocess.run([sys.executable, '-c', code, example, folder / 'x_pictures.onnx', *images], text=True,
                           capture_output=True, cwd=folder)
-    [found] = Predictor(folder / 'x.pth', use_amp=False)([image])
     assert done.returncode == 0, done.stderr
-    name, share = done.stdout.strip().removeprefix(f'{image}: ').split(' (')
-    assert name == found.label and float(share.rstrip('%)')) == pytest.approx(100 * found.confidence, abs=1)
+    for line, found in zip(done.stdout.splitlines(), Predictor(folder / 'x.pth', use_amp=False)(images), strict=True):
+        name, share = line.removeprefix(f'{found.image}: ').split(' (')
+        assert name == found.label and float(share.rstrip('%)')) == pytest.approx(100 * found.confidence, abs=1)
 
 
 def test_a_file_that_agrees_too_seldom_is_not_kept(tmp_path, monkeypatch, capsys):

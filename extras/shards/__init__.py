@@ -88,7 +88,7 @@ class Shards:
     def open(self, path: str | Path, at_least: int | None = None) -> Image.Image:
         """Return what open_image makes of a file."""
         try:
-            return decode(io.BytesIO(self.read(self.rows.get(str(path)))), path, at_least)
+            return decode(self.read(self.rows.get(str(path))), path, at_least)
         except (MemoryError, UserError):
             raise
         except Exception as error:  # Pillow's errors on damaged files are of a dozen types

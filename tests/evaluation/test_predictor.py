@@ -1,11 +1,13 @@
 """Predictor: the same answers for files, images and arrays; several networks."""
 import itertools
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from helpers import draw_folder, untrained
+from odd_pictures import exif_block
 from PIL import Image
 
 from common.data.folders import list_images
@@ -52,6 +54,18 @@ def test_images_in_memory_are_read_as_files_are(photos):
     names, predictor = ['turned.png', 'clear.png', 'deep.png'], Predictor('x.pth')
     assert logits(predictor, [Image.open(name) for name in names]).equal(logits(predictor, names))
     assert logits(predictor, [np.asarray(Image.open('deep.png'))]).equal(logits(predictor, ['deep.png']))
+
+
+def test_an_image_in_memory_with_odd_metadata_is_read_and_a_damaged_one_is_an_answer(photos):
+    odd = exif_block((0x0112, 3, 1, b'\6\0'), (0x0213, 4, 1, b'\xff\xff\xff\xff'))
+    Image.open(photos[0]).save('odd.png', exif=odd)
+    content = Path(photos[1]).read_bytes()
+    Path('cut.png').write_bytes(content[:len(content) // 2])
+    found = list(Predictor('x.pth')([Image.open(name) for name in (photos[0], 'odd.png', 'cut.png', photos[2])]))
+    assert [bool(prediction.error) for prediction in found] == [False, False, True, False]
+    assert found[2].error.startswith('cut.png: not a readable image (')
+    with pytest.raises(TypeError, match='a path, PIL image or array is needed'):
+        list(Predictor('x.pth')([5]))
 
 
 def test_an_unreadable_file_is_an_answer_too(photos):

@@ -2,17 +2,22 @@
 import csv
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import odd_pictures
 import pytest
-from helpers import TINY, draw_folder, read_rows, rows_of, run_script
+from helpers import TINY, classify, draw_folder, read_rows, rows_of, run, run_script, split, untrained
 from PIL import Image
 
+import mean_std
+from common import settings
+from common.data import images
 from common.data.folders import list_images
 from common.data.images import BadImage, open_image
 from common.runtime.console import printable
+from common.runtime.errors import UserError
 
 pytestmark = pytest.mark.skipif(sys.platform != 'linux', reason='other systems refuse some of the names')
 FAST = ('--img-size', 32, '--batch-size', 8, '--epochs', 1, '--warmup', 0, '--pretrained', 'false',
@@ -125,3 +130,37 @@ def test_heic_is_read_where_the_plug_in_is(tmp_path):
     Image.new('RGB', (32, 32), 'red').save(tmp_path / 'x.heic')
     image = open_image(tmp_path / 'x.heic')
     assert image.size == (32, 32) and image.getpixel((9, 9))[0] > 200
+
+
+def test_every_script_says_what_a_phones_images_need(tmp_path, monkeypatch, capsys):
+    """A class of HEIC files alone, and one of a JPEG's name."""
+    advice = 'not a readable image (HEIF needs another package: python -m pip install pillow-heif)'
+    heic = b'\0\0\0\x18ftypheic\0\0\0\0mif1heic' + bytes(100)
+    monkeypatch.setattr(images, 'FORMATS', [name for name in images.FORMATS if name != 'HEIF'])
+    monkeypatch.chdir(tmp_path)
+    for folder in ('data1', 'data/train', 'data/val'):
+        draw_folder(tmp_path / folder, {'a': 6, 'b': 6})
+        (tmp_path / folder / 'phone').mkdir()
+        (tmp_path / folder / 'phone' / 'IMG_1.HEIC').write_bytes(heic)
+        (tmp_path / folder / 'a' / 'renamed.jpg').write_bytes(heic)
+
+    mean_std.main(settings.read(mean_std, ['--num-workers', '0']))
+    out = capsys.readouterr().out
+    assert f'left out: data1/phone/IMG_1.HEIC: {advice}' in out and f'left out: data1/a/renamed.jpg: {advice}' in out
+    done = split('--target-dir', 'new')
+    assert done.returncode == 2 and done.stderr == (
+        f'data1: no images in phone: add some or remove the class (data1/phone/IMG_1.HEIC: {advice})')
+    assert f'left out: data1/a/renamed.jpg: {advice}' in done.stdout
+    with pytest.raises(UserError) as error:
+        run(epochs=1)
+    assert str(error.value) == ('data/train/phone: none of its files is a readable image '
+                                f'(data/train/phone/IMG_1.HEIC: {advice})')
+    untrained('x.pth')
+    assert classify('--checkpoint', 'x.pth', '--test-dir', 'data1').returncode == 3
+    errors = {row['path']: row['error'] for row in read_rows('predictions') if row['error']}
+    assert errors == {name: f'data1/{name}: {advice}' for name in ('a/renamed.jpg', 'phone/IMG_1.HEIC')}
+
+    shutil.rmtree('data1/a')
+    shutil.rmtree('data1/b')
+    with pytest.raises(UserError, match=r'none of its 1 files is a readable image \(.* install pillow-heif\)'):
+        mean_std.main(settings.read(mean_std, ['--num-workers', '0']))

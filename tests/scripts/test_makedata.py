@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 from helpers import draw_folder, entries, files_below, sides, split
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from common.data import images
 from common.data.datasets import open_split
@@ -146,6 +146,19 @@ def test_a_file_that_someone_put_into_the_split_is_not_lost(tmp_path, source):
     result = split()
     assert result.returncode == 2 and 'mine.jpg' in result.stderr
     assert (tmp_path / 'data' / 'train' / 'a' / 'mine.jpg').exists()
+
+
+def test_shrunken_images_lose_texts_that_their_format_cannot_hold(tmp_path, source):
+    image = Image.open(next((source / 'a').iterdir()))
+    image.convert('P').save(source / 'a' / 'long.jpg', 'GIF', comment=bytes(70_000))
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text('comment', 'text')
+    image.save(source / 'a' / 'text.jpg', 'PNG', pnginfo=texts, icc_profile=b'odd')
+    assert split('--max-side', 16).returncode == 0
+    found = {row['source']: row['file'] for row in entries(tmp_path)}
+    for name in ('long', 'text'):
+        shrunken = Image.open(tmp_path / 'data' / found[f'data1/a/{name}.jpg'])
+        assert shrunken.format == 'JPEG' and max(shrunken.size) == 16 and 'comment' not in shrunken.info
 
 
 def test_unreadable_files_are_left_out_by_name_and_empty_classes_refused(tmp_path, source):

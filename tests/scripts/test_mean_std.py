@@ -17,6 +17,7 @@ from torchvision import datasets, transforms
 import mean_std
 from common import settings
 from common.data.folders import list_images
+from common.data.transforms import read_measured
 from common.runtime.errors import UserError
 
 
@@ -102,6 +103,25 @@ def test_unreadable_images_are_left_out_by_name(tmp_path):
     [problem] = found['left_out']
     assert f'left out: {problem}\n' in printed and found['images'] == 4 and found['classes'] == ['a', 'b']
     assert problem.startswith(f'{folder}/a/text.jpg: not a readable image (') and problem.count('text.jpg') == 1
+
+
+@pytest.mark.parametrize('hot', [0, 1])
+def test_channels_without_spread_are_said_and_stay_usable(tmp_path, hot):
+    """Fluorescence: green and blue are 0 all over, but perhaps for one hot pixel."""
+    (tmp_path / 'images' / 'a').mkdir(parents=True)
+    for number in range(3):
+        image = np.zeros((30, 30, 3), np.uint8)
+        image[..., 0] = np.random.default_rng(number).integers(0, 256, (30, 30))
+        image[5, 5, 1] = hot
+        Image.fromarray(image).save(tmp_path / 'images' / 'a' / f'{number}.png')
+    printed, found = measure('--data-dir', 'images')
+    assert 'green and blue: almost the same value all over each image, so the std is set to 1' in printed
+    (mean, std), (_, pixel_std) = numpy_stats('images')
+    np.testing.assert_allclose(found['mean'], mean, atol=1e-5)
+    np.testing.assert_allclose(found['std'], [std[0], 1, 1], atol=1e-5)
+    np.testing.assert_allclose(found['pixel_std'], [pixel_std[0], 1, 1], atol=1e-5)
+    assert read_measured(['a']) == (found['mean'], found['std'])  # train.py takes them
+    assert mean_std.get_mean_and_std([*list_images('images')])[1][1:] == [1, 1]
 
 
 def test_images_without_any_spread_are_refused(tmp_path):
