@@ -4,10 +4,11 @@ Whatever goes wrong in drawing is a UserError: a plot that fails must not end a 
 """
 import math
 import os
+import sys
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -28,7 +29,7 @@ _LARGEST_MATRIX = 18
 _CHARACTER = 0.09       # inches of a character of a usual size, and of a title
 _TITLE_CHARACTER = 0.11
 _CELL_SIDE = 256        # pixels of the longer side of an image on the contact sheet
-_CELL_COLUMNS = 28      # characters of a line below it
+_CELL_COLUMNS = 24      # columns of a line below it
 _CJK = {'Noto Sans CJK SC', 'Noto Sans CJK JP', 'Source Han Sans SC', 'Microsoft YaHei', 'PingFang SC', 'SimHei',
         'Hiragino Sans GB', 'WenQuanYi Micro Hei', 'WenQuanYi Zen Hei'}  # class names may be Chinese
 
@@ -37,17 +38,19 @@ def import_matplotlib() -> ModuleType:
     """Return the module matplotlib.
 
     A notebook sets MPLBACKEND for the programs that it starts as well. In their environment its backend may be missing,
-    and then matplotlib cannot be imported unless the variable is hidden.
+    and then matplotlib cannot be imported unless the variable is hidden. Otherwise the backend is set as usual.
     """
+    if 'matplotlib' in sys.modules:
+        return sys.modules['matplotlib']
+    backend = os.environ.pop('MPLBACKEND', None)
     try:
         import matplotlib
-    except ValueError:
-        hidden = os.environ.pop('MPLBACKEND', None)
-        try:
-            import matplotlib
-        finally:
-            if hidden is not None:
-                os.environ['MPLBACKEND'] = hidden
+    finally:
+        if backend is not None:
+            os.environ['MPLBACKEND'] = backend
+    if backend:
+        with suppress(ValueError):  # it is missing
+            matplotlib.rcParams['backend'] = backend
     return matplotlib
 
 
@@ -125,7 +128,8 @@ def plot_confusion(path: Path, scores: dict[str, Any], classes: list[str]) -> No
     side = min(_LARGEST_MATRIX, max(_SMALLEST_MATRIX, _CELL * len(classes)))
     beside = _CHARACTER * max(map(text_width, names), default=4)  # inches of the names, which are slanted below
     width = side + beside + 2
-    title = textwrap.fill(headline(scores), int(width / _TITLE_CHARACTER))
+    unbroken = headline(scores).replace(' %', '\N{NO-BREAK SPACE}%')
+    title = textwrap.fill(unbroken, int(width / _TITLE_CHARACTER))
     with drawn(path, width, side + 0.75 * beside + 1 + 0.2 * title.count('\n')) as figure:
         figure.suptitle(title)
         axes = figure.add_subplot()
