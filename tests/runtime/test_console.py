@@ -8,6 +8,7 @@ import pytest
 from helpers import ROOT
 
 from common import settings
+from common.data.sources import listed_files
 from common.runtime import console
 from common.runtime.console import Bar, PrintableStream, SteadyStream, shortened, steady_streams, text_width
 
@@ -101,6 +102,7 @@ POSIX = pytest.mark.skipif(os.name != 'posix', reason='a shell of POSIX')
 
 def shell(line, tmp_path):
     env = {**os.environ, 'PYTHON': sys.executable, 'SCRIPT': str(ROOT / 'makedata.py')}
+    env.pop('PYTHONUNBUFFERED', None)  # with it nothing is left to be written when Python ends
     return subprocess.run(['sh', '-c', line], cwd=tmp_path, env=env, text=True, capture_output=True,
                           stdin=subprocess.DEVNULL)
 
@@ -129,6 +131,11 @@ def test_a_file_that_is_opened_does_not_get_the_number_of_a_closed_stream(tmp_pa
     env = {**os.environ, 'PYTHON': sys.executable, 'CODE': code, 'PYTHONPATH': str(ROOT)}
     subprocess.run(['sh', '-c', '"$PYTHON" -c "$CODE" <&- >&- 2>&-; echo "exit $?" >code'], cwd=tmp_path, env=env)
     assert (tmp_path / 'code').read_text() == 'exit 0\n' and (tmp_path / 'x').read_bytes() == b''
+
+
+def test_a_list_of_files_on_a_closed_standard_input_is_empty(monkeypatch):
+    monkeypatch.setattr(sys, 'stdin', None)
+    assert list(listed_files()) == []
 
 
 @pytest.mark.parametrize('text, most, expected', [
