@@ -24,9 +24,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from common.runtime.console import PrintableStream, printable
+from common.runtime.console import PrintableStream, SteadyStream, printable, steady_streams
 from common.runtime.errors import Stopped, UserError, lost_peer
-from common.runtime.processes import LAUNCHED, RANK, claim_failure
+from common.runtime.processes import LAUNCHED, claim_failure
 from common.runtime.signals import kill_workers
 
 Settings = types.SimpleNamespace  # the constants of a script by name, with their effective values
@@ -40,41 +40,28 @@ def run(main: Callable[[Settings], None], rows_only: Callable[[Settings], bool] 
     Where rows_only(cfg) is true, everything that is printed goes to standard error, and sys.__stdout__ is left for the
     rows that another program reads.
     """
-    _prepare_streams()
+    if sys.excepthook is sys.__excepthook__:  # a notebook has its own
+        sys.excepthook = _print_traceback
     code = 0
-    try:
-        _call(main, rows_only)
-    except SystemExit as end:
-        if not LAUNCHED:
-            raise
-        code = end.code or 0
-    finally:
-        kill_workers()
+    with steady_streams():
+        try:
+            _call(main, rows_only)
+        except SystemExit as end:
+            if not LAUNCHED:
+                raise
+            code = end.code or 0
+        finally:
+            kill_workers()
     if LAUNCHED:
         # Threads of torch.distributed may still hold tensors. That can abort the process while Python takes itself
         # down (pytorch/pytorch#179291), so Python is not given the time.
-        sys.stdout.flush()
-        sys.__stdout__.flush()
         os._exit(code)
-
-
-def _prepare_streams() -> None:
-    """Make standard output and error accept any text, and silence all processes but the first."""
-    sys.excepthook = _print_traceback
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, 'reconfigure'):  # The streams of a notebook cannot be configured.
-            # An odd file name must not end the run that prints it. In a log file each line is to be there at once.
-            stream.reconfigure(errors='backslashreplace', line_buffering=True)
-    if not isinstance(sys.stdout, PrintableStream):
-        sys.stdout = PrintableStream(sys.stdout)
-    if RANK > 0:
-        sys.stdout = open(os.devnull, 'w')  # noqa: SIM115 - it stays open until the process ends
 
 
 def _print_traceback(kind: type[BaseException], error: BaseException, trace: types.TracebackType | None) -> None:
     """Print the traceback of a bug. Its texts may hold names of files and classes, whatever these consist of."""
     text = ''.join(traceback.format_exception(kind, error, trace))
-    print(printable(text, allowed='\n'), end='', file=sys.stderr, flush=True)
+    print(printable(text, allowed='\n'), end='', file=SteadyStream(sys.stderr), flush=True)
 
 
 def _call(main: Callable[[Settings], None], rows_only: Callable[[Settings], bool]) -> None:

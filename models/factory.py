@@ -20,6 +20,7 @@ from models.weights import (
     check_same_shapes,
     check_saved,
     fetch_published,
+    fit_batch_counts,
     heads_of,
     load_weights,
     published_tag,
@@ -159,6 +160,7 @@ def restore_model(saved: Any) -> nn.Module:
     except ValueError as error:
         raise WeightsError(str(error)) from error
     own = net.state_dict()
+    state, _ = fit_batch_counts(state, own)
     state = {name: tensor.to(own[name].dtype) for name, tensor in state.items()}
     net.load_state_dict(state, assign=is_volo)  # a VOLO on the meta device takes the tensors themselves
     return net
@@ -188,7 +190,9 @@ def build_to_match(saved: dict[str, Any], state: dict[str, torch.Tensor], device
     with torch.device(device), parameters_limited_by(state):
         net = create_model(saved['model'], num_classes=len(saved['classes']), img_size=saved['transform']['img_size'],
                            **saved['model_kwargs'])
-    check_same_shapes(state, net.state_dict(), heads_of(net))
+    own = net.state_dict()
+    fitted, _ = fit_batch_counts(state, own)
+    check_same_shapes(fitted, own, heads_of(net))
     return net
 
 

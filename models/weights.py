@@ -14,7 +14,7 @@ import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -43,6 +43,7 @@ MOST_VALUES = 1000  # limit for the values in its model_kwargs, however they are
 WIDEST = 100       # limit for the values in a list or dict of those
 DEEPEST = 5        # limit for how deep those are nested
 ZIP_END = 98       # bytes of the three structures at the end of a zip archive: 56, 20 and 22
+BATCH_COUNT = 'num_batches_tracked'  # how the names of BatchNorm's counts of training batches end
 GROWING = (b'\nbytearray\n', b'\nencode\n')  # what makes many bytes of few, as a pickle names it
 
 
@@ -338,21 +339,24 @@ def is_plain(value: Any, is_leaf: Callable[[Any], bool] = is_plain_value) -> boo
 @dataclass(frozen=True)
 class LoadReport:
     """What load_weights did."""
-    loaded: int         # number of tensors
-    resized: list[str]  # such as 'pos_embed 14x14 to 24x24'
-    dropped: list[str]  # heads that were not loaded, and why
+    loaded: int            # number of tensors
+    resized: list[str]     # such as 'pos_embed 14x14 to 24x24'
+    dropped: list[str]     # heads that were not loaded, and why
+    counted_anew: int = 0  # number of batch counts of BatchNorm that are not in the file and start at 0
 
 
 def load_weights(model: nn.Module, source: str | Path | dict) -> LoadReport:
     """Load a file (its path), or what read_file returned, into a VOLO or another network of timm.
 
     pos_embed is resized to the network's. A head keeps its initial values only if the shapes differ or the file has
-    none; a head that the network lacks is left out. Anything else that is missing, unexpected or of another shape
-    raises WeightsError, and the network is not changed.
+    none; a head that the network lacks is left out. So are batch counts, which start at 0 where the file lacks them.
+    Anything else that is missing, unexpected or of another shape raises WeightsError, and the network is not changed.
     """
     state = state_dict_of(source if isinstance(source, dict) else read_file(source))
     own = model.state_dict()
+    state, counted_anew = fit_batch_counts(state, own)
     fitted, report = fit_weights(state, own, heads_of(model))
+    report = replace(report, loaded=report.loaded - counted_anew, counted_anew=counted_anew)
     model.load_state_dict({name: tensor.to(own[name].dtype) for name, tensor in fitted.items()}, strict=False)
     return report
 
@@ -388,6 +392,27 @@ def fit_weights(state: dict[str, torch.Tensor], own: dict[str, torch.Tensor],
             expected.pop(name, None)
     check_same_shapes(fitted, expected)
     return fitted, LoadReport(len(fitted), resized, dropped)
+
+
+def fit_batch_counts(state: dict[str, torch.Tensor],
+                     own: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], int]:
+    """Return `state` with the batch counts of BatchNorm that the state dict `own` has, and how many of them are new.
+
+    PyTorch treats them as optional: older versions did not save them, converters leave them out, and a network in
+    evaluation does not use them. New ones are 0; those of layers that have none in `own` are left out.
+    """
+    fitted = dict(state)
+    new = 0
+    for name in own:
+        layer = name.removesuffix(BATCH_COUNT)
+        if layer != name and name not in state and f'{layer}running_var' in state:
+            fitted[name] = torch.tensor(0)
+            new += 1
+    for name in state:
+        layer = name.removesuffix(BATCH_COUNT)
+        if layer != name and name not in own and f'{layer}running_var' in own:
+            del fitted[name]
+    return fitted, new
 
 
 def has_other_grid(state: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> bool:

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from common.data.images import open_image
+from common.data.images import open_image, read_content
 from common.data.listing import (
     describe_left_out,
     is_folder_entry,
@@ -275,12 +275,15 @@ class Store(Protocol):
 
     def open(self, path: str | Path, at_least: int | None = None) -> Image.Image: ...
 
+    def content(self, path: str | Path) -> bytes: ...
+
     def stamp(self, path: str | Path) -> list[int]: ...
 
 
 class Files:
     """A folder of images, one sub-folder for each class."""
     open = staticmethod(open_image)
+    content = staticmethod(read_content)
     stamp = staticmethod(stamp)
 
     def __init__(self, root: str | Path):

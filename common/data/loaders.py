@@ -1,6 +1,7 @@
 """Batches in an order that follows from seeds alone, read by worker processes."""
 import atexit
 import copy
+import gc
 import itertools
 import math
 import time
@@ -153,6 +154,7 @@ class TimedBatches:
 
 def init_worker(number: int) -> None:
     """Prepare a new worker process of a loader."""
+    gc.freeze()  # what is garbage of the parent, such as iterators of other loaders, is not this process's to end
     leave_signals_to_parent()
     retain_freed_memory()
 

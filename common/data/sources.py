@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,10 +13,11 @@ from PIL import Image
 from torch.utils.data import Dataset, default_collate
 
 from common.data.folders import Files, Store, find_split, open_store
-from common.data.images import BadImage, as_rgb, judging
+from common.data.images import BadImage, as_rgb, decode, judging
 from common.data.listing import describe_left_out, print_left_out
 from common.data.loaders import Loader, choose_handover, image_bytes, init_worker
 from common.data.transforms import Transform, eval_transform, fit, least_side
+from common.runtime.device import dtype_name
 from common.runtime.disks import is_file
 from common.runtime.errors import UserError
 from common.runtime.names import inside
@@ -83,6 +84,8 @@ class Source:
 
 def listed_files() -> Iterator[str]:
     """Yield the paths that standard input lists, one on each line, whatever bytes they consist of."""
+    if sys.stdin is None:  # closed, or a program without a console
+        return
     for line in sys.stdin.buffer:
         path = os.fsdecode(line).rstrip('\r\n')
         if path:
@@ -111,7 +114,9 @@ def open_source(test_dir: str) -> Source:
 
 # Batches of images as tensors, read by worker processes
 
-AnyImage = str | Path | Image.Image | np.ndarray  # a file, or one in memory: an array is (H, W) or (H, W, 3), uint8 RGB
+AnyImage = str | Path | bytes | Image.Image | np.ndarray  # a file, its content, or an image in memory
+_BYTES = (bytes, bytearray, memoryview)
+_TO_PASS = 'pass a path, the bytes of an image file, a PIL image, or an array (H, W, 3) of uint8 RGB'
 
 
 class Batch(NamedTuple):
@@ -121,17 +126,61 @@ class Batch(NamedTuple):
     errors: list[str]                   # what is wrong with each of `images`, '' for a readable one
 
 
-def open_any(image: AnyImage, at_least: int | None, store: Store) -> Image.Image:
-    """Return an RGB image. Raises BadImage for one that cannot be read, TypeError for an object of another kind."""
+def as_images(images: Any) -> Iterable[AnyImage]:
+    """Return the images that a caller gave: a single one becomes a list. Raises UserError for what is none at all."""
+    is_array = isinstance(images, np.ndarray) and images.ndim < 4 and images.dtype.kind in 'biufc'
+    is_single = isinstance(images, (str, Path, *_BYTES, Image.Image, torch.Tensor)) or hasattr(images, 'read')
+    if is_array or is_single:
+        return [images]
+    if not isinstance(images, Iterable):
+        raise UserError(f'{type(images).__name__} is no image, and no list of images: {_TO_PASS}, or a list of them')
+    return images
+
+
+def open_any(image: Any, at_least: int | None, store: Store) -> Image.Image:
+    """Return an RGB image. Raises BadImage for what is none, and for arrays that could mean several things."""
     if isinstance(image, (str, Path)):
         return store.open(image, at_least)
-    if isinstance(image, np.ndarray):
-        image = Image.fromarray(image)
-    if not isinstance(image, Image.Image):
-        raise TypeError(f'a path, PIL image or array is needed, not {image!r}')
+    if isinstance(image, BadImage):
+        raise image
     name = getattr(image, 'filename', '') or 'an image in memory'
-    with judging(name):  # Image.open reads no more than the beginning of a file, which may turn out to be damaged
+    with judging(name):
+        if isinstance(image, _BYTES):
+            return decode(bytes(image), name, at_least)
+        if isinstance(image, np.ndarray):
+            image = image_of_array(image)
+        if isinstance(image, torch.Tensor):
+            raise BadImage(f'a tensor of {dtype_name(image.dtype)}, {tuple(image.shape)}: pass an array (H, W, 3) of '
+                           'uint8 RGB, such as tensor.permute(1, 2, 0).cpu().numpy()')
+        if not isinstance(image, Image.Image):
+            raise BadImage(f'{type(image).__name__} is no image: {_TO_PASS}')
+        if not image.width or not image.height:
+            raise BadImage(f'{name}: {image.width} x {image.height} pixels')
         return as_rgb(image, name)
+
+
+def image_of_array(array: np.ndarray) -> Image.Image:
+    """Return (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of uint8, or grey of uint16, as an image. Raises BadImage."""
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    is_grey = array.ndim == 2
+    has_colours = array.ndim == 3 and array.shape[2] in (3, 4)
+    if (array.dtype == np.uint8 and (is_grey or has_colours)) or (array.dtype == np.uint16 and is_grey):
+        return Image.fromarray(array)
+    raise BadImage(f'an array of {array.dtype}, {array.shape}: pass (H, W, 3) of uint8, RGB from 0 to 255')
+
+
+def sendable(image: Any) -> Any:
+    """Return an image as a worker process can get it: one in memory as an array, what is none as its BadImage.
+
+    What cannot be pickled, such as a PIL image whose file is cut off, would be waited for without end.
+    """
+    if isinstance(image, (str, Path, bytes)):
+        return image
+    try:
+        return np.asarray(open_any(image, None, Files))
+    except BadImage as error:
+        return error
 
 
 class Reader(Dataset):
@@ -172,7 +221,7 @@ def read_batches(batches: Iterable[list[AnyImage]], transforms: Sequence[Transfo
     def asked_for():
         for batch in batches:
             waiting.append(batch)
-            yield batch
+            yield [sendable(image) for image in batch] if workers else batch
 
     [workers], through_pipes = choose_handover(
         [workers], batch_size * sum(image_bytes(transform) for transform in transforms), len(transforms))

@@ -18,7 +18,7 @@ from torch import nn
 
 from common.data.folders import Files, Store, is_side
 from common.data.loaders import in_turn
-from common.data.sources import AnyImage, Batch, read_batches
+from common.data.sources import AnyImage, Batch, as_images, read_batches
 from common.data.transforms import Transform
 from common.evaluation.outliers import certainty, typicality
 from common.evaluation.validate import EvalModel
@@ -187,23 +187,27 @@ class Predictor:
             model = EvalModel(member.model.to(self.device), self.amp_dtype)
             member.model = parallel(model, self.device, use_dp).eval()
 
-    def __call__(self, images: Iterable[AnyImage], store: Store = Files, workers: int = 0) -> Iterator[Prediction]:
-        """Yield a Prediction for every image, in the same order, as soon as its batch is done.
+    def __call__(self, images: AnyImage | Iterable[AnyImage], store: Store = Files,
+                 workers: int = 0) -> Iterator[Prediction]:
+        """Yield a Prediction for every image, in the same order, as soon as its batch is done; a single image has one.
 
-        An image is a path in `store`, a PIL image, or an array (H, W) or (H, W, 3) of uint8. Up to `workers` processes
-        read them, no more of them than needed. Raises UserError for weights that give non-finite logits.
+        An image is a path in `store`, the bytes of an image file, a PIL image, or an array (H, W, 3) of uint8 in RGB,
+        not OpenCV's BGR; also grey as (H, W) or (H, W, 1), and (H, W, 4) with transparency, which comes on white. What
+        cannot be read, or is none of these, such as a tensor or an array of floats, has a Prediction with an `error`.
+        Up to `workers` processes read the images, no more of them than needed. Raises UserError for weights that give
+        non-finite logits.
         """
         for predictions in self.batches(images, store, workers):
             yield from predictions
 
-    def batches(self, images: Iterable[AnyImage], store: Store = Files,
+    def batches(self, images: AnyImage | Iterable[AnyImage], store: Store = Files,
                 workers: int = 0) -> Iterator[list[Prediction]]:
         """Yield what __call__ does, batch by batch.
 
         Several processes of torchrun, which must be given the same images, classify a share each, and all get the
         whole.
         """
-        own = read_batches(self.own_batches(images), self.transforms, store, workers, self.batch_size)
+        own = read_batches(self.own_batches(as_images(images)), self.transforms, store, workers, self.batch_size)
         while True:
             batch = next(own, None)
             classified = [] if batch is None else [self.classify(batch)]

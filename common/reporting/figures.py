@@ -1,10 +1,17 @@
 """Figures of the page, which can be hovered over: plain dicts in, Plotly's JSON out, with the colours left to the page.
 """
+import html
+import math
 from typing import Any
+
+from common.runtime.console import text_width
 
 COLOURS = ('#3b7dd8', '#e0772b', '#2f9e61', '#8a63c9')  # seen on white and on black
 FEW_CLASSES = 30    # up to so many, the cells of a confusion matrix have numbers
-HIGHEST = 1400      # pixels, of a confusion matrix
+LOWEST = 160        # pixels, of the cells of a confusion matrix
+HIGHEST = 1200
+CHARACTER = 7       # pixels of a character of a name beside it
+SLANT = 60          # degrees, of the names below it
 
 
 def figure(traces: list[dict[str, Any]], height: int = 320, **layout: Any) -> str:
@@ -36,14 +43,20 @@ def curves(rows: list[dict[str, Any]], columns: dict[str, str], ylabel: str, **a
     return figure(traces, xaxis=epochs, yaxis={'title': ylabel, **axis}, hovermode='x unified')
 
 
-def confusion(matrix: list[list[int]], classes: list[str]) -> str:
-    """Return the confusion matrix, rows: truth, with buttons for shares or counts and for the order of the classes."""
+def confusion(matrix: list[list[int]], labels: list[str]) -> str:
+    """Return the confusion matrix, rows: truth, with buttons for shares or counts and for the order of the classes.
+
+    `labels` are short names of the classes, no two alike.
+    """
+    classes = [unmarked(label) for label in labels]
     shares = [[count / max(1, sum(row)) for count in row] for row in matrix]
     hover = []
     for counts_of_class, shares_of_class in zip(matrix, shares, strict=True):
         hover.append([f'{count} images, {share:.0%}'
                       for count, share in zip(counts_of_class, shares_of_class, strict=True)])
     few = len(classes) <= FEW_CLASSES
+    cells = max(LOWEST, min(HIGHEST, (26 if few else 12) * len(classes)))
+    below = math.ceil(CHARACTER * math.sin(math.radians(SLANT)) * max(map(text_width, labels)))
 
     def heatmap(form: str, values: list[list], visible: bool) -> dict[str, Any]:
         trace = {
@@ -61,10 +74,15 @@ def confusion(matrix: list[list[int]], classes: list[str]) -> str:
     axis = {'type': 'category', 'categoryorder': 'array', 'categoryarray': classes, 'showgrid': False}
     return figure(
         [heatmap('.0%', shares, visible=True), heatmap('d', matrix, visible=False)],
-        height=min(HIGHEST, 240 + (26 if few else 12) * len(classes)),
-        xaxis={**axis, 'title': 'predicted', 'tickangle': -60}, yaxis={**axis, 'autorange': 'reversed'},
+        height=cells + below + 140,  # with the buttons and the title of the axis
+        xaxis={**axis, 'title': 'predicted', 'tickangle': -SLANT}, yaxis={**axis, 'autorange': 'reversed'},
         margin={'t': 60, 'l': 50, 'r': 15, 'b': 45}, updatemenus=[
             buttons(0, 'restyle', numbers), buttons(0.45, 'relayout', orders)])
+
+
+def unmarked(name: str) -> str:
+    """Return a text in which Plotly finds neither tags nor formulas."""
+    return html.escape(name).replace('$', '&#36;')
 
 
 def class_order(classes: list[str]) -> dict[str, list[str]]:

@@ -8,7 +8,6 @@ A Section is {'name', 'heading'} and any of
     'facts'     [(heading, [(name, value)])]
 """
 import base64
-import html
 import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from common.reporting import figures
+from common.reporting.tables import short_labels
 from common.runtime.console import printable
 from common.runtime.errors import UserError
 from common.runtime.files import write_text
@@ -25,6 +25,7 @@ from models.errors import first_line
 
 THUMBNAIL_SIDE = 192  # pixels of the longer side of an image in the page
 MOST_SUSPECTS = 48    # images that may have a wrong label are shown; suspects.csv lists all
+LONGEST_NAME = 30     # columns of a class's name beside a confusion matrix
 MATRIX_CLASSES = 200  # classes that a confusion matrix has room for; of more, as many pairs of classes are listed
 
 Section = dict[str, Any]
@@ -139,7 +140,7 @@ def confusions(counts: dict[str, dict[str, int]]) -> Section:
     """Return the matrix of {true class: {predicted class: images}}, or of many classes the most frequent confusions."""
     if len(counts) <= MATRIX_CLASSES:
         matrix = [[row.get(name, 0) for name in counts] for row in counts.values()]
-        return {'figures': [figures.confusion(matrix, [unmarked(printable(name)) for name in counts])]}
+        return {'figures': [figures.confusion(matrix, short_labels(list(counts), LONGEST_NAME))]}
     pairs = []
     for true_class, row in counts.items():
         for predicted, count in row.items():
@@ -148,11 +149,6 @@ def confusions(counts: dict[str, dict[str, int]]) -> Section:
     pairs.sort(key=lambda pair: -pair[2])
     return {'table': {'columns': ['class', 'predicted', 'images', 'share of the class'],
                       'rows': pairs[:MATRIX_CLASSES]}}
-
-
-def unmarked(name: str) -> str:
-    """Return a text in which Plotly finds neither tags nor formulas."""
-    return html.escape(name).replace('$', '&#36;')
 
 
 def answer(item: dict[str, Any]) -> str:

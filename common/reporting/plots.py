@@ -3,43 +3,79 @@
 Whatever goes wrong in drawing is a UserError: a plot that fails must not end a run.
 """
 import math
+import os
+import sys
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from common.reporting.tables import headline
-from common.runtime.console import printable
+from common.reporting.tables import headline, short_labels
+from common.runtime.console import printable, shortened, text_width
 from common.runtime.errors import UserError
 from common.runtime.files import replacing
 
-_CELL_SIDE = 256  # pixels of the longer side of an image on the contact sheet
+_NAMED_CLASSES = 60     # up to so many, a confusion matrix has names
+_LONGEST_NAME = 40      # columns of a class's name beside a confusion matrix
+_CELL = 0.45            # inches of a cell of the confusion matrix
+_SMALLEST_MATRIX = 2.5  # inches of its side
+_LARGEST_MATRIX = 18
+_CHARACTER = 0.09       # inches of a character of a usual size, and of a title
+_TITLE_CHARACTER = 0.11
+_CELL_SIDE = 256        # pixels of the longer side of an image on the contact sheet
+_CELL_COLUMNS = 24      # columns of a line below it
 _CJK = {'Noto Sans CJK SC', 'Noto Sans CJK JP', 'Source Han Sans SC', 'Microsoft YaHei', 'PingFang SC', 'SimHei',
         'Hiragino Sans GB', 'WenQuanYi Micro Hei', 'WenQuanYi Zen Hei'}  # class names may be Chinese
+
+
+def import_matplotlib() -> ModuleType:
+    """Return the module matplotlib.
+
+    A notebook sets MPLBACKEND for the programs that it starts as well. In their environment its backend may be missing,
+    and then matplotlib cannot be imported unless the variable is hidden. Otherwise the backend is set as usual.
+    """
+    if 'matplotlib' in sys.modules:
+        return sys.modules['matplotlib']
+    backend = os.environ.pop('MPLBACKEND', None)
+    try:
+        import matplotlib
+    finally:
+        if backend is not None:
+            os.environ['MPLBACKEND'] = backend
+    if backend:
+        with suppress(ValueError):  # it is missing
+            matplotlib.rcParams['backend'] = backend
+    return matplotlib
 
 
 @contextmanager
 def drawn(path: Path, width: float, height: float) -> Iterator:
     """Yield an empty matplotlib figure of so many inches, which is written to `path` at the end. Raises UserError.
 
+    It is drawn with Agg in matplotlib's own style, whatever a user has set, and leaves those settings as they are.
     matplotlib is imported here, so that a run's first update does not wait for it.
     """
     try:
-        import matplotlib
-        from matplotlib import font_manager
+        import_matplotlib()
+        from matplotlib import font_manager, style
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
-        matplotlib.rcParams['font.family'] = ['DejaVu Sans', *sorted(_CJK.intersection(font_manager.get_font_names()))]
-        matplotlib.rcParams['text.parse_math'] = False  # class names may hold a $
-        warnings.filterwarnings('ignore', message='Glyph .* missing from font')  # or an emoji
-        figure = Figure(figsize=(width, height), dpi=110, layout='constrained')
-        yield figure
-        with replacing(path) as aside:
-            figure.savefig(aside, format='png')
+        fonts = ['DejaVu Sans', *sorted(_CJK.intersection(font_manager.get_font_names()))]
+        settings = {'font.family': fonts, 'text.parse_math': False}  # class names may hold a $
+        with style.context(['default', settings]), warnings.catch_warnings():
+            warnings.filterwarnings('ignore', message='Glyph .* missing from font')  # such as an emoji
+            figure = Figure(figsize=(width, height), dpi=110, layout='constrained')
+            FigureCanvasAgg(figure)
+            yield figure
+            with replacing(path) as aside:
+                figure.savefig(aside, format='png')
     except UserError:
         raise
     except Exception as error:  # matplotlib's errors are of a dozen types
@@ -88,20 +124,25 @@ def plot_confusion(path: Path, scores: dict[str, Any], classes: list[str]) -> No
     """Draw the confusion matrix, rows as shares of the class, counts in the cells where they fit. Raises UserError."""
     counts = scores['confusion']  # (classes, classes), rows: truth
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = min(20, 3.5 + 0.45 * len(classes))
-    with drawn(path, side + 1, side) as figure:
+    names = short_labels(classes, _LONGEST_NAME) if len(classes) <= _NAMED_CLASSES else []
+    side = min(_LARGEST_MATRIX, max(_SMALLEST_MATRIX, _CELL * len(classes)))
+    beside = _CHARACTER * max(map(text_width, names), default=4)  # inches of the names, which are slanted below
+    width = side + beside + 2
+    unbroken = headline(scores).replace(' %', '\N{NO-BREAK SPACE}%')
+    title = textwrap.fill(unbroken, int(width / _TITLE_CHARACTER))
+    with drawn(path, width, side + 0.75 * beside + 1 + 0.2 * title.count('\n')) as figure:
+        figure.suptitle(title)
         axes = figure.add_subplot()
         matrix = axes.imshow(shares, cmap='Blues', vmin=0, vmax=1)
-        figure.colorbar(matrix, ax=axes, shrink=0.7, label='share of the true class')
-        if len(classes) <= 60:
-            names = [printable(name) for name in classes]
+        figure.colorbar(matrix, ax=axes, shrink=0.7, label='share of the class')
+        if names:
             axes.set_xticks(range(len(names)), names, rotation=45, ha='right', rotation_mode='anchor')
             axes.set_yticks(range(len(names)), names)
         if len(classes) <= 30:
             for row, column in zip(*counts.nonzero(), strict=True):
                 axes.text(column, row, counts[row, column], ha='center', va='center', fontsize=8,
                           color='white' if shares[row, column] > 0.5 else 'black')
-        axes.set(xlabel='predicted', ylabel='true', title=headline(scores))
+        axes.set(xlabel='predicted', ylabel='true')
 
 
 def plot_reliability(path: Path, scores: dict[str, Any]) -> None:
@@ -131,7 +172,7 @@ def plot_reliability(path: Path, scores: dict[str, Any]) -> None:
 class Cell(NamedTuple):
     """An image on the contact sheet, and the text below it."""
     image: Image.Image | None  # None leaves the place empty
-    text: str
+    text: str                  # lines, printable
     colour: str
 
 
@@ -141,18 +182,18 @@ def prediction_cell(row: dict[str, Any], true_class: str | None, open_image: Cal
     `open_image` takes the row's path.
     """
     if row['error']:
-        return Cell(None, f'{row["path"][-24:]}\nunreadable', 'black')
+        return Cell(None, f'{printable(row["path"][-24:])}\nunreadable', 'black')
     try:
         image = open_image(row['path'])
     except UserError as error:  # it was readable a moment ago
-        return Cell(None, str(error)[-24:], 'black')
+        return Cell(None, printable(str(error)[-24:]), 'black')
     image.thumbnail((_CELL_SIDE, _CELL_SIDE))
-    text = f'{row["class"]} {row["confidence"]:.0%}'
+    text = printable(f'{row["class"]} {row["confidence"]:.0%}')
     if true_class is None:
         return Cell(image, text, 'black')
     if row['class'] == true_class:
         return Cell(image, text, 'green')
-    return Cell(image, f'{text}\nis {true_class}', 'red')
+    return Cell(image, f'{text}\nis {printable(true_class)}', 'red')
 
 
 def contact_sheet(path: Path, cells: list[Cell], title: str, columns: int = 6) -> None:
@@ -165,7 +206,8 @@ def contact_sheet(path: Path, cells: list[Cell], title: str, columns: int = 6) -
         for axes, cell in zip(grid, cells, strict=False):
             if cell.image is not None:
                 axes.imshow(cell.image)
-            axes.set_xlabel(printable(cell.text, allowed='\n'), fontsize=8, color=cell.colour)
+            lines = [shortened(line, _CELL_COLUMNS) for line in cell.text.split('\n')]
+            axes.set_xlabel('\n'.join(lines), fontsize=8, color=cell.colour)
         for axes in figure.axes:
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)

@@ -2,10 +2,12 @@
 import csv
 import json
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common.runtime.console import Bar, PrintableStream, as_json, printable
+from common.runtime.console import Bar, PrintableStream, as_json, printable, shortened
 from common.runtime.files import harmless, no_link, sync, write_csv, write_json, write_text, writing
 
 # Scores
@@ -24,6 +26,19 @@ def calibration(scores: dict[str, Any]) -> str:
     """Return a line that says how far confidence and accuracy lie apart."""
     return (f'calibration error (ECE) {scores["ece"]:.3f}; {scores["calibrated_ece"]:.3f} with logits divided by '
             f'{scores["temperature"]:.2f}, which fits these images best')
+
+
+def short_labels(classes: Sequence[str], most: int) -> list[str]:
+    """Return what plots call each class, at most `most` columns wide: no control characters, long names without their
+    middle, and the number of the class behind names that would be alike.
+    """
+    labels = [shortened(printable(name), most) for name in classes]
+    count = Counter(labels)
+    for number, name in enumerate(classes):
+        if count[labels[number]] > 1:
+            suffix = f' #{number}'
+            labels[number] = shortened(printable(name), most - len(suffix)) + suffix
+    return labels
 
 
 def write_report(folder: Path, scores: dict[str, Any], report: dict[str, Any]) -> None:

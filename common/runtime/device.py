@@ -5,9 +5,11 @@ import time
 import torch
 from torch import nn
 
+from common.runtime.errors import UserError
 from common.runtime.machine import free_memory
 from common.runtime.processes import LAUNCHED
 
+RIGHT_ON_APPLE = (2, 14)  # the first version of PyTorch with right products of usual sizes on Apple's GPUs
 THREAD_TRIAL_SECONDS = 0.1  # for which each number of threads is tried
 LEAST_SPEEDUP = 1.5  # at which fewer threads are chosen; where all cores are free, fewer threads are slower
 
@@ -16,10 +18,13 @@ def choose_device(use_gpu: bool | str = 'auto') -> torch.device:
     """Return this machine's GPU if USE_GPU = `use_gpu` takes it, else the CPU.
 
     'auto' takes the GPUs that PyTorch calls cuda, from NVIDIA and AMD. True also takes those of Apple (mps), Intel
-    (xpu) and others.
+    (xpu) and others. Raises UserError for Apple's with a PyTorch that multiplies wrongly on it.
     """
     found = gpu()
     if found and use_gpu is True:
+        if found.type == 'mps' and torch.__version__ < RIGHT_ON_APPLE:
+            raise UserError(f'USE_GPU = True: PyTorch {torch.__version__} returns wrong products on GPUs of Apple '
+                            '(pytorch/pytorch#193487): update it to 2.14 or newer, or set USE_GPU = False')
         return found
     if found and use_gpu == 'auto' and found.type == 'cuda':
         return found

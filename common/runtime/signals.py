@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from common.runtime.processes import LAUNCHED, RANK
 
@@ -44,7 +44,8 @@ class StopRequest:
             for other in self.handlers_before:
                 signal.signal(other, signal.SIG_DFL)
         if not self.signum and RANK == 0:
-            os.write(2, f'{text}\n'.encode())  # print() is not safe in a signal handler.
+            with suppress(OSError):  # standard error is closed
+                os.write(2, f'{text}\n'.encode())  # print() is not safe in a signal handler.
         self.signum = signum
 
 

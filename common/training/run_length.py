@@ -242,6 +242,10 @@ def fit_time_budget(plan: Plan, minutes: float, clock: Clock, saved: dict | None
     rehearse()
     seconds = seconds_left_of(minutes, clock)
     plan.revise(number, from_first(clock.updates_in(seconds, plan)))
+    if seconds <= 0:
+        print(f'TIME_BUDGET = {minutes:g} minutes were over before training began, after '
+              f'{format_duration(clock.elapsed)}: one update and a validation follow; raise it for more')
+        return plan
     epochs = (plan.updates - number) / plan.updates_per_epoch
     print(f'TIME_BUDGET: {format_duration(seconds)} are left, an update takes about {clock.pace(plan):.2g} s: '
           f'{epochs:.3g} epochs, to be adjusted on the way')

@@ -177,12 +177,17 @@ def build_network(spec: NetworkSpec, classes: list[str], weights: InitialWeights
     net = spec.create()
     provenance = weights.provenance
     content = weights.content
+    counted_anew = 0
     if content is not None:
         try:
-            provenance = replace(provenance, **vars(load_weights(net, content)))
+            report = load_weights(net, content)
         except WeightsError as error:
             raise UserError(f'PRETRAINED: {provenance.source}: {error}') from error
+        provenance = replace(provenance, loaded=report.loaded, resized=report.resized, dropped=report.dropped)
+        counted_anew = report.counted_anew
     print_provenance(provenance)
+    if counted_anew:
+        print(f'weights: started at 0: {counted_anew} counts of batches (num_batches_tracked), which the file lacks')
     if content is not None and content.get('classes', classes) != classes and not provenance.dropped:
         print('weights: the head comes along, though it was trained on other classes: their number is the same')
     check_forward(spec, net)

@@ -9,8 +9,9 @@ writes beside the checkpoint
                          normalises itself (of the checkpoint's img_size, cropped, if training had a CROP)
     best_int8.onnx       is the same with weights and activations of 8 bits (QDQ, static quantization)
 The ONNX files return `logits` (batch, classes). The metadata of all files hold, as JSON, `classes` in the order of the
-logits, `preprocessing`, which common/data/transforms.py explains, and `temperature`, by which to divide the logits
-before a softmax. ONNX files also have `agreement`: the fraction of images of val that they classify as PyTorch does.
+logits, `preprocessing`, which common/data/transforms.py explains, `bit_depth`, the BIT_DEPTH of common/data/images.py,
+and `temperature`, by which to divide the logits before a softmax. ONNX files also have `agreement`: the fraction of
+images of val that they classify as PyTorch does, opened as extras/deploy/predict_onnx.py opens them.
 A file that classifies under 99 % of them alike is not kept, except for INT8, which is warned of.
 
 The ONNX files need three packages: python -m pip install onnx onnxscript onnxruntime

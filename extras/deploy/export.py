@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from common.data import images
 from common.data.transforms import Transform
 from common.evaluation.predictor import temperature_of
 from common.runtime.console import Bar
@@ -45,6 +46,7 @@ def metadata_of(saved: dict[str, Any]) -> dict[str, str]:
     return {'model': saved['model'],
             'classes': json.dumps(saved['classes'], ensure_ascii=False),
             'preprocessing': json.dumps(saved['transform']),
+            'bit_depth': json.dumps(images.BIT_DEPTH),
             'temperature': json.dumps(temperature_of(saved))}
 
 

@@ -1,4 +1,5 @@
 """Measure ONNX files beside PyTorch: how often they agree on images of val, their accuracy, their speed."""
+import io
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -8,12 +9,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from common.data import images
 from common.data.datasets import ImageFolder
 from common.data.folders import Store
-from common.data.images import BadImage
+from common.data.images import BadImage, judging
 from common.data.transforms import Transform, eval_transform, fit, least_side
 from common.runtime.console import Bar
 from common.runtime.errors import UserError
+from extras.deploy import predict_onnx
 from extras.deploy.export import OnnxFile, open_session
 
 TURNS = 3  # turns of the speed measurement after one to warm up; the median counts
@@ -32,15 +35,17 @@ class SampledImages:
             yield picture
 
     def paths_and_pictures(self) -> Iterator[tuple[str, np.ndarray]]:
-        """Yield (path, (1, height, width, 3), uint8): whole images or, with a crop, what the network sees of them."""
+        """Yield (path, (1, height, width, 3), uint8), as predict_onnx.py makes them: users copy it, so it is measured.
+        """
+        preprocessing = self.transform.as_dict()
         for path in self.truth:
             try:
-                image = self.store.open(path)
+                with judging(path):
+                    file = io.BytesIO(self.store.content(path))
+                    pictures = predict_onnx.prepare(file, preprocessing, images.BIT_DEPTH)
             except BadImage:
                 continue
-            if self.transform.crop is not None:
-                image = fit(self.transform)(image)
-            yield path, np.asarray(image)[None]
+            yield path, pictures
 
     def paths_and_images(self) -> Iterator[tuple[str, np.ndarray]]:
         """Yield (path, (1, 3, *img_size), float32): the normalised images."""
@@ -93,8 +98,8 @@ def measure(net: nn.Module, files: list[OnnxFile], val: SampledImages, classes: 
     speeds = measure_speed(candidates, val.transform.img_size, batch_size)
     measured = []
     for candidate, found, speed in zip(candidates, labels, speeds, strict=True):
-        agreement = np.mean([found[path] == expected[path] for path in expected])
-        accuracy = np.mean([classes[found[path]] == val.truth[path] for path in expected])
+        agreement = np.mean([found.get(path) == expected[path] for path in expected])
+        accuracy = np.mean([path in found and classes[found[path]] == val.truth[path] for path in expected])
         measured.append(Measurement(candidate.name, candidate.size, len(expected), float(agreement), float(accuracy),
                                     speed))
     return measured

@@ -88,11 +88,15 @@ class Shards:
     def open(self, path: str | Path, at_least: int | None = None) -> Image.Image:
         """Return what open_image makes of a file."""
         try:
-            return decode(self.read(self.rows.get(str(path))), path, at_least)
+            return decode(self.content(path), path, at_least)
         except (MemoryError, UserError):
             raise
         except Exception as error:  # Pillow's errors on damaged files are of a dozen types
             raise bad_image(path, error) from None
+
+    def content(self, path: str | Path) -> bytes:
+        """Return the bytes of an image's file. Raises OSError."""
+        return self.read(self.rows.get(str(path)))
 
     def read(self, number: int) -> bytes:
         """Return the bytes of an image's file. Raises OSError.

@@ -1,4 +1,6 @@
 """TTA: uncertain images are looked at again, in the views that training had."""
+import pickle
+
 import pytest
 import torch
 from helpers import draw_folder, untrained
@@ -86,3 +88,12 @@ def test_the_script_says_how_many_views_there_are(photos, capsys):
     untrained('x.pth', settings={'VIEW': 'upright'})
     test.main(settings.read(test, ['--checkpoint', 'x.pth', '--test-dir', 'photos/a', '--num-workers', '0', '--tta']))
     assert 'images below 90% are also looked at in 1 other views' in capsys.readouterr().out
+
+
+def test_a_predictor_with_views_can_be_pickled(photos):
+    """For another process."""
+    untrained('x.pth', settings={'VIEW': 'above'})
+    predictor = Predictor('x.pth', tta=True, use_amp=False)
+    again = pickle.loads(pickle.dumps(predictor))
+    assert len(again.views) == 7
+    assert [found.top for found in again(photos)] == [found.top for found in predictor(photos)]

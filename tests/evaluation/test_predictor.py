@@ -1,6 +1,8 @@
 """Predictor: the same answers for files, images and arrays; several networks."""
+import io
 import itertools
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +75,68 @@ def test_an_unreadable_file_is_an_answer_too(photos):
     assert [bool(prediction.error) for prediction in found] == [False, True, False, False, True, True]
     assert 'gone.jpg: not a readable image (No such file' in found[1].error and found[1].logits is None
     assert logits(Predictor('x.pth'), photos[:3]).allclose(torch.stack([found[i].logits for i in (0, 2, 3)]), atol=1e-2)
+
+
+def test_a_single_image_has_a_single_answer(photos):
+    """Not one for each row of an array, or for each character of a path."""
+    predictor = Predictor('x.pth', use_amp=False)
+    content = Path(photos[0]).read_bytes()
+    image = Image.open(photos[0])
+    [expected] = predictor([photos[0]])
+    for given in (photos[0], Path(photos[0]), content, bytearray(content), image, np.asarray(image)):
+        [found] = predictor(given)
+        assert found.error == '' and found.logits.equal(expected.logits) and found.image is given
+    both = np.stack([np.asarray(Image.open(path)) for path in photos[:2]])
+    assert [found.label for found in predictor(both)] == [found.label for found in predictor(photos[:2])]
+    assert [found.label for found in predictor(np.array(photos))] == [found.label for found in predictor(photos)]
+
+
+def test_arrays_of_other_shapes(photos):
+    """Grey in two ways, and a transparent image on white."""
+    predictor = Predictor('x.pth', use_amp=False)
+    grey = np.asarray(Image.open(photos[0]).convert('L'))
+    clear = np.dstack([grey, grey, grey, np.zeros_like(grey)])
+    coloured = np.dstack([grey] * 3)
+    expected = logits(predictor, [coloured, coloured, np.full_like(coloured, 255)])
+    assert logits(predictor, [grey, grey[..., None], clear]).equal(expected)
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_what_is_no_image_is_an_answer_too(photos, workers):
+    """It says what to pass, and the others of the batch are classified."""
+    cut = io.BytesIO(Path(photos[0]).read_bytes()[:700])
+    pixels = np.asarray(Image.open(photos[0]))
+    array = r'^an array of {}, \({}\): pass \(H, W, 3\) of uint8, RGB from 0 to 255$'
+    tensor = r'^a tensor of {}, \({}\): pass an array \(H, W, 3\) of uint8 RGB, such as tensor.permute'
+    bad = [(Image.open(cut), '^an image in memory: not a readable image .image file is truncated'),
+           (pixels / 255, array.format('float64', '20, 24, 3')), (pixels[..., :2], array.format('uint8', '20, 24, 2')),
+           (pixels > 9, array.format('bool', '20, 24, 3')),
+           (pixels.astype(np.int64), array.format('int64', '20, 24, 3')),
+           (pixels.transpose(2, 0, 1), array.format('uint8', '3, 20, 24')),
+           (np.zeros(5, np.uint8), array.format('uint8', '5,')),
+           (torch.zeros(3, 9, 9), tensor.format('float32', '3, 9, 9')),
+           (torch.zeros(3, 9, 9, dtype=torch.uint8), tensor.format('uint8', '3, 9, 9')),
+           (np.zeros((0, 0, 3), np.uint8), '^an image in memory: 0 x 0 pixels'),
+           (Image.new('RGB', (5, 0)), '^an image in memory: 5 x 0 pixels'),
+           (b'hello', '^an image in memory: not a readable image'), (b'', '^an image in memory: not a readable image'),
+           (None, '^NoneType is no image: pass a path'), (7, '^int is no image: pass a path'),
+           (io.BytesIO(b'x'), '^BytesIO is no image: pass a path'), ((thing for thing in ()), '^generator is no image')]
+    images = [photos[0], *(image for image, _ in bad), photos[1]]
+    first, *found, last = Predictor('x.pth', use_amp=False)(images, workers=workers)
+    assert first.label and last.label and not first.error and not last.error
+    for prediction, (image, words) in zip(found, bad, strict=True):
+        assert prediction.image is image and prediction.logits is None
+        assert re.match(words, prediction.error) and '\n' not in prediction.error, prediction.error
+
+
+def test_what_is_neither_an_image_nor_a_list_of_them(photos):
+    predictor = Predictor('x.pth')
+    for thing in (None, 5, object()):
+        with pytest.raises(UserError, match='is no image, and no list of images: pass a path'):
+            list(predictor(thing))
+    for thing in (torch.zeros(2, 3, 9, 9), np.zeros((9, 9, 3)), io.BytesIO(b'x\ny')):
+        [found] = predictor(thing)
+        assert 'pass ' in found.error
 
 
 def test_no_more_images_are_asked_for_than_are_being_read(photos):

@@ -107,6 +107,64 @@ def test_a_file_without_a_head_is_said(model):
     assert torch.equal(dense.head.weight, model.head.weight)
 
 
+def without_counts(state):
+    return {name: tensor for name, tensor in state.items() if not name.endswith('num_batches_tracked')}
+
+
+@pytest.mark.parametrize('name', ['volo_d1', 'test_resnet'])
+def test_batch_counts_are_optional_as_they_are_for_pytorch(name):
+    """Old versions of PyTorch saved none, and converters leave them out: they start at 0."""
+    kwargs = {'num_classes': 5, 'img_size': 64, **(TINY if name == 'volo_d1' else {})}
+    theirs = models.create_model(name, **kwargs)
+    for tensor in theirs.state_dict().values():
+        tensor += 1
+    state = without_counts(theirs.state_dict())
+    missing = len(theirs.state_dict()) - len(state)
+    ours = models.create_model(name, **kwargs)
+    done = load_weights(ours, state)
+    assert missing > 0 and done == LoadReport(len(state), resized=[], dropped=[], counted_anew=missing)
+    for key, tensor in ours.state_dict().items():
+        assert torch.equal(tensor, state[key]) if key in state else tensor == 0
+
+
+def test_batch_counts_that_a_network_does_not_keep_are_left_out(model):
+    frozen = copy.deepcopy(model)
+    for layer in frozen.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.num_batches_tracked = None
+    assert len(frozen.state_dict()) < len(model.state_dict())
+    assert load_weights(frozen, model.state_dict()).loaded == len(frozen.state_dict())
+    state = model.state_dict()
+    state['norm.num_batches_tracked'] = torch.tensor(0)  # of no layer with statistics
+    with pytest.raises(WeightsError, match='norm.num_batches_tracked is unexpected'):
+        load_weights(model, state)
+
+
+def test_statistics_of_batches_are_not_optional(model):
+    state = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith('running_var')}
+    with pytest.raises(WeightsError, match='running_var is missing'):
+        load_weights(model, state)
+
+
+def test_a_checkpoint_without_batch_counts_is_restored(model):
+    saved = {'model': 'volo_d1', 'model_kwargs': TINY, 'classes': list('abcde'), 'transform': TRANSFORM,
+             'state_dict': without_counts(model.state_dict())}
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(models.restore_model(saved).eval()(images), model.eval()(images))
+
+
+def test_missing_batch_counts_are_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    cfg = prepare()
+    spec = network_spec(cfg, 2)
+    torch.save(without_counts(spec.create().state_dict()), 'w.pth')
+    built = build_network(spec, ['a', 'b'], find_weights('w.pth', cfg.MODEL, cfg.IMG_SIZE))
+    printed = capsys.readouterr().out
+    assert 'weights: started at 0: 3 counts of batches (num_batches_tracked), which the file lacks' in printed
+    assert f'weights: loaded  {built.provenance.loaded} tensors' in printed
+
+
 def test_the_same_network_at_another_size_is_called_that():
     state = models.create_model('test_vit', img_size=96).state_dict()
     with pytest.raises(WeightsError, match='of another image size: pos_embed is'):

@@ -1,6 +1,7 @@
 """report.html in a real browser: nothing fails, nothing comes from a network, and it can be worked with."""
 import base64
 import csv
+import html
 import io
 import itertools
 import json
@@ -256,6 +257,19 @@ def test_the_order_of_the_confusions_can_be_changed(tmp_path, show):
     view.locator('#confusion .updatemenu-button', has_text='counts').click()
     counts = view.evaluate('[...document.querySelectorAll("#confusion .heatmap-label")].map(text => text.textContent)')
     assert not [text for text in counts if '%' in text]
+
+
+@pytest.mark.parametrize('count', [2, 40])
+def test_long_names_leave_room_for_the_matrix_of_the_page(count):
+    names = ['<b>$x' * 40 + str(number) for number in range(count)]
+    counts = {name: {name: 1} for name in names}
+    [drawn] = page.confusions(counts)['figures']
+    figure = json.loads(drawn)
+    labels = figure['data'][0]['y']
+    assert labels == figure['data'][0]['x'] == figure['layout']['yaxis']['categoryarray'] and len(set(labels)) == count
+    assert all(len(html.unescape(label)) <= page.LONGEST_NAME and '<' not in label for label in labels)
+    below = 0.8 * 6 * page.LONGEST_NAME  # pixels, at least, of names at 60 degrees
+    assert figure['layout']['height'] > 100 + below + max(150, 12 * count)
 
 
 def test_of_many_classes_the_confusions_are_listed(tmp_path, show):

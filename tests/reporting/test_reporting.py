@@ -1,16 +1,24 @@
 """common/reporting: plots and tables from rows and scores."""
 import csv
 import json
+import os
+import subprocess
+import sys
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
+from helpers import ROOT
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from PIL import Image
 
 from common.evaluation.metrics import scores
 from common.evaluation.report import build_report
 from common.reporting import plots
-from common.reporting.tables import write_report, write_suspects
+from common.reporting.tables import short_labels, write_report, write_suspects
+from common.runtime.console import text_width
 from common.runtime.errors import UserError
 from common.runtime.files import write_csv
 
@@ -49,6 +57,92 @@ def test_class_names_are_no_terminal_codes_in_the_report(tmp_path):
         text = (tmp_path / name).read_text(encoding='utf-8')
         assert all(character.isprintable() or character == '\n' for character in text) and '[2Ja' in text
     assert json.loads((tmp_path / 'report.json').read_text(encoding='utf-8'))['per_class'][0]['class'] == classes[0]
+
+
+NAMES = {
+    2: ['a', 'b'],
+    3: ['cat', 'dog', 'bird'],
+    4: [f'0000{number}_' + 'Animalia_' * 21 + f'{number}' for number in range(4)],
+    12: ['植物' * 60, 'a 🐟', '$x^2$', 'two\nlines', '\x1b[2Jx', 'W' * 200, 'a', 'b_{c}', 'é' * 40, 'i' * 200, '', '%'],
+    70: [f'{number}' * 40 for number in range(70)]}
+
+
+@pytest.mark.parametrize('count', NAMES)
+def test_a_confusion_matrix_is_as_large_as_it_should_be_and_nothing_is_cut(tmp_path, monkeypatch, count):
+    """Whatever the names are like: title and names lie inside the picture, beside the matrix, which is not squeezed."""
+    found = {}
+    save = Figure.savefig
+
+    def measured(figure, *arguments, **options):
+        save(figure, *arguments, **options)
+        renderer = figure.canvas.get_renderer()
+        axes = figure.axes[0]
+        found['matrix'] = axes.get_window_extent(renderer)
+        texts = [figure._suptitle, axes.xaxis.label, axes.yaxis.label]
+        if count <= 60:  # otherwise these are numbers, some of them of ticks outside
+            texts += [*axes.get_xticklabels(), *axes.get_yticklabels()]
+        found['texts'] = [text.get_window_extent(renderer) for text in texts if text.get_text()]
+        found['size'] = figure.bbox
+
+    monkeypatch.setattr(Figure, 'savefig', measured)
+    logits = torch.eye(count)
+    plots.plot_confusion(tmp_path / 'x.png', scores(logits, torch.arange(count), NAMES[count]), NAMES[count])
+    matrix = found['matrix']
+    dots = 110  # an inch
+    assert min(matrix.width, matrix.height) > 0.75 * dots * min(18, max(2.5, 0.45 * count))
+    for extent in found['texts']:
+        assert extent.x0 > -2 and extent.y0 > -2
+        assert extent.x1 < found['size'].width + 2 and extent.y1 < found['size'].height + 2
+        beside = extent.x1 < matrix.x0 + 1 or extent.y1 < matrix.y0 + 1 or extent.y0 > matrix.y1 - 1
+        assert beside
+
+
+def test_labels_are_short_printable_and_different():
+    names = ['a', 'x' * 99, '\x1b[2J', 'x' * 98, '植' * 30, f'{"y" * 30}1{"z" * 30}', f'{"y" * 30}2{"z" * 30}']
+    labels = short_labels(names, 20)
+    assert labels[:2] == ['a', 'xxxxxxxx…xxxxxxxx #1'] and labels[2] == '\\x1b[2J'
+    assert len(set(labels)) == len(names) and max(map(text_width, labels)) <= 20
+    assert labels[4] == '植' * 5 + '…' + '植' * 4
+
+
+def test_lines_below_an_image_of_the_contact_sheet_are_short(tmp_path, monkeypatch):
+    drawn = []
+    label = Axes.set_xlabel
+
+    def noted(axes, text, **options):
+        drawn.append(text)
+        return label(axes, text, **options)
+
+    monkeypatch.setattr(Axes, 'set_xlabel', noted)
+    row = {'path': 'a/1.png', 'class': 'n' * 200, 'confidence': 0.87, 'error': ''}
+    cell = plots.prediction_cell(row, 'two\nlines', lambda path: Image.new('RGB', (9, 9)))
+    plots.contact_sheet(tmp_path / 'x.png', [cell], 'one')
+    assert drawn == ['nnnnnnnnnnnn…nnnnnnn 87%\nis two\\nlines']
+
+
+def test_drawing_leaves_a_users_settings_of_matplotlib_as_they_are(tmp_path):
+    """And does not follow them: LaTeX may be missing, and class names are no formulas."""
+    rows = [{'epoch': 1, 'loss': 1.}]
+    with matplotlib.rc_context({'text.usetex': True, 'font.family': ['no such font'], 'text.parse_math': True}):
+        matplotlib.rcParams['backend'] = 'svg'
+        before = dict(matplotlib.rcParams)
+        plots.plot_curves(tmp_path / 'x.png', rows, {'loss': '$loss$ %'}, 'loss')
+        assert dict(matplotlib.rcParams) == before
+    assert Image.open(tmp_path / 'x.png').format == 'PNG'
+
+
+def test_plots_are_drawn_where_a_notebooks_backend_is_missing(tmp_path):
+    """Jupyter and Colab set MPLBACKEND also for `!python train.py`, whose environment may be another one."""
+    code = ('import os, sys; from pathlib import Path; from common.reporting.plots import plot_curves\n'
+            'plot_curves(Path("x.png"), [{"epoch": 1, "loss": 1.0}], {"loss": "loss"}, "loss")\n'
+            'assert os.environ["MPLBACKEND"] == sys.argv[1]; import matplotlib\n'
+            'assert sys.argv[1] != "svg" or matplotlib.rcParams["backend"] == "svg"')
+    for backend in ('module://matplotlib_inline.backend_inline', 'no_such_backend', 'svg'):
+        env = {**os.environ, 'PYTHONPATH': str(ROOT), 'MPLBACKEND': backend}
+        done = subprocess.run([sys.executable, '-c', code, backend], cwd=tmp_path, env=env, text=True,
+                              capture_output=True)
+        assert done.returncode == 0, done.stderr
+        (tmp_path / 'x.png').unlink()
 
 
 def test_what_fails_in_drawing_is_an_error_of_one_line(tmp_path):

@@ -1,10 +1,13 @@
 """common/runtime/device.py: which device computes, how tensors get there, the threads of a CPU that is not free."""
+import re
 from unittest.mock import Mock
 
 import pytest
 import torch
+from torch.torch_version import TorchVersion
 
 from common.runtime import device
+from common.runtime.errors import UserError
 
 
 @pytest.mark.parametrize('there, use_gpu, chosen', [
@@ -14,10 +17,27 @@ from common.runtime import device
 def test_the_device_that_use_gpu_takes(monkeypatch, there, use_gpu, chosen):
     monkeypatch.setattr(torch.accelerator, 'current_accelerator', lambda check_available: there and torch.device(there))
     monkeypatch.setattr(torch.cuda, 'get_device_name', lambda device: 'a GPU')
+    monkeypatch.setattr(torch, '__version__', TorchVersion('2.14.0'))  # older ones are refused on mps
     found = device.choose_device(use_gpu)
     said = device.describe_device(found, None)
     assert found.type == chosen and said.startswith(f'device: {chosen} (')
     assert said.endswith(f'; without the GPU, {there} (USE_GPU)' if there and chosen == 'cpu' else '(fp32)')
+
+
+@pytest.mark.parametrize('version, right', [
+    ('2.13.1', False), ('2.7.0', False), ('2.14.0a0+git1', False), ('2.14.0', True), ('2.14.1+cpu', True),
+    ('2.15.0.dev20261101', True), ('3.0.0', True)])
+def test_apples_gpu_is_refused_where_pytorch_multiplies_wrongly_on_it(monkeypatch, version, right):
+    """pytorch/pytorch#193487: 2.7 to 2.13."""
+    monkeypatch.setattr(torch.accelerator, 'current_accelerator', lambda check_available: torch.device('mps'))
+    monkeypatch.setattr(torch, '__version__', TorchVersion(version))
+    assert device.choose_device('auto').type == device.choose_device(False).type == 'cpu'
+    if right:
+        assert device.choose_device(True).type == 'mps'
+        return
+    with pytest.raises(UserError, match=rf'^USE_GPU = True: PyTorch {re.escape(version)} .*2.14 or newer') as error:
+        device.choose_device(True)
+    assert '\n' not in str(error.value)
 
 
 @pytest.mark.parametrize('kind, later', [('cuda', True), ('mps', False), ('cpu', False)])

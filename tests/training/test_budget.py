@@ -2,6 +2,7 @@
 import copy
 import dataclasses
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -77,6 +78,18 @@ def test_less_than_an_epoch(data, seconds):
     run(time_budget=0.3, use_ema='false')
     found = result()
     assert found['last']['epoch'] == 1 and found['finished'] and seconds.now < 19
+
+
+def test_a_budget_that_is_over_before_training_begins(data, seconds, capsys):
+    """There is an update, a validation, and best.pth; and no time below zero is told."""
+    run(time_budget=0.01)
+    printed = capsys.readouterr().out
+    [line] = [line for line in printed.splitlines() if line.startswith('TIME_BUDGET = 0.01 min')]
+    assert 'over before training began, after 5 s: one update and a validation follow' in line
+    assert 'are left' not in printed and '-' not in line
+    found = result()
+    assert found['finished'] and found['last']['raw_acc1'] is not None and Path('out/best.pth').is_file()
+    assert torch.load('out/last.pth', weights_only=True)['plan']['updates'] == 1
 
 
 def rehearse(cfg, state):
