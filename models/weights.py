@@ -348,8 +348,9 @@ class LoadReport:
 def load_weights(model: nn.Module, source: str | Path | dict) -> LoadReport:
     """Load a file (its path), or what read_file returned, into a VOLO or another network of timm.
 
-    pos_embed is resized to the network's. A head keeps its initial values only if the shapes differ or the file has
-    none; a head that the network lacks is left out. So are batch counts, which start at 0 where the file lacks them.
+    pos_embed is resized to the network's. A head of which the file has none of the same shape becomes 0, so that all
+    classes are equally probable; a head that the network lacks is left out. So are batch counts, which start at 0 where
+    the file lacks them.
     Anything else that is missing, unexpected or of another shape raises WeightsError, and the network is not changed.
     """
     state = state_dict_of(source if isinstance(source, dict) else read_file(source))
@@ -358,6 +359,8 @@ def load_weights(model: nn.Module, source: str | Path | dict) -> LoadReport:
     fitted, report = fit_weights(state, own, heads_of(model))
     report = replace(report, loaded=report.loaded - counted_anew, counted_anew=counted_anew)
     model.load_state_dict({name: tensor.to(own[name].dtype) for name, tensor in fitted.items()}, strict=False)
+    for name in own.keys() - fitted.keys():  # of a new head; random ones would first push the loaded features about
+        own[name].zero_()
     return report
 
 
