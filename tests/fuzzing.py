@@ -10,10 +10,12 @@ import csv
 import io
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from helpers import ROOT
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -258,3 +260,39 @@ def check_line(error):
     """Fail unless an error is one line about the file, not about the memory that reading it took."""
     text = str(error).strip()
     assert text and '\n' not in text and 'MemoryError' not in text and 'out of memory' not in text, text
+
+
+# ---- what is no file -------------------------------------------------------------------------------------------------
+
+STRANGE = {
+    'a folder': Path.mkdir, 'a pipe': getattr(os, 'mkfifo', None),
+    'a link to nowhere': lambda path: path.symlink_to('nowhere'),
+    'a link to itself': lambda path: path.symlink_to(path.name),
+    'an endless device': lambda path: path.symlink_to('/dev/zero')}
+
+
+def put_strange(path, what):
+    """Put something else in the place of a file."""
+    path.unlink(missing_ok=True)
+    try:
+        STRANGE[what](path)
+    except (TypeError, OSError):
+        pytest.skip(f'this system has no such thing: {what}')
+
+
+@contextlib.contextmanager
+def not_waited_for():
+    """Interrupt what waits for a pipe."""
+    def end(*received):
+        raise AssertionError('it waits')
+
+    if not hasattr(signal, 'setitimer'):
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, 60)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

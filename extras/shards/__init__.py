@@ -192,6 +192,8 @@ def read_listing(root: str) -> ShardListing:
     if not isinstance(classes, list):
         raise TypeError(f'{SHARDS_CLASSES} is no list')
     refuse_class_names(classes, Path(root, SHARDS_CLASSES))
+    if classes != sorted(set(classes)):
+        raise ValueError(f'{SHARDS_CLASSES} does not list each class once, in order')
     index = {name: number for number, name in enumerate(classes)}
     sizes = []
 

@@ -5,7 +5,6 @@ import contextlib
 import io
 import json
 import os
-import signal
 import warnings
 from pathlib import Path
 from random import Random
@@ -21,15 +20,18 @@ from fuzzing import (
     MANY,
     SEEDS,
     SOME,
+    STRANGE,
     as_csv,
     as_lines,
     check_line,
     confined,
     edited,
+    not_waited_for,
     odd_file,
     odd_text,
     odd_value,
     places_in,
+    put_strange,
     spoiled,
     spoiled_file,
 )
@@ -473,40 +475,6 @@ def test_very_many_entries(divided):
 
 
 # ---- what is no file -------------------------------------------------------------------------------------------------
-
-STRANGE = {
-    'a folder': Path.mkdir, 'a pipe': getattr(os, 'mkfifo', None),
-    'a link to nowhere': lambda path: path.symlink_to('nowhere'),
-    'a link to itself': lambda path: path.symlink_to(path.name),
-    'an endless device': lambda path: path.symlink_to('/dev/zero')}
-
-
-def put_strange(path, what):
-    """Put something else in the place of a file."""
-    path.unlink(missing_ok=True)
-    try:
-        STRANGE[what](path)
-    except (TypeError, OSError):
-        pytest.skip(f'this system has no such thing: {what}')
-
-
-@contextlib.contextmanager
-def not_waited_for():
-    """Interrupt what waits for a pipe."""
-    def end(*received):
-        raise AssertionError('it waits')
-
-    if not hasattr(signal, 'setitimer'):
-        yield
-        return
-    before = signal.signal(signal.SIGALRM, end)
-    signal.setitimer(signal.ITIMER_REAL, 60)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
 
 @pytest.mark.parametrize('what', STRANGE)
 @pytest.mark.parametrize('name', ['split.json', 'split.csv', 'absent.csv', 'mean_std.json'])
