@@ -289,7 +289,7 @@ def check_saved(saved: Any) -> None:
         'model_kwargs': isinstance(kwargs, dict) and is_plain(kwargs) and kwargs.keys().isdisjoint(reserved),
         'state_dict': isinstance(saved['state_dict'], dict),
         'classes': isinstance(classes, list) and all(map(is_name, classes)) and len(set(classes)) == len(classes) > 0,
-        'img_size': is_crop and is_img_size(transform['img_size'], crop),
+        'img_size': is_img_size(transform['img_size'], crop if is_crop else None),
         'mean': are_numbers(transform['mean'], 3, -1e3, 1e3),
         'std': are_numbers(transform['std'], 3, 1e-6, 1e3),
         'crop': is_crop,

@@ -84,6 +84,7 @@ class RunPage:
         title = f'{self.out.name}: a network for {Path(self.settings["DATA_DIR"]).name}'
         write_page(self.out / 'report.html', printable(title), printable(subtitle), [*tiles, *self.tiles(history)],
                    [section for section in sections if section.keys() - {'name', 'heading', 'note'}])
+        self.thumbnail.keep_shown()
 
     def suspects(self) -> list[dict[str, Any]]:
         """Return training images whose label may be wrong, as those of val in report.json."""
