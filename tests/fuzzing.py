@@ -2,11 +2,13 @@
 
     FUZZ=20000 python -m pytest -k fuzz      `make fuzz`
 
-The inputs are always the same: hypothesis draws them from fixed seeds.
+The inputs are always the same: each is drawn from a seed, which is its number.
 """
 import contextlib
 import copy
 import csv
+import functools
+import inspect
 import io
 import json
 import os
@@ -14,11 +16,10 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 
 import pytest
 from helpers import ROOT
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
 
 from common.runtime.signals import processor_time
 
@@ -27,14 +28,27 @@ try:
 except ImportError:  # Windows
     resource = None
 
-MANY = settings(max_examples=int(os.environ.get('FUZZ', 100)), deadline=None, derandomize=True, database=None,
-                suppress_health_check=list(HealthCheck))
+def cases(default):
+    """Let a test be called once for each of many cases, with a random.Random of its own as `random`. FUZZ says how many
+    there are, in place of `default`. The case that fails is named.
+    """
+    def decorate(test):
+        signature = inspect.signature(test)
 
-SOME = settings(MANY, max_examples=int(os.environ.get('FUZZ', 40)))  # where each takes longer
+        @functools.wraps(test)
+        def call_for_each(**fixtures):
+            for case in range(int(os.environ.get('FUZZ', default))):
+                try:
+                    test(**fixtures, random=Random(case))
+                except Exception as error:
+                    raise AssertionError(f'case {case}: {type(error).__name__}: {error}') from error
 
-# A test gets a seed from hypothesis and draws from random.Random, which is far quicker than hypothesis's strategies:
-# the speed is what counts here, and what was changed is short enough to be read as it is.
-SEEDS = st.integers(0, 2 ** 64 - 1)
+        call_for_each.__signature__ = signature.replace(parameters=[
+            parameter for name, parameter in signature.parameters.items() if name != 'random'])
+        return call_for_each
+
+    return decorate
+
 
 # ---- values and texts that nobody expects ----------------------------------------------------------------------------
 

@@ -1,11 +1,9 @@
 """Tables are whole again after a kill."""
 import contextlib
 import json
-from random import Random
 
 import pytest
-from fuzzing import MANY, SEEDS, STRANGE, as_lines, check_line, confined, not_waited_for, put_strange, spoiled_file
-from hypothesis import given
+from fuzzing import STRANGE, as_lines, cases, check_line, confined, not_waited_for, put_strange, spoiled_file
 
 from common.evaluation.predictor import Prediction
 from common.evaluation.report import table_row
@@ -67,12 +65,11 @@ def test_a_row_of_someone_else_is_refused_and_nothing_is_changed(tables, change)
     assert list(reopen(tables)) == [GOOD] * 2
 
 
-@MANY
-@given(seed=SEEDS)
-def test_fuzz_rows(tmp_path_factory, seed):
+@cases(100)
+def test_fuzz_rows(tmp_path_factory, random):
     """Rows come back, or the file is refused and left as it is; no other file is touched."""
     tables = Tables(tmp_path_factory.getbasetemp())
-    content = spoiled_file(Random(seed), [GOOD, GOOD, GOOD], as_lines)
+    content = spoiled_file(random, [GOOD, GOOD, GOOD], as_lines)
     tables.lines.write_bytes(content)
     with confined(tables.folder):
         try:

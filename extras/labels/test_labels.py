@@ -4,14 +4,12 @@ import shutil
 import unicodedata
 from collections import Counter
 from pathlib import Path
-from random import Random
 
 import pytest
 from fuzzing import (
-    MANY,
-    SEEDS,
     STRANGE,
     as_csv,
+    cases,
     check_line,
     confined,
     not_waited_for,
@@ -20,7 +18,6 @@ from fuzzing import (
     spoiled_file,
 )
 from helpers import entries, split
-from hypothesis import given
 from PIL import Image
 
 from common.data.datasets import open_split
@@ -151,12 +148,11 @@ def test_a_class_is_one_however_it_is_written(tmp_path, source):
 TABLE = [['file', 'class', 'group'], ['a.png', 'x', '1'], ['deep/b.png', 'y', ''], ['c.png', 'x', '1']]
 
 
-@MANY
-@given(seed=SEEDS)
-def test_fuzz_a_table(tmp_path_factory, seed):
+@cases(100)
+def test_fuzz_a_table(tmp_path_factory, random):
     """Images below the folder, or one line."""
     folder = tmp_path_factory.getbasetemp()
-    (folder / 'labels.csv').write_bytes(spoiled_file(Random(seed), TABLE, as_csv, odd_text))
+    (folder / 'labels.csv').write_bytes(spoiled_file(random, TABLE, as_csv, odd_text))
     with confined(folder):
         try:
             found = read_labels(str(folder / 'labels.csv'), str(folder))

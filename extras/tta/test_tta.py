@@ -1,11 +1,9 @@
 """TTA: uncertain images are looked at again, in the views that training had."""
-from random import Random
 
 import pytest
 import torch
-from fuzzing import MANY, SEEDS, spoiled
+from fuzzing import cases, spoiled
 from helpers import draw_folder, untrained
-from hypothesis import given
 from PIL import Image
 
 import test
@@ -92,11 +90,10 @@ def test_the_script_says_how_many_views_there_are(photos, capsys):
     assert 'images below 90% are also looked at in 1 other views' in capsys.readouterr().out
 
 
-@MANY
-@given(seed=SEEDS)
-def test_fuzz_the_settings_of_a_checkpoint(seed):
+@cases(100)
+def test_fuzz_the_settings_of_a_checkpoint(random):
     """Whatever they are, there are views that keep the shape, or none."""
     images = torch.zeros(1, 3, 4, 6)
     saved = {'settings': {'VIEW': 'above', 'DATA_DIR': 'data'}, 'transform': {'img_size': [4, 6]}}
-    for view in trained_views(spoiled(Random(seed), saved, [('settings',), ('settings', 'VIEW')])):
+    for view in trained_views(spoiled(random, saved, [('settings',), ('settings', 'VIEW')])):
         assert view(images).shape == images.shape

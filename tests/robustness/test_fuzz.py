@@ -7,7 +7,6 @@ import json
 import os
 import warnings
 from pathlib import Path
-from random import Random
 from types import SimpleNamespace
 from typing import NamedTuple
 from unittest import mock
@@ -17,12 +16,10 @@ import odd_pictures
 import pytest
 import torch
 from fuzzing import (
-    MANY,
-    SEEDS,
-    SOME,
     STRANGE,
     as_csv,
     as_lines,
+    cases,
     check_line,
     confined,
     edited,
@@ -36,7 +33,6 @@ from fuzzing import (
     spoiled_file,
 )
 from helpers import TINY, build, configure, draw_folder, files_below, read_json, run, tiny_volo
-from hypothesis import given
 from PIL import Image
 from safetensors.torch import save as as_safetensors
 
@@ -90,18 +86,14 @@ def file(tmp_path_factory):
 
 # ---- images ----------------------------------------------------------------------------------------------------------
 
-@MANY
-@given(seed=SEEDS)
-def test_edited_images(file, seed):
-    random = Random(seed)
+@cases(100)
+def test_edited_images(file, random):
     _, content = random.choice(GOOD_IMAGES)
     open_or_refuse(file, edited(random, content), random.choice((None, 16, 500)))
 
 
-@MANY
-@given(seed=SEEDS)
-def test_invented_images(file, seed):
-    random = Random(seed)
+@cases(100)
+def test_invented_images(file, random):
     open_or_refuse(file, random.choice(BEGINNINGS) + random.randbytes(random.randrange(400)), None)
 
 
@@ -119,18 +111,16 @@ def open_or_refuse(file, content, at_least):
 
 # ---- best.pth, and files of weights ----------------------------------------------------------------------------------
 
-@MANY
-@given(seed=SEEDS)
-def test_changed_best_pth(file, seed):
-    content = spoiled(Random(seed), CHECKPOINT, PLACES, junk)
+@cases(100)
+def test_changed_best_pth(file, random):
+    content = spoiled(random, CHECKPOINT, PLACES, junk)
     with mock.patch('common.evaluation.predictor.read_file', lambda path: content):
         classify_or_refuse(file)
 
 
-@MANY
-@given(seed=SEEDS)
-def test_edited_best_pth(file, good_best_pth, seed):
-    file.write_bytes(edited(Random(seed), good_best_pth))
+@cases(100)
+def test_edited_best_pth(file, good_best_pth, random):
+    file.write_bytes(edited(random, good_best_pth))
     classify_or_refuse(file)
 
 
@@ -167,20 +157,17 @@ FEW_WEIGHTS = {name: tensor for name, tensor in NET.state_dict().items() if 'net
 WEIGHTS = {'state_dict': FEW_WEIGHTS, 'transform': TRANSFORM}
 
 
-@MANY
-@given(seed=SEEDS)
-def test_changed_weights(file, seed):
+@cases(100)
+def test_changed_weights(file, random):
     """PRETRAINED: they fit the network, or there is one line."""
-    content = spoiled(Random(seed), WEIGHTS, places_in(WEIGHTS, 2), junk)
+    content = spoiled(random, WEIGHTS, places_in(WEIGHTS, 2), junk)
     if isinstance(content.get('state_dict'), dict):
         content['state_dict'] = {**NET.state_dict(), **content['state_dict']}
     load_or_refuse(content)
 
 
-@MANY
-@given(seed=SEEDS)
-def test_edited_safetensors(file, seed):
-    random = Random(seed)
+@cases(100)
+def test_edited_safetensors(file, random):
     metadata = random.choice((odd_file(random), json.dumps(TRANSFORM))).encode(errors='backslashreplace').decode()
     content = as_safetensors(FEW_WEIGHTS, {'preprocessing': metadata})
     file = file.with_suffix('.safetensors')
@@ -231,23 +218,21 @@ def resumable(tmp_path_factory):
         yield Resumable(folder, Path('out/last.pth').read_bytes(), content, cfg, data, state)
 
 
-@MANY
-@given(seed=SEEDS)
-def test_changed_last_pth(resumable, seed):
+@cases(100)
+def test_changed_last_pth(resumable, random):
     """A resumed run goes on from it, or ends with a line; nothing but the folder of the run is touched."""
     content = resumable.content
     places = places_in({key: value for key, value in content.items() if 'state_dict' not in key}) + [
         ('state_dict', 'head.weight'), ('state_dict_ema', 'pos_embed'), ('state_dict', 'new'), ('state_dict_ema',)]
-    content = spoiled(Random(seed), content, places, junk)
+    content = spoiled(random, content, places, junk)
     with mock.patch('common.evaluation.predictor.read_file', lambda path: content), \
             mock.patch.object(checkpoint, 'is_whole', lambda path: True):
         resume_or_refuse(resumable)
 
 
-@SOME
-@given(seed=SEEDS)
-def test_edited_last_pth(resumable, seed):
-    content = edited(Random(seed), resumable.file)
+@cases(40)
+def test_edited_last_pth(resumable, random):
+    content = edited(random, resumable.file)
     (resumable.folder / 'out/last.pth').write_bytes(content)
     resume_or_refuse(resumable)
 
@@ -306,12 +291,11 @@ def test_the_whole_last_pth_is_accepted(resumable):
     assert resume_or_refuse(resumable)
 
 
-@SOME
-@given(seed=SEEDS)
-def test_changed_report_json(resumable, seed):
+@cases(40)
+def test_changed_report_json(resumable, random):
     """Of a report.json train.py makes a page, or there is one line, and no other file."""
     folder = resumable.folder
-    content = spoiled_file(Random(seed), read_json(folder / 'out/report.json'))
+    content = spoiled_file(random, read_json(folder / 'out/report.json'))
     before = names_below(folder)
     with confined(folder):
         try:
@@ -379,24 +363,21 @@ def test_the_whole_listing_is_accepted(divided):
     assert (divided / 'new/absent.csv').read_text().count('\n') == 4  # with those of split.csv that are not there
 
 
-@MANY
-@given(seed=SEEDS)
-def test_changed_split_csv(divided, seed):
-    write_listing(divided, split_csv=spoiled_file(Random(seed), TABLE, as_csv, odd_text))
+@cases(100)
+def test_changed_split_csv(divided, random):
+    write_listing(divided, split_csv=spoiled_file(random, TABLE, as_csv, odd_text))
     divide_or_refuse(divided)
 
 
-@MANY
-@given(seed=SEEDS)
-def test_changed_split_json(divided, seed):
-    write_listing(divided, split_json=spoiled_file(Random(seed), MANIFEST))
+@cases(100)
+def test_changed_split_json(divided, random):
+    write_listing(divided, split_json=spoiled_file(random, MANIFEST))
     divide_or_refuse(divided)
 
 
-@MANY
-@given(seed=SEEDS)
-def test_changed_absent_csv(divided, seed):
-    write_listing(divided, absent_csv=spoiled_file(Random(seed), ABSENT, as_csv, odd_text))
+@cases(100)
+def test_changed_absent_csv(divided, random):
+    write_listing(divided, absent_csv=spoiled_file(random, ABSENT, as_csv, odd_text))
     divide_or_refuse(divided)
 
 
@@ -404,10 +385,9 @@ MEASURED = {'data_dir': 'data1', 'classes': ['a', 'b'], 'images': 9, 'mean': [0.
             'pixel_mean': [0.5] * 3, 'pixel_std': [0.2] * 3, 'left_out': [], 'computed_at': '', 'seconds': 0.1}
 
 
-@MANY
-@given(seed=SEEDS)
-def test_changed_mean_std_json(file, seed):
-    (file.parent / 'mean_std.json').write_bytes(spoiled_file(Random(seed), MEASURED))
+@cases(100)
+def test_changed_mean_std_json(file, random):
+    (file.parent / 'mean_std.json').write_bytes(spoiled_file(random, MEASURED))
     normalise_or_refuse(file.parent)
 
 
@@ -431,11 +411,9 @@ def pictures(tmp_path_factory):
     return folder, paths
 
 
-@SOME
-@given(seed=SEEDS)
-def test_changed_cache(pictures, seed):
+@cases(40)
+def test_changed_cache(pictures, random):
     """The images are read, from the cache or again."""
-    random = Random(seed)
     where = random.choice(('disk', None))
     length = random.choice((0, 1, 243, 486, 1000))
     folder, paths = pictures
@@ -462,7 +440,7 @@ def test_changed_cache(pictures, seed):
 
 def test_very_many_entries(divided):
     """What is long is read, or refused, in the memory that it takes: a million in `make fuzz`."""
-    million = 10 ** 6 if MANY.max_examples > 1000 else 10 ** 4
+    million = 10 ** 6 if 'FUZZ' in os.environ else 10 ** 4
     for names in (['a'] * million, [[]] * million, {str(number): {} for number in range(million)}):
         write_listing(divided, split_json=json.dumps({**MANIFEST, 'shards': names, 'more': names}).encode())
         divide_or_refuse(divided)
