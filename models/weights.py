@@ -303,7 +303,7 @@ def is_name(value: Any) -> bool:
     """Return whether something is a text of at most LONGEST characters that a folder could have for a name: characters,
     and in place of bytes that are none what Python puts there.
     """
-    if not isinstance(value, str) or len(value) > LONGEST:
+    if not isinstance(value, str) or len(value) > LONGEST or '\0' in value:
         return False
     try:
         value.encode('utf-8', 'surrogateescape')

@@ -82,8 +82,8 @@ def check_img_size(img_size: int | tuple | str, crop: float | str | None, model:
     ratio = None if crop == 'published' else crop
     if not is_img_size(sides, ratio) or any(side % unit for side in sides):
         what = 'a multiple of 16 pixels' if unit == 16 else '16 pixels or more'
-        raise UserError(f'IMG_SIZE = {img_size}: each side must be {what}, and the image at most {MOST_PIXELS:,} pixels, '
-                        'before it is cropped')
+        raise UserError(f'IMG_SIZE = {img_size}: each side must be {what}, and an image at most {MOST_PIXELS:,} '
+                        'pixels, before it is cropped')
     return sides
 
 

@@ -215,6 +215,7 @@ SHARED = [[[[1] * 100] * 100] * 100] * 100  # a hundred million numbers, four li
     ({'model_kwargs': {str(key): SHARED for key in range(100)}}, 'wrong with its model_kwargs'),
     ({'model_kwargs': {'layers': [[[[[[1]]]]]]}}, 'wrong with its model_kwargs'),
     ({'classes': ['a\ud800', *'bcde']}, 'wrong with its classes'),
+    ({'classes': ['a\0', *'bcde']}, 'wrong with its classes'),
     ({'state_dict': {'head.weight': torch.ones(1).expand(2 ** 40)}}, 'no state dict'),
     ({'model': 'test_vit', 'model_kwargs': {'depth': 10 ** 6}}, 'wrong with its model_kwargs'),
     ({'classes': ['a' * 300, *'bcde']}, 'wrong with its classes'),
