@@ -151,11 +151,15 @@ TABLE = [['file', 'class', 'group'], ['a.png', 'x', '1'], ['deep/b.png', 'y', ''
 @cases(100)
 def test_fuzz_a_table(tmp_path_factory, random):
     """Images below the folder, or one line."""
-    folder = tmp_path_factory.getbasetemp()
-    (folder / 'labels.csv').write_bytes(spoiled_file(random, TABLE, as_csv, odd_text))
+    folder = tmp_path_factory.getbasetemp() / 'fuzz'
+    (folder / 'deep').mkdir(parents=True, exist_ok=True)
+    for name, *_ in TABLE[1:]:
+        (folder / name).touch()
+    table = folder / 'labels.csv'
+    table.write_bytes(spoiled_file(random, TABLE, as_csv, odd_text))
     with confined(folder):
         try:
-            found = read_labels(str(folder / 'labels.csv'), str(folder))
+            found = read_labels(str(table), str(folder))
         except UserError as error:
             check_line(error)
         else:
