@@ -132,9 +132,11 @@ def changed(content, place, value, how='put'):
 
     'put' another value there, 'drop' it, 'add' one beside it, 'repeat' what is there, or 'wrap' it in a list.
     """
+    if not isinstance(content, (dict, list)):
+        return content
     key, *rest = place
     content = copy.copy(content)
-    with contextlib.suppress(TypeError, KeyError, IndexError, RuntimeError):
+    with contextlib.suppress(TypeError, KeyError, IndexError):
         if rest:
             content[key] = changed(content[key], rest, value, how)
         elif how == 'drop':
