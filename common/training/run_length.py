@@ -223,7 +223,7 @@ def earlier_plan(saved: dict, plan: Plan, minutes: float) -> Plan | None:
     earlier = Plan(**saved['plan'])
     if saved['settings']['TIME_BUDGET'] != minutes or earlier.updates_per_epoch != plan.updates_per_epoch:
         return None
-    return replace(earlier, validate_every=plan.validate_every, validation=plan.validation)
+    return replace(earlier, validate_every=plan.validate_every)
 
 
 def fit_time_budget(plan: Plan, minutes: float, clock: Clock, saved: dict | None, rehearse: Callable) -> Plan:

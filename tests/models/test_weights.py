@@ -232,6 +232,14 @@ def test_a_checkpoint_that_contradicts_itself_is_refused(model, change, words):
         models.restore_model(model.norm.weight)
 
 
+def test_a_network_that_gets_its_weights_gets_no_initial_ones(model, monkeypatch):
+    """On the meta device that took half a second, each time that test.py was started."""
+    monkeypatch.setattr('models.volo.init_weights', None)
+    restored = models.restore_model({'model': 'volo_d1', 'model_kwargs': TINY, 'classes': list('abcde'),
+                                     'transform': TRANSFORM, 'state_dict': model.state_dict()})
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in restored.state_dict().items())
+
+
 def test_a_network_far_larger_than_its_weights_gets_no_memory(model):
     """A checkpoint of 2 kB may ask for any depth: construction ends on the meta device, where shapes cost nothing."""
     devices = []
