@@ -194,6 +194,7 @@ class Resumable(NamedTuple):
     folder: Path
     file: bytes    # last.pth
     content: dict  # of that
+    auto: object   # settings, all 'auto' that can be
     cfg: object
     data: object
     state: object
@@ -215,7 +216,8 @@ def resumable(tmp_path_factory):
         content['progress'].update(updates=1, images=4, seconds=1.)
         torch.save(content, 'out/last.pth')
         cfg, data, state = build(epochs=2, optimizer='adamw', output_dir='out')
-        yield Resumable(folder, Path('out/last.pth').read_bytes(), content, cfg, data, state)
+        auto = configure(optimizer='auto', img_size='auto', batch_size='auto', lr='auto', augmentation='auto')
+        yield Resumable(folder, Path('out/last.pth').read_bytes(), content, auto, cfg, data, state)
 
 
 @cases(40)
@@ -245,7 +247,7 @@ def resume_or_refuse(resumable):
     """Do what train.py does with a last.pth until the first update is over, and what it writes after an epoch. Return
     whether it was accepted.
     """
-    folder, _, _, cfg, data, state = resumable
+    folder, _, _, _, cfg, data, state = resumable
     out = folder / 'out'
     before = names_below(folder)
     with warnings.catch_warnings(), confined(folder):
@@ -253,8 +255,7 @@ def resume_or_refuse(resumable):
         try:
             saved = checkpoint.find_saved(True, out)
             checkpoint.is_complete(saved, 2, None, None)
-            auto = configure(optimizer='auto', img_size='auto', batch_size='auto', lr='auto', augmentation='auto')
-            choices.choose_settings(auto, weights_of_resumed(saved).provenance, 8, 2, saved)
+            choices.choose_settings(resumable.auto, weights_of_resumed(saved).provenance, 8, 2, saved)
             checkpoint.check_resume(cfg, data, saved)
             checkpoint.check_fits(saved, state)
         except UserError as error:
