@@ -6,7 +6,7 @@
 # make lint       check the code's style
 # make bench      time the network beside timm's, epochs beside bare steps, losses beside timm's; measure memory
 # make chaos      kill training and makedata.py at 140 random moments; 15 minutes
-# make fuzz       read 100,000 damaged images, checkpoints and other files
+# make fuzz       read 20,000 damaged files of each kind
 # make setup      install what the four steps need, into .venv/
 # make clean      remove .venv/ and caches
 PYTHON ?= python3

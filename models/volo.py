@@ -151,7 +151,8 @@ class VOLO(nn.Module):
         self.head = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
         if return_dense:
             self.aux_head = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
-        init_weights(self)
+        if not self.pos_embed.is_meta:  # there are no values to set, and going through the motions takes half a second
+            init_weights(self)
 
     def no_weight_decay(self) -> set[str]:
         """Return the names of the parameters without weight decay, besides those of norms and biases."""

@@ -33,11 +33,13 @@ PUBLISHED = {  # image sizes of the published ImageNet-1k weights, timm's tags v
 HUB_FILE = 'model.safetensors'
 HUB_PATIENCE = 12  # seconds in which the hub must answer; the download itself has no limit
 STATE_DICT_KEYS = ('state_dict_ema', 'state_dict', 'model')  # where a file keeps its state dict; averaged weights first
+TRANSFORM_KEYS = ('img_size', 'mean', 'std', 'crop', 'interpolation')  # of a checkpoint, and no others
 CONVERT = ("import argparse, sys, torch; torch.serialization.add_safe_globals([argparse.Namespace]); "
            "old = torch.load(sys.argv[1], map_location='cpu', weights_only=True); "
            "torch.save({key: old[key] for key in ('model', 'state_dict', 'state_dict_ema') if key in old}, "
            "sys.argv[2])")
-LARGEST = 2 ** 14  # limit for the sides of a checkpoint's images, in pixels, and for the numbers in its model_kwargs
+LARGEST = 2 ** 14  # limit for the sides of images, in pixels, and for the numbers in a checkpoint's model_kwargs
+MOST_PIXELS = 2 ** 24  # limit for images: 4,096 x 4,096, which take 200 MB each as a tensor
 LONGEST = 255      # limit for the names in a checkpoint, in characters
 MOST_VALUES = 1000  # limit for the values in its model_kwargs, however they are nested
 WIDEST = 100       # limit for the values in a list or dict of those
@@ -240,6 +242,15 @@ def are_numbers(values: Any, count: int, least: float, most: float) -> bool:
             and all(type(value) in (int, float) and least <= value <= most for value in values))
 
 
+def is_img_size(sides: Any, crop: float | None = None) -> bool:
+    """Return whether something is a size of images, (height, width) in whole pixels, for which there is memory, also
+    where they are the middle of larger ones: `crop` is the fraction of a side that is left.
+    """
+    if not are_numbers(sides, 2, 16, LARGEST) or not all(isinstance(side, int) for side in sides):
+        return False
+    return sides[0] * sides[1] <= MOST_PIXELS * min(1, crop or 1) ** 2
+
+
 def normalisation_of(content: Any) -> tuple[list[float], list[float]] | None:
     """Return (mean, std), three numbers each, beside the weights in what read_file returned; None without them."""
     transform = content.get('transform') if isinstance(content, dict) else None
@@ -264,24 +275,25 @@ def check_saved(saved: Any) -> None:
     if not isinstance(transform, dict):
         transform = {}
     if 'transform' in saved:
-        missing += [f'transform.{key}' for key in ('img_size', 'mean', 'std', 'crop', 'interpolation')
-                    if key not in transform]
+        missing += [f'transform.{key}' for key in TRANSFORM_KEYS if key not in transform]
     if missing:
         raise WeightsError(f'not a complete checkpoint of train.py, {", ".join(missing)} is missing: give the path of '
                            'its best.pth or last.pth')
     kwargs = saved['model_kwargs']
     classes = saved['classes']
-    img_size = transform['img_size']
+    crop = transform['crop']
+    is_crop = crop is None or are_numbers([crop], 1, 0.1, 2)
     reserved = {'img_size', 'num_classes'}  # the checkpoint has them elsewhere
     valid = {
+        'transform': len(transform) == len(TRANSFORM_KEYS),
         'model': is_name(saved['model']),
         'model_kwargs': isinstance(kwargs, dict) and is_plain(kwargs) and kwargs.keys().isdisjoint(reserved),
         'state_dict': isinstance(saved['state_dict'], dict),
         'classes': isinstance(classes, list) and all(map(is_name, classes)) and len(set(classes)) == len(classes) > 0,
-        'img_size': are_numbers(img_size, 2, 16, LARGEST) and all(isinstance(side, int) for side in img_size),
+        'img_size': is_img_size(transform['img_size'], crop if is_crop else None),
         'mean': are_numbers(transform['mean'], 3, -1e3, 1e3),
         'std': are_numbers(transform['std'], 3, 1e-6, 1e3),
-        'crop': transform['crop'] is None or are_numbers([transform['crop']], 1, 0.1, 2),
+        'crop': is_crop,
         'interpolation': transform['interpolation'] in ('bilinear', 'bicubic')}
     wrong = [name for name, fine in valid.items() if not fine]
     if wrong:
@@ -292,7 +304,7 @@ def is_name(value: Any) -> bool:
     """Return whether something is a text of at most LONGEST characters that a folder could have for a name: characters,
     and in place of bytes that are none what Python puts there.
     """
-    if not isinstance(value, str) or len(value) > LONGEST:
+    if not isinstance(value, str) or len(value) > LONGEST or '\0' in value:
         return False
     try:
         value.encode('utf-8', 'surrogateescape')

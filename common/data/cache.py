@@ -22,7 +22,7 @@ from PIL import Image
 
 from common.data.folders import Files, Rows, Store
 from common.data.images import BadImage
-from common.runtime.disks import persistently, reading
+from common.runtime.disks import persistently, reading, regular
 from common.runtime.errors import UserError
 from common.runtime.files import drop_link, locked, no_link, writable_folder, writing
 from common.runtime.machine import free_memory, map_in_threads, memory_file
@@ -155,7 +155,9 @@ class ImageCache:
             known = {path: index[path] for path in paths if path in index and index[path][1:3] == stamps[path]}
             if len(known) < len(paths):
                 mostly_gone = length > 2 * len(known) or not known  # most of it is of files that are not there any more
-                if mostly_gone and remove(file):
+                with writing(file):
+                    removed = mostly_gone and remove(file)
+                if removed:
                     known = {}
                     length = 0
                 self._append(file, [path for path in paths if path not in known], stamps, length)
@@ -243,7 +245,7 @@ def read_lines(file: Path, length: int) -> Iterator[list]:
     Raises DiskError: half a list would let new images take the place of those that the other half has.
     """
     try:
-        with persistently(open, file, 'rb') as lines, reading(file):
+        with persistently(open, persistently(regular, file), 'rb') as lines, reading(file):
             for line in lines:
                 try:
                     value = json.loads(line)

@@ -5,9 +5,7 @@ Nothing here needs PyTorch, which takes seconds to import.
 import io
 import logging
 import mmap
-import os
 import re
-import stat
 import struct
 import warnings
 from collections.abc import Callable, Iterator
@@ -20,7 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 from common.data.metadata import turn_upright, without_metadata
 from common.runtime.console import Bar, printable
-from common.runtime.disks import disk_error, is_of_the_file, persistently
+from common.runtime.disks import disk_error, is_of_the_file, persistently, regular
 from common.runtime.errors import UserError
 
 try:
@@ -132,29 +130,19 @@ def read_content(path: str | Path) -> bytes:
     """Return the bytes of a regular file, read again where the disk hiccups.
 
     They are read as a whole before they are decoded. So an error of the disk cannot be mistaken for a damaged image,
-    and does not kill the process, as it does where a file is mapped into memory. Raises DiskError and the errors of
-    regular().
+    and does not kill the process, as it does where a file is mapped into memory. Raises DiskError, and OSError for
+    anything but a file, for an empty file, and for one above MAX_BYTES.
     """
     return persistently(_read_once, path)
 
 
 def _read_once(path):
-    return Path(regular(path)).read_bytes()
-
-
-def regular(path: str | Path) -> str | Path:
-    """Return the path of a regular file. Reading from a pipe, for instance, could wait without end.
-
-    Raises OSError for anything but a file, for an empty file, and for one above MAX_BYTES.
-    """
-    status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):
-        raise OSError('a folder, pipe or device, not a file')
-    if status.st_size == 0:
+    size = regular(path).stat().st_size
+    if size == 0:
         raise OSError('an empty file')
-    if status.st_size > MAX_BYTES:
+    if size > MAX_BYTES:
         raise OSError('larger than the MAX_BYTES of common/data/images.py')
-    return path
+    return Path(path).read_bytes()
 
 
 def header(content: bytes, path: str | Path) -> Image.Image:

@@ -3,6 +3,7 @@ import csv
 import itertools
 import json
 import os
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from common.data.folders import FOR_VAL, SPLIT_TABLE, Rows
 from common.data.listing import is_litter
 from common.data.taking import TakenImages
 from common.runtime.console import printable
-from common.runtime.disks import is_file
+from common.runtime.disks import is_file, regular
 from common.runtime.errors import UserError
 from common.runtime.files import harmless, write_json
 from common.runtime.names import BadName, inside
@@ -33,6 +34,7 @@ SPLIT_COLUMNS = ('file', 'source', 'class', 'side', 'group', 'sha256')  # images
 ABSENT_TABLE = 'absent.csv'  # the sides of images that an earlier split had, if they ever come back
 ABSENT_COLUMNS = ('sha256', 'side')
 
+_SHA256 = re.compile('[0-9a-f]{64}')
 _MADE_BY = 'makedata.py'
 _ADVICE = 'move it away or choose another TARGET_DIR; it was not touched'
 # What reading the listing of a split raises where makedata.py did not write it.
@@ -60,7 +62,7 @@ def read_sides(target: Path, deciding: Mapping[str, Any]) -> Rows:
     that makedata.py did not put there.
     """
     try:
-        manifest = json.loads((target / SPLIT_SETTINGS).read_text(encoding='utf-8'))
+        manifest = json.loads(regular(target / SPLIT_SETTINGS).read_text(encoding='utf-8'))
         is_ours = manifest['made_by'] == _MADE_BY and not target.is_symlink()
     except MALFORMED:
         is_ours = False
@@ -90,15 +92,25 @@ def read_split_table(folder: Path) -> Iterator[dict[str, str]]:
 
     Raises BadName for others, and OSError, ValueError, KeyError and csv.Error.
     """
-    with open(folder / SPLIT_TABLE, newline='', encoding='utf-8', errors='surrogateescape') as file:
+    with open(regular(folder / SPLIT_TABLE), newline='', encoding='utf-8', errors='surrogateescape') as file:
         for row in csv.DictReader(file):
             inside(folder, row['file'])
             yield row
 
 
 def read_all_sides(folder: Path) -> Iterator[dict[str, str]]:
-    """Yield the rows of split.csv, then those of ABSENT_TABLE, if there is one."""
-    yield from read_split_table(folder)
+    """Yield the rows of split.csv, then those of ABSENT_TABLE, if there is one, each with the 'sha256' of an image.
+
+    Raises what read_split_table does.
+    """
+    for row in itertools.chain(read_split_table(folder), read_absent(folder)):
+        if not _SHA256.fullmatch(row['sha256']):
+            raise ValueError('sha256 has 64 hexadecimal digits')
+        yield row
+
+
+def read_absent(folder: Path) -> Iterator[dict[str, str]]:
+    """Yield the rows of ABSENT_TABLE, if there is one."""
     if is_file(folder / ABSENT_TABLE):
         with open(folder / ABSENT_TABLE, newline='', encoding='utf-8') as file:
             yield from csv.DictReader(file)

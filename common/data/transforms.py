@@ -15,6 +15,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.transforms import CenterCropOrPad, ResizeKeepRatio
 from torchvision.transforms import v2
 
+from common.runtime.disks import regular
 from common.runtime.errors import UserError
 from models import default_cfg
 from models.weights import are_numbers
@@ -124,7 +125,7 @@ def find_normalisation(wanted: str | tuple, of_weights: tuple[list, list] | None
 def read_measured(classes: list[str]) -> Normalisation:
     """Return what mean_std.json says. Raises UserError where the file is damaged."""
     try:
-        found = json.loads(Path(MEAN_STD_FILE).read_text(encoding='utf-8'))
+        found = json.loads(regular(MEAN_STD_FILE).read_text(encoding='utf-8'))
         normalisation = Normalisation(found['mean'], found['std'])
         theirs = found['classes']
         if not are_mean_and_std(*normalisation):

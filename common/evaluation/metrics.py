@@ -50,5 +50,5 @@ def interval(acc1: float, count: int) -> tuple[float, float]:
     """
     from scipy.stats import binomtest  # takes half a second
 
-    found = binomtest(round(acc1 / 100 * count), count).proportion_ci(method='wilson')
+    found = binomtest(min(count, round(acc1 / 100 * count)), count).proportion_ci(method='wilson')
     return 100 * found.low, 100 * found.high

@@ -68,15 +68,22 @@ class Thumbnails:
     def __init__(self, open_image: Callable[[str], Image.Image]):
         self.open_image = open_image
         self.made: dict[str, str] = {}
+        self.shown: set[str] = set()
 
     def __call__(self, name: str) -> str:
         """Return the data URI of an image, '' where it can no longer be opened."""
+        self.shown.add(name)
         if name not in self.made:
             try:
                 self.made[name] = as_uri(self.open_image(name))
             except Exception:  # it was readable a moment ago
                 self.made[name] = ''
         return self.made[name]
+
+    def keep_shown(self) -> None:
+        """Forget the images that the page which is now complete does not show: each epoch shows others."""
+        self.made = {name: uri for name, uri in self.made.items() if name in self.shown}
+        self.shown = set()
 
 
 def as_uri(image: Image.Image, side: int = THUMBNAIL_SIDE) -> str:

@@ -87,6 +87,13 @@ def status(path: str | Path) -> os.stat_result | None:
         return None
 
 
+def regular(path: str | Path) -> Path:
+    """Return the path of a file, or of a link to one. Raises OSError for what may have no end, such as a pipe."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError('a folder, pipe or device, not a file')
+    return Path(path)
+
+
 def is_folder(path: str | Path) -> bool:
     """Return whether there is a folder, or a link to one. Raises DiskError where the disk does not say."""
     found = status(path)

@@ -9,6 +9,7 @@ import errno
 import os
 import re
 import shutil
+import stat
 import sys
 import tempfile
 import time
@@ -250,11 +251,14 @@ def scratch_folder(folder: Path) -> Iterator[Path]:
 
 
 def no_link(path: str, flags: int) -> int:
-    """Open a file for open(…, opener=no_link). Raises OSError for a link, since writing would change another file."""
-    handle = os.open(path, flags | getattr(os, 'O_NOFOLLOW', 0), 0o666)
-    if os.fstat(handle).st_nlink > 1:
+    """Open a file for open(…, opener=no_link). Raises OSError for a link, since writing would change another file, and
+    for a pipe, which could be waited for without end.
+    """
+    handle = os.open(path, flags | getattr(os, 'O_NOFOLLOW', 0) | getattr(os, 'O_NONBLOCK', 0), 0o666)
+    status = os.fstat(handle)
+    if status.st_nlink > 1 or not stat.S_ISREG(status.st_mode):
         os.close(handle)
-        raise OSError(errno.EMLINK, os.strerror(errno.EMLINK), path)
+        raise OSError(errno.EMLINK, 'a link or a pipe, not a file', path)
     return handle
 
 
@@ -281,13 +285,15 @@ def write_json(path: str | Path, value: Any) -> None:
 def write_csv(path: str | Path, rows: list[dict[str, Any]], columns: Sequence[str] | None = None) -> None:
     """Write rows, {column: value}, as a CSV file. Raises UserError if it cannot be written.
 
-    The header is `columns`, or else the keys of the last row. A value that a row lacks is an empty cell. Texts are
-    quoted and pass through `harmless`. Excel needs the byte-order mark at the beginning.
+    The header is `columns`, or else the keys of all rows. A value that a row lacks is an empty cell. Texts are quoted
+    and pass through `harmless`. Excel needs the byte-order mark at the beginning.
     """
+    if columns is None:
+        columns = list(dict.fromkeys(key for row in rows for key in row))
     with replacing(path) as aside, open(aside, 'w', newline='', encoding='utf-8-sig') as file:
-        writer = csv.DictWriter(file, fieldnames=columns or list(rows[-1]), quoting=csv.QUOTE_NONNUMERIC)
-        writer.writeheader()
-        writer.writerows({key: harmless(value) for key, value in row.items()} for row in rows)
+        writer = csv.writer(file, quoting=csv.QUOTE_NONNUMERIC)
+        writer.writerow(map(harmless, columns))
+        writer.writerows([harmless(row.get(name)) for name in columns] for row in rows)
 
 
 def harmless(value: Any) -> Any:

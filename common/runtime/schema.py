@@ -3,14 +3,13 @@
 A schema is a function that tells whether a value is fine, a dict {key: schema} for a dict that has these keys at least,
 or a list [schema] for a list of any length.
 """
-import math
 from collections.abc import Callable
 from typing import Any
 
 Schema = Callable[[Any], bool] | dict[str, Any] | list[Any]
 
 LONGEST_TEXT = 10_000  # characters
-LARGEST = 2 ** 63      # whole number, either way
+LARGEST = 2 ** 63      # number, either way
 
 
 def wrong_place(value: Any, schema: Schema, place: str = '') -> str | None:
@@ -59,13 +58,18 @@ def is_number(value: Any) -> bool:
 
 
 def is_amount(value: Any) -> bool:
-    """Return whether something is a finite number from 0."""
-    return is_number(value) and 0 <= value < math.inf
+    """Return whether something is a number from 0 that can be computed with: not an infinite one."""
+    return is_number(value) and 0 <= value <= LARGEST
 
 
 def is_share(value: Any) -> bool:
     """Return whether something is a number from 0 to 1."""
     return is_number(value) and 0 <= value <= 1
+
+
+def is_percent(value: Any) -> bool:
+    """Return whether something is a number from 0 to 100, but for rounding."""
+    return is_number(value) and 0 <= value < 101
 
 
 def is_text(value: Any) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from common.runtime.console import printable
+from common.runtime.disks import regular
 from common.runtime.errors import UserError
 
 _DELIMITERS = (',', ';', '\t', '|')  # Excel saves semicolons where the comma is the decimal sign
@@ -93,10 +94,9 @@ def _rows(text, delimiter):
 def _read_text(path, named):
     """Return the text of a file. Raises UserError."""
     try:
-        with open(path, 'rb') as file:
-            content = file.read()
+        content = regular(path).read_bytes()
     except OSError as error:
-        raise UserError(f'{named} cannot be read: {error.strerror}') from None
+        raise UserError(f'{named} cannot be read: {error.strerror or error}') from None
     if content.startswith(_WORKBOOK):
         raise UserError(f'{named} is a workbook: save it as "CSV UTF-8"')
     try:

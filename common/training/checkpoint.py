@@ -18,6 +18,7 @@ from common.runtime.schema import (
     is_amount,
     is_count,
     is_number,
+    is_percent,
     is_positive_count,
     is_share,
     is_text,
@@ -31,9 +32,9 @@ from common.training.setup import Provenance
 from common.training.step import Progress, TrainState
 from models import WeightsError, check_saved
 from models.weights import (
-    LARGEST,
     are_numbers,
     check_same_shapes,
+    is_img_size,
     is_ordinary,
     is_plain,
     is_state_dict,
@@ -58,7 +59,7 @@ OPTIMIZER_STATES = ({'step', 'exp_avg', 'exp_avg_sq'}, {'momentum'}, set())  # o
 METER = {'val': is_number, 'avg': is_number, 'sum': is_number, 'count': is_count}
 LAST = {  # what a resumed run reads in last.pth, besides what models.check_saved looks at and check_fits compares
     'settings': {
-        'MODEL': is_text, 'MODEL_KWARGS': is_setting, 'IMG_SIZE': lambda sides: are_numbers(sides, 2, 16, LARGEST),
+        'MODEL': is_text, 'MODEL_KWARGS': is_setting, 'IMG_SIZE': is_img_size,
         'USE_EMA': is_setting, 'TOKEN_LABEL': is_setting, 'LAYER_DECAY': is_number, 'OPTIMIZER': is_text,
         'BATCH_SIZE': is_positive_count, 'ACCUMULATE_STEPS': is_positive_count, 'SEED': is_count,
         'LR': is_amount, 'AUGMENTATION': is_share, 'TIME_BUDGET': optional(is_amount),
@@ -66,7 +67,7 @@ LAST = {  # what a resumed run reads in last.pth, besides what models.check_save
     'fingerprint': is_text,
     'history': [{
         'epoch': is_positive_count, 'seconds': is_amount, 'images_per_s': is_amount, 'train_loss': is_number,
-        'pflop': optional(is_number), 'raw_acc1': optional(is_number), 'ema_acc1': optional(is_number)}],
+        'pflop': optional(is_number), 'raw_acc1': optional(is_percent), 'ema_acc1': optional(is_percent)}],
     'provenance': {
         'source': is_text, 'reason': optional(is_text), 'mean': optional(lambda mean: are_numbers(mean, 3, -1e3, 1e3)),
         'std': optional(lambda std: are_numbers(std, 3, 1e-6, 1e3)), 'loaded': is_count, 'resized': [is_text],
@@ -82,7 +83,7 @@ LAST = {  # what a resumed run reads in last.pth, besides what models.check_save
     'state_dict': is_state_dict,
     'state_dict_ema': optional(is_state_dict),
     'optimizer': {'state': lambda state: isinstance(state, dict), 'param_groups': [{'params': [is_count]}]},
-    'scaler': is_setting,
+    'scaler': lambda scaler: isinstance(scaler, dict) and all(map(is_amount, scaler.values())),
     'margins': {'sums': is_ordinary, 'counts': is_ordinary, 'guesses': is_ordinary}}
 FIXED = ('MODEL', 'MODEL_KWARGS', 'IMG_SIZE', 'USE_EMA', 'TOKEN_LABEL', 'LAYER_DECAY', 'OPTIMIZER')  # of the whole run
 FIXED_IN_EPOCH = ('BATCH_SIZE', 'ACCUMULATE_STEPS', 'SEED')  # while an epoch that was stopped in the middle goes on
@@ -152,6 +153,8 @@ def load_last(folder: Path) -> dict:
 
 def is_whole(path: Path) -> bool:
     """Return whether a file is a zip archive without damage, as PyTorch's files are."""
+    if not path.is_file():
+        return False
     try:
         refuse_what_grows(path)
         with zipfile.ZipFile(path) as file:
@@ -230,6 +233,8 @@ def wrong_in_last(saved: dict) -> str | None:
             return f'progress.{name}'
     if not is_setting(saved['settings']):
         return 'settings'
+    if [*saved['settings']['IMG_SIZE']] != saved['transform']['img_size']:
+        return 'settings.IMG_SIZE'
     if (saved['provenance']['mean'] is None) != (saved['provenance']['std'] is None):
         return 'provenance.std'
     if saved['progress']['updates'] and not saved['progress']['seconds']:
@@ -285,7 +290,9 @@ def optimizer_fits(saved: dict, optimizer: torch.optim.Optimizer) -> bool:
         for name, value in known.items():
             if isinstance(value, torch.Tensor):
                 shape = parameters[index].shape if name in LIKE_PARAMETER else value.shape
-                if not is_ordinary(value) or value.shape != shape or (name == 'step' and value.numel() != 1):
+                if not is_ordinary(value) or value.shape != shape or value.is_complex():
+                    return False
+                if name == 'step' and not (value.numel() == 1 and is_amount(float(value))):
                     return False
             elif name in LIKE_PARAMETER or not is_setting(value) or (name == 'step' and not is_amount(value)):
                 return False

@@ -17,6 +17,7 @@ from common.training.optimizer import build_optimizer
 from common.training.run_length import Clock, rehearse
 from common.training.setup import Demand, Provenance, Size, largest_batch, network_spec
 from models import VARIANTS, default_cfg, has_fixed_size
+from models.weights import MOST_PIXELS, is_img_size
 
 # ---- what cannot work ------------------------------------------------------------------------------------------------
 
@@ -62,7 +63,7 @@ def check_settings(cfg: Settings) -> Settings:
             from extras.trackers import validate_tracker
         validate_tracker(cfg.TRACKER)
     resume = 'auto' if RESTARTS and not cfg.RESUME else cfg.RESUME
-    return Settings(**{**vars(cfg), 'IMG_SIZE': check_img_size(cfg.IMG_SIZE, cfg.MODEL), 'RESUME': resume})
+    return Settings(**{**vars(cfg), 'IMG_SIZE': check_img_size(cfg.IMG_SIZE, cfg.CROP, cfg.MODEL), 'RESUME': resume})
 
 
 def is_auto(name: str, value: float | str, what: str) -> bool:
@@ -72,15 +73,17 @@ def is_auto(name: str, value: float | str, what: str) -> bool:
     return value == 'auto'
 
 
-def check_img_size(img_size: int | tuple | str, model: str) -> Size | str:
+def check_img_size(img_size: int | tuple | str, crop: float | str | None, model: str) -> Size | str:
     """Return IMG_SIZE as (height, width), or 'auto'."""
     if img_size == 'auto':
         return img_size
     sides = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
     unit = 16 if model in VARIANTS else 1
-    if len(sides) != 2 or any(type(side) is not int or side < 16 or side % unit for side in sides):
+    ratio = None if crop == 'published' else crop
+    if not is_img_size(sides, ratio) or any(side % unit for side in sides):
         what = 'a multiple of 16 pixels' if unit == 16 else '16 pixels or more'
-        raise UserError(f'IMG_SIZE = {img_size}: each side must be {what}')
+        raise UserError(f'IMG_SIZE = {img_size}: each side must be {what}, and an image at most {MOST_PIXELS:,} '
+                        'pixels, before it is cropped')
     return sides
 
 
@@ -146,6 +149,7 @@ SIDES = range(64, USUAL_SIDE + 1, 16)
 IMAGES_AT_LEAST = 15_000  # that a run from scratch should train on, each again and again
 PASSES_AT_128 = 9         # over the training set, which a run from scratch should make with images of 128 pixels
 PASSES_FOR_ALL = 100      # over the training set, from which on the whole of the augmentation is applied
+CHOSEN = ('OPTIMIZER', 'IMG_SIZE', 'BATCH_SIZE', 'LR', 'AUGMENTATION')  # what may be 'auto' until the images are seen
 UPDATING_SHARE = 0.8      # of the time of a run: the rest is for reading, validating and saving
 
 
@@ -157,23 +161,26 @@ class Choice(NamedTuple):
 
 def choose_settings(cfg: Settings, provenance: Provenance, images: int, classes: int, saved: dict | None) -> Settings:
     """Return the settings with a value for each 'auto', in a resumed run that of `saved`; each is printed with its
-    reason. `images` is the number of training images.
+    reason. `images` is the number of training images. Raises UserError for values of `saved` that would fail later.
     """
     chosen = Settings(**vars(cfg))
 
     def settle(name: str, choice: Choice) -> None:
-        if saved:
-            choice = Choice(saved['settings'][name], 'as before')
         setattr(chosen, name, choice.value)
         shown = f'{choice.value:.3g}' if isinstance(choice.value, (int, float)) else choice.value
         print(f"{name} = 'auto': {shown}, {choice.reason}")
 
+    if saved:
+        for name in CHOSEN:
+            if getattr(cfg, name) == 'auto':
+                settle(name, Choice(saved['settings'][name], 'as before'))
+        return check_settings(chosen)
     from_scratch = provenance.from_scratch
     if chosen.OPTIMIZER == 'auto':
         settle('OPTIMIZER', choose_optimizer(cfg.MODEL, from_scratch, images))
     fits_images = cfg.IMG_SIZE == 'auto' and from_scratch and not has_fixed_size(cfg.MODEL)
     pixels = None  # of training images, all together, for which TIME_BUDGET is enough
-    if cfg.TIME_BUDGET and (fits_images or cfg.AUGMENTATION == 'auto') and not saved:
+    if cfg.TIME_BUDGET and (fits_images or cfg.AUGMENTATION == 'auto'):
         seconds = UPDATING_SHARE * 60 * cfg.TIME_BUDGET
         pixels = seconds * training_speed(chosen, images, classes)
     if chosen.IMG_SIZE == 'auto':

@@ -30,6 +30,7 @@ from common.reporting.page import (
 from common.reporting.tables import write_suspects
 from common.runtime.console import format_duration, printable
 from common.runtime.device import describe_device
+from common.runtime.disks import regular
 from common.runtime.errors import warn_instead
 from common.runtime.names import BadName, inside
 from common.training.step import TrainState, seed_batch
@@ -70,7 +71,7 @@ class RunPage:
 
     def write(self, history: list[dict]) -> None:
         """Write report.html, and the suspects in it as suspects.csv."""
-        report = json.loads((self.out / 'report.json').read_text(encoding='utf-8'))
+        report = json.loads(regular(self.out / 'report.json').read_text(encoding='utf-8'))
         report['suspects'] = sorted([*report['suspects'], *self.suspects()], key=lambda item: item['score'])
         write_suspects(self.out / 'suspects.csv', report['suspects'])
         tiles = headline_tiles(report, f'on val, which chose epoch {report["epoch"]}, {report["weights"]} weights')
@@ -83,6 +84,7 @@ class RunPage:
         title = f'{self.out.name}: a network for {Path(self.settings["DATA_DIR"]).name}'
         write_page(self.out / 'report.html', printable(title), printable(subtitle), [*tiles, *self.tiles(history)],
                    [section for section in sections if section.keys() - {'name', 'heading', 'note'}])
+        self.thumbnail.keep_shown()
 
     def suspects(self) -> list[dict[str, Any]]:
         """Return training images whose label may be wrong, as those of val in report.json."""
@@ -173,7 +175,7 @@ def find_twins(data_dir: Path) -> list[list[tuple[str, str]]]:
     """
     groups = defaultdict(list)
     try:
-        settings: dict[str, Any] = json.loads((data_dir / 'split.json').read_text(encoding='utf-8'))['settings']
+        settings: dict[str, Any] = json.loads(regular(data_dir / 'split.json').read_text(encoding='utf-8'))['settings']
         if settings.get('GROUP') or settings.get('LABELS'):
             return []
         for row in read_split_table(data_dir):

@@ -15,7 +15,7 @@ from torch import nn
 from common.data import images
 from common.data.transforms import Transform
 from common.evaluation.predictor import temperature_of
-from common.runtime.console import Bar
+from common.runtime.console import Bar, as_json
 from common.runtime.files import replacing
 from models import WeightsError
 from models.errors import first_line
@@ -42,9 +42,12 @@ def check_packages() -> None:
 
 
 def metadata_of(saved: dict[str, Any]) -> dict[str, str]:
-    """Return the metadata of the files from a checkpoint: each value is a JSON text, except for the model's name."""
+    """Return the metadata of the files from a checkpoint: each value is a JSON text, except for the model's name.
+
+    What is no character in a class's name, as Python has it in place of bytes that are no UTF-8, is an escape there.
+    """
     return {'model': saved['model'],
-            'classes': json.dumps(saved['classes'], ensure_ascii=False),
+            'classes': as_json(saved['classes']),
             'preprocessing': json.dumps(saved['transform']),
             'bit_depth': json.dumps(images.BIT_DEPTH),
             'temperature': json.dumps(temperature_of(saved))}

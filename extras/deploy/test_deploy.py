@@ -23,6 +23,7 @@ from extras.deploy.export import OnnxFile, open_session
 from models import load_weights, restore_model
 
 TRANSFORM = Transform([48, 64], [0.4, 0.5, 0.6], [0.2, 0.25, 0.3])
+CLASSES = ['a', 'b', 'c \udce9']  # the last as Python names a folder whose name is no UTF-8
 ONNX = ('x.onnx', 'x_pictures.onnx', 'x_int8.onnx')
 
 
@@ -47,7 +48,7 @@ def deployed(tmp_path_factory):
     pytest.importorskip('onnxscript')
     folder = tmp_path_factory.mktemp('deployed')
     photographs(folder)
-    untrained(folder / 'x.pth', best={'temperature': 2.})
+    untrained(folder / 'x.pth', CLASSES, best={'temperature': 2.})
     done = subprocess.run([sys.executable, '-m', 'extras.deploy', '--checkpoint', folder / 'x.pth',
                            '--data-dir', folder / 'data', '--batch-size', '2'], cwd=ROOT, text=True,
                           capture_output=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
@@ -64,7 +65,7 @@ def test_every_file_says_how_often_it_agrees(deployed):
         metadata = open_session(folder / name).get_modelmeta().custom_metadata_map
         agreement = json.loads(metadata['agreement'])
         assert agreement['pictures'] == 18 and agreement['top1'] >= (0.5 if 'int8' in name else 1)
-        assert json.loads(metadata['classes']) == ['a', 'b', 'c'] and json.loads(metadata['temperature']) == 2
+        assert json.loads(metadata['classes']) == CLASSES and json.loads(metadata['temperature']) == 2
         assert json.loads(metadata['preprocessing'])['img_size'] == [32, 32]
         line = next(line for line in out.splitlines() if line.startswith(f'{name} '))
         assert f'{agreement["top1"]:>10.2%}' in line

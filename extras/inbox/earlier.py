@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from common.reporting.tables import Tables, delete
+from common.runtime.disks import regular
 from common.runtime.errors import UserError
 from common.runtime.files import replacing
 from common.runtime.schema import is_amount, is_count, is_number, is_text, optional, wrong_place
@@ -50,7 +51,7 @@ def refuse_strange(path: Path) -> None:
     Only its end may be no row: there a run was killed, or lost its power.
     """
     try:
-        with open(path, 'rb') as file:
+        with open(regular(path), 'rb') as file:
             for number, line in enumerate(file, start=1):
                 if parse(line) is not None:
                     continue
@@ -59,7 +60,7 @@ def refuse_strange(path: Path) -> None:
                     raise UserError(f'{path}, line {number}, is no row of test.py: move it away or choose another '
                                     'OUTPUT_DIR')
     except OSError as error:
-        raise UserError(f'{path} cannot be read ({error.strerror}): choose another OUTPUT_DIR') from error
+        raise UserError(f'{path} cannot be read ({error.strerror or error}): choose another OUTPUT_DIR') from error
 
 
 def is_json(line: bytes) -> bool:

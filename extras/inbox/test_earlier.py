@@ -3,15 +3,15 @@ import contextlib
 import json
 
 import pytest
-from fuzzing import JSON, SOME, TEXTS, changed, places_in, write_odd
-from hypothesis import given
-from hypothesis import strategies as st
+from fuzzing import STRANGE, as_lines, cases, check_line, confined, not_waited_for, put_strange, spoiled_file
 
 from common.evaluation.predictor import Prediction
 from common.evaluation.report import table_row
 from common.reporting.tables import Tables
 from common.runtime.errors import UserError
-from extras.inbox.earlier import reopen
+from common.runtime.files import discard
+from common.runtime.schema import wrong_place
+from extras.inbox.earlier import ROW, reopen
 
 
 def row(name):
@@ -65,20 +65,30 @@ def test_a_row_of_someone_else_is_refused_and_nothing_is_changed(tables, change)
     assert list(reopen(tables)) == [GOOD] * 2
 
 
-@SOME
-@given(drawn=st.data())
-def test_fuzz_rows(tmp_path_factory, drawn):
-    """Rows come back, or the file is refused; no other file is touched."""
-    tables = Tables(tmp_path_factory.mktemp('rows'))
-    row = GOOD
-    for place, value in drawn.draw(st.lists(st.tuples(st.sampled_from(places_in(GOOD)), JSON), min_size=1)):
-        row = changed(row, place, value)
-    text = f'{json.dumps(GOOD)}\n{json.dumps(row)}\n{drawn.draw(TEXTS)}'
-    write_odd(tables.lines, text)
-    with contextlib.suppress(UserError):
-        assert [*reopen(tables)][:1] == [GOOD]
-        assert tables.csv.exists()
-    assert {path.name for path in tables.folder.iterdir()} <= {'predictions.csv', 'predictions.jsonl'}
+@cases(100)
+def test_fuzz_rows(tmp_path_factory, random):
+    """Rows come back, or the file is refused and left as it is; no other file is touched."""
+    tables = Tables(tmp_path_factory.getbasetemp())
+    content = spoiled_file(random, [GOOD, GOOD, GOOD], as_lines)
+    tables.lines.write_bytes(content)
+    with confined(tables.folder):
+        try:
+            rows = list(reopen(tables))
+        except UserError as error:
+            check_line(error)
+            assert tables.lines.read_bytes() == content
+        else:
+            assert [*reopen(tables)] == rows and all(wrong_place(row, ROW) is None for row in rows)
+
+
+@pytest.mark.parametrize('what', STRANGE)
+def test_what_is_no_table_is_not_waited_for(tables, what):
+    for path in (tables.lines, tables.csv):
+        put_strange(path, what)
+        with not_waited_for(), confined(tables.folder), contextlib.suppress(UserError):
+            list(reopen(tables))
+            tables.append([GOOD])
+        discard(path)
 
 
 def test_without_rows_there_is_no_old_spreadsheet(tables):

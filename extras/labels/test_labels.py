@@ -1,5 +1,4 @@
 """LABELS: classes and groups from a table, and one line for a table with a mistake."""
-import contextlib
 import os
 import shutil
 import unicodedata
@@ -7,9 +6,18 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from fuzzing import (
+    STRANGE,
+    as_csv,
+    cases,
+    check_line,
+    confined,
+    not_waited_for,
+    odd_text,
+    put_strange,
+    spoiled_file,
+)
 from helpers import entries, split
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from common.data.datasets import open_split
@@ -137,11 +145,31 @@ def test_a_class_is_one_however_it_is_written(tmp_path, source):
     assert 'warning' not in result.stdout and 'left out' not in result.stdout
 
 
-@settings(max_examples=int(os.environ.get('FUZZ', 200)), deadline=None, derandomize=True, database=None,
-          suppress_health_check=list(HealthCheck))
-@given(beginning=st.sampled_from(['', 'file,class,group\n']), text=st.text())
-def test_any_text_is_a_table_or_refused(tmp_path, beginning, text):
-    table = tmp_path / 'labels.csv'
-    table.write_text(beginning + text, encoding='utf-8', errors='backslashreplace')
-    with contextlib.suppress(UserError):
-        read_labels(str(table), str(tmp_path))
+TABLE = [['file', 'class', 'group'], ['a.png', 'x', '1'], ['deep/b.png', 'y', ''], ['c.png', 'x', '1']]
+
+
+@cases(100)
+def test_fuzz_a_table(tmp_path_factory, random):
+    """Images below the folder, or one line."""
+    folder = tmp_path_factory.getbasetemp() / 'fuzz'
+    (folder / 'deep').mkdir(parents=True, exist_ok=True)
+    for name, *_ in TABLE[1:]:
+        (folder / name).touch()
+    table = folder / 'labels.csv'
+    table.write_bytes(spoiled_file(random, TABLE, as_csv, odd_text))
+    with confined(folder):
+        try:
+            found = read_labels(str(table), str(folder))
+        except UserError as error:
+            check_line(error)
+        else:
+            assert len(found.samples) == len(found.groups) > 0
+            assert all(os.path.abspath(path).startswith(f'{folder}{os.sep}') for path, _ in found.samples)
+
+
+@pytest.mark.parametrize('what', STRANGE)
+def test_what_is_no_table_is_not_waited_for(tmp_path, what):
+    put_strange(tmp_path / 'labels.csv', what)
+    with not_waited_for(), confined(tmp_path), pytest.raises(UserError, match='cannot be read: .') as error:
+        read_labels(str(tmp_path / 'labels.csv'), str(tmp_path))
+    check_line(error.value)

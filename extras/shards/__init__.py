@@ -18,7 +18,8 @@ import numpy as np
 from PIL import Image
 
 from common.data.folders import SHARDS_COLUMNS, SHARDS_TABLE, Rows, Samples, refuse_class_names
-from common.data.images import MAX_BYTES, bad_image, decode, regular
+from common.data.images import MAX_BYTES, bad_image, decode
+from common.runtime.disks import regular
 from common.runtime.errors import UserError
 from common.runtime.names import BadName, inside, is_one_part
 
@@ -152,7 +153,7 @@ def read_index(root: str) -> ShardIndex:
 
     Raises BadName, ValueError, KeyError, TypeError, AttributeError, RecursionError and OSError.
     """
-    index = json.loads(Path(regular(Path(root, SHARDS_INDEX))).read_bytes())
+    index = json.loads(regular(Path(root, SHARDS_INDEX)).read_bytes())
     config = index['config']
     if config['data_format'] != ['bytes']:
         raise ValueError('its items are not the bytes of image files')
@@ -191,10 +192,12 @@ def read_listing(root: str) -> ShardListing:
 
     Raises UserError, BadName, ValueError, KeyError, TypeError, RecursionError, OSError and csv.Error.
     """
-    classes = json.loads(Path(regular(Path(root, SHARDS_CLASSES))).read_bytes())
+    classes = json.loads(regular(Path(root, SHARDS_CLASSES)).read_bytes())
     if not isinstance(classes, list):
         raise TypeError(f'{SHARDS_CLASSES} is no list')
     refuse_class_names(classes, Path(root, SHARDS_CLASSES))
+    if classes != sorted(set(classes)):
+        raise ValueError(f'{SHARDS_CLASSES} does not list each class once, in order')
     index = {name: number for number, name in enumerate(classes)}
     sizes = []
 
@@ -205,7 +208,7 @@ def read_listing(root: str) -> ShardListing:
                 raise ValueError(f'{size} bytes')
             yield inside(root, file), index[name]
 
-    with open(Path(root, SHARDS_TABLE), newline='', encoding='utf-8', errors='surrogateescape') as file:
+    with open(regular(Path(root, SHARDS_TABLE)), newline='', encoding='utf-8', errors='surrogateescape') as file:
         rows = csv.reader(file)
         if next(rows, None) != SHARDS_COLUMNS:
             raise ValueError(f'{SHARDS_TABLE} has not the columns {", ".join(SHARDS_COLUMNS)}')

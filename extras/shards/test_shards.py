@@ -1,5 +1,4 @@
 """Shards: the images of files, in any order, read by any number of processes."""
-import contextlib
 import json
 import multiprocessing
 import os
@@ -10,13 +9,10 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import hypothesis
 import numpy as np
 import pytest
 import torch
 from helpers import arguments_of, draw_folder, files_below, launch, read_rows, rows_of, run, split, untrained
-from hypothesis import given
-from hypothesis import strategies as st
 
 import extras.shards
 import makedata
@@ -315,17 +311,6 @@ def test_a_split_of_shards_is_replaced_and_foreign_files_are_not(sharded):
     assert split().returncode == 0 and (sharded / 'data' / 'train' / 'a').is_dir()
     assert Counter(row['side'] for row in rows_of(sharded / 'data')) == Counter(
         row['side'] for row in rows_of(sharded / 'files'))
-
-
-@hypothesis.settings(max_examples=int(os.environ.get('FUZZ', 200)), deadline=None, derandomize=True, database=None,
-                     suppress_health_check=list(hypothesis.HealthCheck))
-@given(table=st.text(), classes=st.one_of(st.text(), st.just('["a", "b"]')), index=st.text(),
-       beginning=st.sampled_from(['', 'file,class,bytes\n']))
-def test_any_text_is_a_listing_or_refused(tmp_path, table, classes, index, beginning):
-    for name, text in (('pictures.csv', beginning + table), ('classes.json', classes), ('index.json', index)):
-        (tmp_path / name).write_text(text, encoding='utf-8', errors='backslashreplace')
-    with contextlib.suppress(UserError):
-        Shards(tmp_path)
 
 
 def test_only_writing_needs_the_library(sharded, monkeypatch):

@@ -3,6 +3,7 @@ import pickle
 
 import pytest
 import torch
+from fuzzing import cases, spoiled
 from helpers import draw_folder, untrained
 from PIL import Image
 
@@ -97,3 +98,12 @@ def test_a_predictor_with_views_can_be_pickled(photos):
     again = pickle.loads(pickle.dumps(predictor))
     assert len(again.views) == 7
     assert [found.top for found in again(photos)] == [found.top for found in predictor(photos)]
+
+
+@cases(100)
+def test_fuzz_the_settings_of_a_checkpoint(random):
+    """Whatever they are, there are views that keep the shape, or none."""
+    images = torch.zeros(1, 3, 4, 6)
+    saved = {'settings': {'VIEW': 'above', 'DATA_DIR': 'data'}, 'transform': {'img_size': [4, 6]}}
+    for view in trained_views(spoiled(random, saved, [('settings',), ('settings', 'VIEW')])):
+        assert view(images).shape == images.shape

@@ -26,6 +26,11 @@ def test_the_interval_is_wilsons():
         assert high == pytest.approx(100 * (middle + half) / (1 + z ** 2 / count), abs=1e-4)
 
 
+def test_an_acc1_that_was_rounded_up_has_an_interval():
+    """As 100 % of 1,234,567 images is, in fp32."""
+    assert interval(100.00001, 10 ** 8) == interval(100., 10 ** 8)
+
+
 def test_acc5_counts_the_five_most_probable():
     logits = torch.arange(10.).repeat(10, 1)
     assert scores(logits, torch.arange(10), [str(i) for i in range(10)])['acc5'] == 50

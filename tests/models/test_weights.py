@@ -268,6 +268,9 @@ SHARED = [[[[1] * 100] * 100] * 100] * 100  # a hundred million numbers, four li
     ({'transform': {}}, 'img_size'),
     ({'transform': {**TRANSFORM, 'img_size': [64, 64.5]}}, 'wrong with its img_size'),
     ({'transform': {**TRANSFORM, 'img_size': [10 ** 9] * 2}}, 'wrong with its img_size'),
+    ({'transform': {**TRANSFORM, 'img_size': [2 ** 14] * 2}}, 'wrong with its img_size'),
+    ({'transform': {**TRANSFORM, 'img_size': [2 ** 12] * 2, 'crop': 0.5}}, 'wrong with its img_size'),
+    ({'transform': {**TRANSFORM, 5: 'more'}}, 'wrong with its transform'),
     ({'transform': {**TRANSFORM, 'std': [1, 1, 0]}}, 'wrong with its std'),
     ({'transform': {**TRANSFORM, 'mean': [float('nan')] * 3, 'crop': 0}}, 'wrong with its mean, crop'),
     ({'classes': list('abcda')}, 'wrong with its classes'), ({'classes': [1, 2, 3, 4, 5]}, 'wrong with its classes'),
@@ -279,6 +282,7 @@ SHARED = [[[[1] * 100] * 100] * 100] * 100  # a hundred million numbers, four li
     ({'model_kwargs': {str(key): SHARED for key in range(100)}}, 'wrong with its model_kwargs'),
     ({'model_kwargs': {'layers': [[[[[[1]]]]]]}}, 'wrong with its model_kwargs'),
     ({'classes': ['a\ud800', *'bcde']}, 'wrong with its classes'),
+    ({'classes': ['a\0', *'bcde']}, 'wrong with its classes'),
     ({'state_dict': {'head.weight': torch.ones(1).expand(2 ** 40)}}, 'no state dict'),
     ({'model': 'test_vit', 'model_kwargs': {'depth': 10 ** 6}}, 'wrong with its model_kwargs'),
     ({'classes': ['a' * 300, *'bcde']}, 'wrong with its classes'),
@@ -293,6 +297,14 @@ def test_a_checkpoint_that_contradicts_itself_is_refused(model, change, words):
         models.restore_model({**saved, **change})
     with pytest.raises(WeightsError, match='not a checkpoint of train.py'):
         models.restore_model(model.norm.weight)
+
+
+def test_a_network_that_gets_its_weights_gets_no_initial_ones(model, monkeypatch):
+    """On the meta device that took half a second, each time that test.py was started."""
+    monkeypatch.setattr('models.volo.init_weights', None)
+    restored = models.restore_model({'model': 'volo_d1', 'model_kwargs': TINY, 'classes': list('abcde'),
+                                     'transform': TRANSFORM, 'state_dict': model.state_dict()})
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in restored.state_dict().items())
 
 
 def test_a_network_far_larger_than_its_weights_gets_no_memory(model):

@@ -308,6 +308,33 @@ def test_an_image_is_read_once():
     assert thumbnail('x') == thumbnail('x') and thumbnail('y') and read == ['x', 'y']
 
 
+def test_an_image_that_is_no_longer_shown_takes_no_memory():
+    thumbnail = page.Thumbnails(lambda name: Image.new('RGB', (9, 9)))
+    for shown in ('ab', 'bc', 'bd'):
+        for name in shown:
+            thumbnail(name)
+        thumbnail.keep_shown()
+        assert [*thumbnail.made] == [*shown]
+
+
+def test_a_run_keeps_the_images_of_its_last_page_alone(folder, monkeypatch):
+    """Else it would grow with each epoch until it has all images of the data set."""
+    for name in ('log.plot_training', 'log.plot_confusion', 'log.plot_reliability', 'page.write_page'):
+        monkeypatch.setattr(f'common.training.{name}', lambda *arguments: None)
+    monkeypatch.setattr('common.training.page.TIME_SHARE', 1e9)
+    real = RunPage.write
+    kept = []
+
+    def write(page, history):
+        page.thumbnail.made['of an earlier page'] = ''
+        real(page, history)
+        kept.append({*page.thumbnail.made})
+
+    monkeypatch.setattr(RunPage, 'write', write)
+    run(epochs=2)
+    assert len(kept) == 2 and all('of an earlier page' not in names and len(names) >= 8 for names in kept)
+
+
 @pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'GIF'])
 def test_a_thumbnail_has_pixels_alone(kind):
     """Comments and the like of an image file stay there."""

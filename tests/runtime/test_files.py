@@ -176,10 +176,11 @@ def test_json_keeps_texts_and_shows_no_invisible_character(tmp_path):
     assert all(character.isprintable() or character == '\n' for character in text) and 'ü ↔ 图' in text
 
 
-def test_a_table_has_the_columns_of_its_last_row(tmp_path):
-    """A resumed run may be older than a column."""
-    write_csv(tmp_path / 'x.csv', [{'epoch': 1}, {'epoch': 2, 'pflop': 0.5}])
-    assert (tmp_path / 'x.csv').read_text('utf-8-sig').splitlines() == ['"epoch","pflop"', '1,""', '2,0.5']
+def test_a_table_has_the_columns_of_all_its_rows(tmp_path):
+    """A resumed run may be older than a column, and its last.pth may have columns that nobody knows."""
+    write_csv(tmp_path / 'x.csv', [{'epoch': 1, '=\udc80': 7}, {'epoch': 2, 'pflop': 0.5}])
+    assert (tmp_path / 'x.csv').read_text('utf-8-sig').splitlines() == [
+        '"epoch","\'=\\udc80","pflop"', '1,7,""', '2,"",0.5']
 
 
 @pytest.fixture
@@ -311,6 +312,18 @@ def test_a_file_that_grows_is_no_link(tmp_path, victim, is_hard):
             out.write('more')
         drop_link(file)
     assert file.read_text() == 'moremore'
+
+
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='this system has no named pipes')
+def test_a_file_that_grows_is_no_pipe(tmp_path):
+    """Nobody may ever read from it; and who does is not to get what belongs into a table."""
+    os.mkfifo(tmp_path / 'lines')
+    for with_reader in (False, True):
+        reader = os.open(tmp_path / 'lines', os.O_RDONLY | os.O_NONBLOCK) if with_reader else None
+        with pytest.raises(OSError), open(tmp_path / 'lines', 'a', opener=no_link):
+            pass
+        if with_reader:
+            os.close(reader)
 
 
 def test_a_scratch_folder_is_empty_whatever_a_killed_run_left(tmp_path, victim):

@@ -3,6 +3,7 @@ import pytest
 import torch
 from helpers import TINY, configure, prepare
 
+from common.runtime.errors import UserError
 from common.training import choices, run_length
 from common.training.choices import choose_settings
 from common.training.setup import Provenance
@@ -130,6 +131,26 @@ def test_a_resumed_run_keeps_what_was_chosen(capsys):
     cfg, found = choose('scratch', saved=saved, img_size='auto', batch_size='auto', augmentation='auto', time_budget=1)
     assert vars(found) == {**vars(cfg), **saved['settings']}
     assert capsys.readouterr().out.count(', as before') == 4
+
+
+@pytest.mark.parametrize('before', [
+    {'OPTIMIZER': 'nonsense'}, {'IMG_SIZE': (96, 100)}, {'IMG_SIZE': (2 ** 14, 2 ** 14)}, {'BATCH_SIZE': 0}, {'LR': 0.},
+    {'LR': 'fast'}, {'AUGMENTATION': 2.}])
+def test_what_a_last_pth_brings_is_looked_at_like_a_setting(monkeypatch, before):
+    """Nothing is built or computed for it."""
+    monkeypatch.setattr(choices, 'network_spec', None)
+    good = {'BATCH_SIZE': 4, 'LR': 0.3, 'IMG_SIZE': (96, 96), 'AUGMENTATION': 0.2, 'OPTIMIZER': 'adamw'}
+    auto = dict.fromkeys(('img_size', 'batch_size', 'augmentation', 'optimizer'), 'auto')
+    choose('scratch', saved={'settings': good}, **auto)
+    with pytest.raises(UserError, match=f'^{next(iter(before))} = '):
+        choose('scratch', saved={'settings': {**good, **before}}, **auto)
+
+
+@pytest.mark.parametrize('img_size, crop', [('16384,2048', 'None'), ('4096', '0.5'), ('32768,16', 'None')])
+def test_images_that_no_later_step_would_take_are_refused_before_training(img_size, crop):
+    with pytest.raises(UserError, match='IMG_SIZE = .* at most 16,777,216 pixels'):
+        prepare(img_size=img_size, crop=crop)
+    prepare(img_size='4096', crop='None')
 
 
 def test_numbers_stay_as_they_are(capsys):

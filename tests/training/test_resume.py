@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
+from fuzzing import changed
 from helpers import CLOCKS, ROOT, configure, draw_folder, run
 
 import train
@@ -244,6 +245,20 @@ def test_a_file_that_is_no_last_pth_is_refused(data):
         torch.save({**saved, key: value}, 'out/last.pth')
         with pytest.raises(UserError, match='is not of this run'):
             run(**{**CHANGES, 'epochs': 3}, resume='true')
+
+
+@pytest.mark.parametrize('place, value, words', [
+    (('transform', 'img_size'), [48, 48], 'settings.IMG_SIZE'), (('elapsed',), 1e300, 'elapsed'),
+    (('history', 0, 'raw_acc1'), 1e9, 'history.0..raw_acc1'), (('scaler',), {'scale': 'x'}, 'scaler'),
+    (('optimizer', 'state', 0, 'step'), torch.tensor(-1.), 'optimizer'),
+    (('optimizer', 'state', 0, 'step'), torch.tensor(1j), 'optimizer'),
+    (('optimizer', 'state', 0, 'step'), torch.tensor(float('nan')), 'optimizer')])
+def test_a_last_pth_with_a_value_that_fails_later_is_refused(data, place, value, words):
+    """Such as a learning rate that is divided by 1 - beta ** 0 in the first update."""
+    run(**CHANGES)
+    torch.save(changed(torch.load('out/last.pth', weights_only=True), place, value), 'out/last.pth')
+    with pytest.raises(UserError, match=f'is not of this run, something is wrong with its {words}'):
+        run(**{**CHANGES, 'epochs': 3}, resume='true')
 
 
 def test_a_last_pth_of_other_images_is_refused(data):
