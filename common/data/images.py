@@ -5,6 +5,7 @@ Nothing here needs PyTorch, which takes seconds to import.
 import io
 import logging
 import mmap
+import os
 import re
 import struct
 import warnings
