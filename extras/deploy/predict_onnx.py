@@ -3,7 +3,8 @@
     python extras/deploy/predict_onnx.py best_pictures.onnx photo.jpg another.jpg
 
 Copy this file alone to wherever it is needed. open_image and fit prepare an image as the project does, and deploy
-measures the ONNX files through them. Only damaged metadata, which test.py passes over, can make an image unreadable. The exit code is 0 where all images could be read, 3 where some could not.
+measures the ONNX files through them. Only damaged metadata, which test.py passes over, can make an image unreadable.
+The exit code is 0 where all images could be read, 3 where some could not.
 """
 import json
 import struct
