@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from common.data.folders import FoundImages, Samples, list_images, refuse_class_names
+from common.runtime.console import printable
 from common.runtime.errors import UserError
 from common.runtime.names import BadName, find_inside, inside
 from common.runtime.user_tables import read_user_table, tidy
@@ -22,17 +23,17 @@ def read_labels(table: str, root: str) -> FoundImages:
         try:
             file = find_inside(root, cells['file'])
         except BadName:
-            raise UserError(f'{place}: {cells["file"]} must be a path below SOURCE_DIR') from None
+            raise UserError(f'{place}: {printable(cells["file"])} must be a path below SOURCE_DIR') from None
         entry = (tidy(cells['class']), tidy(cells['group']) or None)
         if rows.setdefault(file, entry) != entry:
-            raise UserError(f'{place}: {file} was there before, with another class or group')
+            raise UserError(f'{place}: {printable(file)} was there before, with another class or group')
     classes = sorted({label for label, _ in rows.values()})
     if not classes:
         raise UserError(f'LABELS = {table!r}: no images in it')
     refuse_class_names(classes, table)
     if not any(os.path.lexists(inside(root, file)) for file in rows):
         raise UserError(f'LABELS = {table!r}: none of its files is there, the first would be '
-                        f'{inside(root, next(iter(rows)))}: give their paths below SOURCE_DIR')
+                        f'{printable(inside(root, next(iter(rows))))}: give their paths below SOURCE_DIR')
     index = {name: number for number, name in enumerate(classes)}
     samples = Samples((inside(root, file), index[label]) for file, (label, _) in rows.items())
     groups = [group for _, group in rows.values()]

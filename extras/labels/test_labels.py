@@ -55,6 +55,8 @@ def test_labels_from_a_table(tmp_path, source):
     ('file,class\nx.png,a/b', 'cannot be the name of a folder'), ('file,class\nx.png,..', 'cannot be the name'),
     ('file,class\ndata1/a/000.png,a', 'would be data1/a/data1/a/000.png: give their paths below SOURCE_DIR'),
     ('file,class\n000.png,a\nnone.png,b', 'no images in b'),
+    ('file,class\n"../x\ny.png",a', '../x\\ny.png must be a path'), ('file,class\n"x\ny",a', 'x\\ny: give their paths'),
+    ('file,class\n"x\ny",a\n"x\ny",b', 'line 5: x\\ny was there before'),
     ('文件'.encode('gbk'), 'not in UTF-8'), (None, 'No such file')])
 def test_tables_with_mistakes(tmp_path, source, text, words):
     if text is not None:
