@@ -116,12 +116,12 @@ def write_onnx_files(classifier: Classifier, transform: Transform, metadata: dic
     if with_fp16:
         files.append(OnnxFile(folder / f'{stem}_fp16.onnx', takes_pictures=True, weights='fp16'))
     with Bar(total=len(files), unit='file') as bar:
-        bar.set_description(f'writing {plain.path.name}')
+        bar.set_description_str(f'writing {plain.path.name}')
         write_network(classifier, transform.img_size, metadata, plain.path)
         bar.update()
         put_preprocessing_before(plain.path, transform, metadata, pictures.path, folder)
         bar.update()
-        bar.set_description(f'writing {int8.path.name}')
+        bar.set_description_str(f'writing {int8.path.name}')
         quantize(pictures.path, int8.path, calibration, folder)
         bar.update()
         if with_fp16:
@@ -318,4 +318,5 @@ def open_session(path: Path) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors; its warnings are for its own developers
     return onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])

@@ -68,7 +68,7 @@ async function start(message) {
   attempts.push('wasm')
   for (const backend of attempts) {
     try {
-      session = await ort.InferenceSession.create(network, {executionProviders: [backend]})
+      session = await ort.InferenceSession.create(network, {executionProviders: [backend], logSeverityLevel: 3})
       const difference = await selfTest()
       const agrees = difference <= settings.probe.tolerance
       if (agrees || backend === 'wasm') {
