@@ -107,15 +107,16 @@ def test_the_certainty_is_that_of_test_py():
     classifier = Classifier(net, known, 2.)
     for scale in (0.1, 1., 3.):
         images = torch.randn(8, 3, 32, 32)
-        given = torch.cat([scale * features[:7], 1e4 * torch.ones(1, 48)])
+        usual = scale * torch.randn(7, 48) @ torch.diag(torch.linspace(0.01, 3, 48))
+        given = torch.cat([usual, 1e4 * torch.ones(1, 48)])
         logits = torch.randn(8, 12)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(export, 'logits_and_features', lambda net, images, found=(logits, given): found)
             found_logits, found = classifier(images)
         assert torch.equal(found_logits, logits)
         confidence = (logits / 2).softmax(1).amax(1)
-        torch.testing.assert_close(found, certainty(confidence, typicality(given, known)), rtol=0, atol=0.11)
-        assert found[7] < 0.2
+        torch.testing.assert_close(found, certainty(confidence, typicality(given, known)), rtol=0, atol=0.02)
+        assert 0 < found[7] < 0.2
     assert torch.equal(Classifier(net, None, 2.)(images)[1], (net(images) / 2).softmax(1).amax(1))
 
 
