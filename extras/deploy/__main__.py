@@ -8,11 +8,13 @@ writes beside the checkpoint
     best_pictures.onnx   takes `pictures` (batch, height, width, 3), uint8 RGB of any size, which it resizes and
                          normalises itself (of the checkpoint's img_size, cropped, if training had a CROP)
     best_int8.onnx       is the same with weights and activations of 8 bits (QDQ, static quantization)
-The ONNX files return `logits` (batch, classes). The metadata of all files hold, as JSON, `classes` in the order of the
-logits, `preprocessing`, which common/data/transforms.py explains, `bit_depth`, the BIT_DEPTH of common/data/images.py,
-and `temperature`, by which to divide the logits before a softmax. ONNX files also have `agreement`: the fraction of
-images of val that they classify as PyTorch does, opened as extras/deploy/predict_onnx.py opens them.
-A file that classifies under 99 % of them alike is not kept, except for INT8, which is warned of.
+    classifier.html      classifies images in a browser, without a network connection: one of these files in a page
+The ONNX files return `logits` (batch, classes) and `certainty` (batch,), that of test.py. The metadata of all files
+hold, as JSON, `classes` in the order of the logits, `preprocessing`, which common/data/transforms.py explains,
+`bit_depth`, the BIT_DEPTH of common/data/images.py, and `temperature`, by which to divide the logits before a softmax.
+ONNX files also have `agreement`: the fraction of images of val that they classify as PyTorch does, opened as
+extras/deploy/predict_onnx.py opens them. A file that classifies under 99 % of them alike is not kept, except for INT8,
+which is warned of.
 
 The ONNX files need three packages: python -m pip install onnx onnxscript onnxruntime
 """
@@ -23,6 +25,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -30,18 +33,21 @@ from common import settings
 from common.data.folders import side_folder
 from common.data.transforms import Transform
 from common.evaluation.predictor import load_network
-from common.runtime.errors import UserError
+from common.runtime.errors import UserError, warn_instead
 from common.runtime.files import install, locked, scratch_folder, writable_folder, writing
 from common.settings import Settings
 from extras.deploy.export import (
     OnnxFile,
     add_metadata,
     check_packages,
+    classifier_of,
     metadata_of,
     write_onnx_files,
     write_safetensors,
 )
 from extras.deploy.measure import Measurement, measure, sample_images
+from extras.deploy.page import WEIGHTS, PageContent, write_page
+from extras.deploy.runtime import Runtime, read_runtime
 from models import WeightsError, restore_model
 
 CHECKPOINT = 'checkpoints/volo_d1/best.pth'
@@ -49,6 +55,12 @@ DATA_DIR = 'data'                 # folder with train/ and val/, which the ONNX 
 VAL_IMAGES = 500                  # number of images of val that each file classifies, evenly spread
 CALIBRATION_IMAGES = 64           # number of images of train that set the ranges of the 8-bit activations
 BATCH_SIZE = 8                    # images at a time when speed is measured
+PAGE: str | None = 'int8'         # Weights in classifier.html: 'int8', 'fp16' (also written as best_fp16.onnx), 'fp32',
+                                  # or None: no page.
+UNKNOWN_BELOW = 0.0               # The least certainty, from 0 to 1, at which the page gives an image a class; below it
+                                  # the answer is 'unknown'. It can be changed in the page.
+RUNTIME: str | None = None        # What runs the network in the page: the npm package onnxruntime-web, a file that you
+                                  # downloaded. None fetches it, once, into .cache/.
 _LEAST_AGREEMENT = 0.99
 _LEAST_FREE = 2 ** 20              # bytes of a disk that is not full
 
@@ -56,6 +68,9 @@ _LEAST_FREE = 2 ** 20              # bytes of a disk that is not full
 def main(cfg: Settings) -> None:
     for name in ('VAL_IMAGES', 'CALIBRATION_IMAGES', 'BATCH_SIZE'):
         settings.check_range(name, getattr(cfg, name), least=1)
+    settings.check_range('UNKNOWN_BELOW', cfg.UNKNOWN_BELOW, least=0, most=1)
+    if cfg.PAGE not in (*WEIGHTS, None):
+        raise UserError(f'PAGE = {cfg.PAGE!r}: choose {", ".join(map(repr, WEIGHTS))} or None')
     path = Path(cfg.CHECKPOINT)
     saved = load_network(path)
     writable_folder(path.parent, 'CHECKPOINT')
@@ -66,20 +81,52 @@ def main(cfg: Settings) -> None:
         print(path.with_suffix('.safetensors'))
 
         check_packages()
+        runtime = find_runtime(cfg)
         transform = Transform.from_dict(saved['transform'])
         val = sample_images(side_folder(cfg.DATA_DIR, 'val'), cfg.VAL_IMAGES, transform)
         train = sample_images(side_folder(cfg.DATA_DIR, 'train'), cfg.CALIBRATION_IMAGES, transform)
         with unfinished_files(path) as folder:
             with writing(path.with_suffix('.onnx')), noticing_a_full_disk(folder):
-                files = write_onnx_files(net, transform, metadata, train.pictures(), folder, path.stem)
+                files = write_onnx_files(classifier_of(saved, net), transform, metadata, train.pictures(), folder,
+                                         path.stem, with_fp16=cfg.PAGE == 'fp16')
             reference, *measured = measure(net, files, val, saved['classes'], cfg.BATCH_SIZE)
             print_table([reference, *measured], cfg.BATCH_SIZE)
             refused = keep_files(files, measured, path.parent)
+            if runtime is not None:
+                write_browser_page(cfg, saved, runtime, files, measured)
     except WeightsError as error:
         raise UserError(f'{path}: {error}') from error
     if refused:
         raise UserError(f'{", ".join(refused)}: not kept, because of too many images of val that are classified unlike '
                         'PyTorch')
+
+
+def find_runtime(cfg: Settings) -> Runtime | None:
+    """Return the runtime of the page; None where no page is wanted, or after a warning where it cannot be fetched.
+
+    Raises UserError where the user gives a file that is not the package.
+    """
+    if cfg.PAGE is None:
+        return None
+    webgpu = cfg.PAGE != 'int8'
+    if cfg.RUNTIME is not None:
+        return read_runtime(cfg.RUNTIME, webgpu)
+    with warn_instead():
+        return read_runtime(None, webgpu)
+    return None
+
+
+def write_browser_page(cfg: Settings, saved: dict[str, Any], runtime: Runtime, files: list[OnnxFile],
+                       measured: list[Measurement]) -> None:
+    """Write classifier.html with the file that PAGE chooses, if that was kept. Raises UserError."""
+    folder = Path(cfg.CHECKPOINT).parent
+    for file, found in zip(files, measured, strict=True):
+        network = folder / file.path.name
+        is_chosen = file.takes_pictures and file.weights == cfg.PAGE
+        if is_chosen and is_kept(file, found):
+            page = folder / 'classifier.html'
+            write_page(page, PageContent(network, file.weights, saved, found, cfg.UNKNOWN_BELOW, runtime))
+            print(f'{page} ({page.stat().st_size / 2 ** 20:.1f} MiB): open it in a browser')
 
 
 @contextmanager
@@ -123,6 +170,11 @@ def print_table(measured: list[Measurement], batch_size: int) -> None:
         print(f'{found.name:24} {size:>9} {found.agreement:>10.2%} {found.accuracy:>8.2%} {found.images_per_s:>10.1f}')
 
 
+def is_kept(file: OnnxFile, found: Measurement) -> bool:
+    """Return whether a file agrees with PyTorch often enough; INT8 always does."""
+    return file.is_int8 or found.agreement >= _LEAST_AGREEMENT
+
+
 def keep_files(files: list[OnnxFile], measured: list[Measurement], folder: Path) -> list[str]:
     """Move the files that agree with PyTorch to a folder, with their agreement in their metadata.
 
@@ -133,7 +185,7 @@ def keep_files(files: list[OnnxFile], measured: list[Measurement], folder: Path)
         if found.agreement < _LEAST_AGREEMENT:
             advice = ': compare its ACC1 before you use it' if file.is_int8 else ''
             print(f'WARNING: {found.name} classifies {1 - found.agreement:.1%} of the images unlike PyTorch{advice}')
-        if found.agreement < _LEAST_AGREEMENT and not file.is_int8:
+        if not is_kept(file, found):
             refused.append(found.name)
             continue
         agreement = {'top1': round(found.agreement, 4), 'pictures': found.images}

@@ -1,4 +1,4 @@
-"""Write the files of `python -m extras.deploy`: safetensors, and three kinds of ONNX files."""
+"""Write the files of `python -m extras.deploy`: safetensors, and the kinds of ONNX files."""
 import importlib.util
 import json
 from collections.abc import Iterator
@@ -14,13 +14,15 @@ from torch import nn
 
 from common.data import images
 from common.data.transforms import Transform
-from common.evaluation.predictor import temperature_of
+from common.evaluation.outliers import RARE
+from common.evaluation.predictor import outliers_of, temperature_of
 from common.runtime.console import Bar, as_json
 from common.runtime.files import replacing
-from models import WeightsError
+from models import WeightsError, logits_and_features
 from models.errors import first_line
 
 PACKAGES = ('onnx', 'onnxscript', 'onnxruntime')
+OUTPUTS = ['logits', 'certainty']
 OPSET = 18          # the oldest that PyTorch writes
 TOLERANCE = 1e-3    # largest difference of a logit between onnxruntime and PyTorch, both in fp32
 
@@ -30,7 +32,11 @@ class OnnxFile:
     """A file that was written, and what it is."""
     path: Path
     takes_pictures: bool    # its input is `pictures`, uint8 and of any size, instead of normalised `images`
-    is_int8: bool = False
+    weights: str = 'fp32'   # or 'fp16', 'int8'
+
+    @property
+    def is_int8(self) -> bool:
+        return self.weights == 'int8'
 
 
 def check_packages() -> None:
@@ -60,35 +66,79 @@ def write_safetensors(net: nn.Module, metadata: dict[str, str], path: Path) -> N
         aside.write_bytes(safetensors.torch.save(state, metadata))  # only the owner could read a file of save_file
 
 
-def write_onnx_files(net: nn.Module, transform: Transform, metadata: dict[str, str], calibration: Iterator[np.ndarray],
-                     folder: Path, stem: str) -> list[OnnxFile]:
-    """Write the three ONNX files, each beginning with `stem`, into a folder.
+class Classifier(nn.Module):
+    """The network with all that an answer needs: normalised images (B, 3, H, W) -> logits (B, classes), certainty (B,).
+
+    The certainty is that of common/evaluation/outliers.py, from 0 to 1. `known` is what a checkpoint knows of the
+    features of val; without it the certainty is the confidence.
+    """
+
+    def __init__(self, net: nn.Module, known: dict[str, torch.Tensor] | None, temperature: float) -> None:
+        super().__init__()
+        self.net = net
+        self.temperature = temperature
+        self.has_outliers = known is not None
+        if known is not None:
+            variances, directions = torch.linalg.eigh(known['precision'].double())
+            # With precision = whiten @ whiten.T the distance is a sum of squares, which fp32 can add up.
+            self.register_buffer('whiten', (directions * variances.clamp(min=0).sqrt()).float())
+            self.register_buffer('mean', known['mean'])
+            self.register_buffer('squares', known['squares'])
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits, features = logits_and_features(self.net, images)
+        certainty = (logits / self.temperature).softmax(1).amax(1)
+        if self.has_outliers:
+            squares = ((features - self.mean) @ self.whiten).square().sum(1, keepdim=True)  # (B, 1)
+            further = (self.squares >= squares).float().sum(1)  # known images that lie as far out
+            typical = (further + 1) / (len(self.squares) + 1)
+            certainty = torch.minimum(certainty, typical / RARE)
+        return logits, certainty
+
+
+def classifier_of(saved: dict[str, Any], net: nn.Module) -> Classifier:
+    """Return the Classifier of a checkpoint, whose network is `net`."""
+    return Classifier(net, outliers_of(saved, getattr(net, 'num_features', 0)), temperature_of(saved)).eval()
+
+
+def write_onnx_files(classifier: Classifier, transform: Transform, metadata: dict[str, str],
+                     calibration: Iterator[np.ndarray], folder: Path, stem: str,
+                     with_fp16: bool = False) -> list[OnnxFile]:
+    """Write the three ONNX files, each beginning with `stem`, into a folder; `with_fp16` is for one more.
 
     `calibration` yields images as `pictures` takes them, (1, height, width, 3). Raises WeightsError if the network
     cannot be exported or onnxruntime computes other logits than PyTorch.
     """
     plain = OnnxFile(folder / f'{stem}.onnx', takes_pictures=False)
     pictures = OnnxFile(folder / f'{stem}_pictures.onnx', takes_pictures=True)
-    int8 = OnnxFile(folder / f'{stem}_int8.onnx', takes_pictures=True, is_int8=True)
-    with Bar(total=3, desc='writing', unit='file') as bar:
-        write_network(net, transform.img_size, metadata, plain.path)
+    int8 = OnnxFile(folder / f'{stem}_int8.onnx', takes_pictures=True, weights='int8')
+    files = [plain, pictures, int8]
+    if with_fp16:
+        files.append(OnnxFile(folder / f'{stem}_fp16.onnx', takes_pictures=True, weights='fp16'))
+    with Bar(total=len(files), unit='file') as bar:
+        bar.set_description_str(f'writing {plain.path.name}')
+        write_network(classifier, transform.img_size, metadata, plain.path)
         bar.update()
-        write_with_preprocessing(net, transform, metadata, pictures.path)
+        put_preprocessing_before(plain.path, transform, metadata, pictures.path, folder)
         bar.update()
+        bar.set_description_str(f'writing {int8.path.name}')
         quantize(pictures.path, int8.path, calibration, folder)
         bar.update()
-    return [plain, pictures, int8]
+        if with_fp16:
+            write_fp16(pictures.path, files[-1].path)
+            bar.update()
+    return files
 
 
-def write_network(net: nn.Module, img_size: list[int], metadata: dict[str, str], path: Path) -> None:
-    """Write the network alone: its input is `images` (batch, 3, *img_size). Raises WeightsError.
+def write_network(classifier: Classifier, img_size: list[int], metadata: dict[str, str], path: Path) -> None:
+    """Write the network without preprocessing: its input is `images` (batch, 3, *img_size). Raises WeightsError.
 
     Its logits are compared with PyTorch's; on one that onnxruntime computes otherwise, the file is deleted.
     """
-    convert(net, torch.zeros(2, 3, *img_size), 'images', {}, metadata, path)
+    convert(classifier, torch.zeros(2, 3, *img_size), 'images', OUTPUTS, {}, metadata, path)
     try:
         session = open_session(path)
-        difference = max(compare(net, session, torch.randn(batch, 3, *img_size)) for batch in (1, 3))
+        difference = max(compare(classifier, session, torch.randn(batch, 3, *img_size)) for batch in (1, 3))
     except Exception as error:  # onnxruntime raises a dozen types of its own
         path.unlink()
         raise WeightsError(f'onnxruntime does not run {metadata["model"]}: {first_line(error)}') from error
@@ -98,10 +148,10 @@ def write_network(net: nn.Module, img_size: list[int], metadata: dict[str, str],
 
 
 @torch.inference_mode()
-def compare(net: nn.Module, session: Any, images: torch.Tensor) -> float:
+def compare(classifier: Classifier, session: Any, images: torch.Tensor) -> float:
     """Return the largest difference between the logits of a network and of an onnxruntime session."""
-    found = torch.from_numpy(session.run(None, {'images': images.numpy()})[0])
-    return (found - net(images)).abs().max().item()
+    found = torch.from_numpy(session.run(['logits'], {'images': images.numpy()})[0])
+    return (found - classifier(images)[0]).abs().max().item()
 
 
 class Preprocessing(nn.Module):
@@ -128,12 +178,15 @@ class Preprocessing(nn.Module):
         return x * self.scale - self.shift
 
 
-def write_with_preprocessing(net: nn.Module, transform: Transform, metadata: dict[str, str], path: Path) -> None:
-    """Write the network behind Preprocessing: its input is `pictures` (batch, height, width, 3).
+def put_preprocessing_before(source: Path, transform: Transform, metadata: dict[str, str], target: Path,
+                             folder: Path) -> None:
+    """Write the network of an ONNX file behind Preprocessing: its input is `pictures` (batch, height, width, 3).
 
-    Raises WeightsError.
+    `folder` is for intermediate files. Raises WeightsError.
     """
-    preprocessing = Preprocessing(transform)
+    import onnx
+
+    preprocessing = Preprocessing(transform).eval()
     height, width = transform.img_size
     dynamic = {}
     if preprocessing.resizes:
@@ -141,27 +194,57 @@ def write_with_preprocessing(net: nn.Module, transform: Transform, metadata: dic
         height += 16  # an example of img_size would need no resizing, and PyTorch could fix the size
         width += 16
     example = torch.zeros(2, height, width, 3, dtype=torch.uint8)
-    convert(nn.Sequential(preprocessing, net).eval(), example, 'pictures', dynamic, metadata, path)
+    first_part = folder / 'preprocessing.onnx'
+    convert(preprocessing, example, 'pictures', ['normalised'], dynamic, metadata, first_part)
+    first = onnx.compose.add_prefix(onnx.load(first_part), 'preprocessing/', rename_inputs=False)
+    first_part.unlink()
+    network = onnx.load(source)
+    merged = onnx.compose.merge_models(first, network, io_map=[('preprocessing/normalised', 'images')],
+                                       producer_name=network.producer_name,
+                                       producer_version=network.producer_version)
+    del merged.opset_import[1:]  # merge_models lists twice the one that both parts have
+    onnx.helper.set_model_props(merged, metadata)
+    onnx.save(merged, target)
 
 
-def convert(module: nn.Module, example: torch.Tensor, name: str, dynamic: dict[int, str], metadata: dict[str, str],
-            path: Path) -> None:
-    """Write a module as an ONNX file whose input is called `name`. Raises WeightsError.
+def convert(module: nn.Module, example: torch.Tensor, name: str, outputs: list[str], dynamic: dict[int, str],
+            metadata: dict[str, str], path: Path) -> None:
+    """Write a module as an ONNX file with an input of this name and these outputs. Raises WeightsError.
 
     The batch may have any size, and so may the dimensions in `dynamic`, {dimension: its name}.
     """
     dimensions = {number: torch.export.Dim(text) for number, text in ({0: 'batch'} | dynamic).items()}
     try:
         program = torch.onnx.export(module, (example,), dynamic_shapes=(dimensions,), dynamo=True, input_names=[name],
-                                    output_names=['logits'], opset_version=OPSET, verbose=False)
+                                    output_names=outputs, opset_version=OPSET, verbose=False, optimize=False)
     except torch.onnx.OnnxExporterError as error:
         raise WeightsError(f'PyTorch cannot export {metadata["model"]}: {first_line(error)}') from error
+    tidy(program.model)
     program.model.metadata_props.update(metadata)
     program.save(path)
 
 
+def tidy(model: Any) -> None:
+    """Compute what is constant in a model of onnx_ir, and leave out what is not used.
+
+    PyTorch's `optimize` also looks for patterns, which takes as long as the rest of the export, and which onnxruntime
+    does by itself.
+    """
+    from onnx_ir.passes import common
+    from onnxscript import optimizer
+
+    common.InlinePass()(model)
+    optimizer.fold_constants(model, onnx_shape_inference=True)
+    for tidying in (common.RemoveUnusedNodesPass(), common.LiftConstantsToInitializersPass(lift_all_constants=True,
+                                                                                         size_limit=0),
+                    common.DeduplicateInitializersPass(), common.CommonSubexpressionEliminationPass(),
+                    common.RemoveUnusedNodesPass(), common.RemoveUnusedFunctionsPass(), common.RemoveUnusedOpsetsPass(),
+                    common.OutputFixPass(), common.NameFixPass()):
+        tidying(model)
+
+
 def quantize(source: Path, target: Path, pictures: Iterator[np.ndarray], folder: Path) -> None:
-    """Write an ONNX file with its linear layers and convolutions in 8 bits.
+    """Write an ONNX file with its linear layers and convolutions in 8 bits, except those of sensitive_nodes().
 
     The ranges of the activations are those for `pictures`, (1, height, width, 3) each. `folder` is for intermediate
     files.
@@ -178,7 +261,44 @@ def quantize(source: Path, target: Path, pictures: Iterator[np.ndarray], folder:
     quant_pre_process(source, prepared, skip_symbolic_shape=True)
     quantize_static(prepared, target, Calibration(), per_channel=True, activation_type=QuantType.QUInt8,
                     weight_type=QuantType.QInt8, op_types_to_quantize=['Conv', 'Gemm', 'MatMul'],
+                    nodes_to_exclude=sensitive_nodes(prepared),
                     extra_options={'MatMulConstBOnly': True})  # not the products within attention
+
+
+def sensitive_nodes(path: Path) -> list[str]:
+    """Return the names of the nodes of an ONNX file that need more than 8 bits.
+
+    They are the stem, whose errors all layers inherit, and what measures how far out an image lies. The stem is all
+    convolutions ahead of the first linear layer, or the first one of a network of convolutions.
+    """
+    import onnx
+
+    model = onnx.load(path)
+    weights = {tensor.name for tensor in model.graph.initializer}
+    stem = []
+    for node in model.graph.node:
+        if node.op_type == 'Conv':
+            stem.append(node.name)
+        elif node.op_type == 'MatMul' and not weights.isdisjoint(node.input):
+            break
+    else:
+        stem = stem[:1]
+    return stem + [node.name for node in model.graph.node if 'whiten' in node.input]
+
+
+def write_fp16(source: Path, target: Path) -> None:
+    """Write an ONNX file with the weights and the network's arithmetic in 16 bits of floating point."""
+    import onnx
+    from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+
+    model = onnx.load(source)
+    certainty = set()  # and what comes before the network: sums of squares and grey levels need more bits
+    for node in model.graph.node:
+        if node.name.startswith('preprocessing/') or 'whiten' in node.input or 'squares' in node.input:
+            certainty.add(node.name)
+    smaller = convert_float_to_float16(model, keep_io_types=True, node_block_list=sorted(certainty),
+                                       op_block_list=[*DEFAULT_OP_BLOCK_LIST, 'LayerNormalization', 'Softmax'])
+    onnx.save(smaller, target)
 
 
 def add_metadata(path: Path, key: str, value: str) -> None:
@@ -198,4 +318,5 @@ def open_session(path: Path) -> Any:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors; its warnings are for its own developers
     return onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])

@@ -30,8 +30,8 @@ class SampledImages:
     transform: Transform
 
     def pictures(self) -> Iterator[np.ndarray]:
-        """Yield the images (1, height, width, 3), uint8."""
-        for _, picture in self.paths_and_pictures():
+        """Yield the images (1, height, width, 3), uint8, for the calibration of INT8."""
+        for _, picture in Bar(self.paths_and_pictures(), desc='calibrating', total=len(self.truth), unit='img'):
             yield picture
 
     def paths_and_pictures(self) -> Iterator[tuple[str, np.ndarray]]:

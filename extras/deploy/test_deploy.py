@@ -39,7 +39,7 @@ def photographs(folder):
 
 
 def run(*arguments):
-    deploy.main(settings.read(deploy, ['--checkpoint', 'x.pth', *arguments]))
+    deploy.main(settings.read(deploy, ['--checkpoint', 'x.pth', '--page', 'none', *arguments]))
 
 
 @pytest.fixture(scope='module')
@@ -50,7 +50,7 @@ def deployed(tmp_path_factory):
     photographs(folder)
     untrained(folder / 'x.pth', CLASSES, best={'temperature': 2.})
     done = subprocess.run([sys.executable, '-m', 'extras.deploy', '--checkpoint', folder / 'x.pth',
-                           '--data-dir', folder / 'data', '--batch-size', '2'], cwd=ROOT, text=True,
+                           '--data-dir', folder / 'data', '--batch-size', '2', '--page', 'none'], cwd=ROOT, text=True,
                           capture_output=True, env={**os.environ, 'OMP_NUM_THREADS': '1'})
     assert done.returncode == 0, done.stderr
     return folder, done.stdout
@@ -132,10 +132,10 @@ def test_a_file_that_agrees_too_seldom_is_not_kept(tmp_path, monkeypatch, capsys
     untrained('x.pth', settings='odd')  # they do not say where the data are
     hundred = [str(number) for number in range(100)]
 
-    def write_files(net, transform, metadata, calibration, folder, stem):
+    def write_files(classifier, transform, metadata, calibration, folder, stem, with_fp16):
         for name in ONNX:
             (folder / name).write_text(name)
-        return [OnnxFile(folder / name, name != 'x.onnx', 'int8' in name) for name in ONNX]
+        return [OnnxFile(folder / name, name != 'x.onnx', 'int8' if 'int8' in name else 'fp32') for name in ONNX]
 
     def classify(candidate, val):
         wrong = {'x_pictures.onnx': 2, 'x_int8.onnx': 50}.get(candidate.name, 0)
@@ -168,7 +168,7 @@ def test_a_checkpoint_does_not_say_which_folder_is_read_and_a_full_disk_gets_one
         read.append(folder)
         return measure.SampledImages({}, None, TRANSFORM)
 
-    def full_disk(*arguments):
+    def full_disk(*arguments, with_fp16):
         raise OSError(28, 'No space left on device')
 
     monkeypatch.setattr(deploy, 'check_packages', lambda: None)

@@ -10,8 +10,9 @@ from torch import nn
 
 import models
 from common.data.transforms import Transform, eval_transform, fit
+from common.evaluation.outliers import certainty, fit_outliers, typicality
 from extras.deploy import export
-from extras.deploy.export import Preprocessing, convert, open_session, write_network, write_safetensors
+from extras.deploy.export import Classifier, Preprocessing, convert, open_session, write_network, write_safetensors
 from models import WeightsError, load_weights
 
 CLASSES = [*(f'种 {i}' for i in range(11)), 'no UTF-8: \udce9']
@@ -56,7 +57,7 @@ def test_onnx(tmp_path, name, img_size, kwargs):
     onnx = pytest.importorskip('onnx')
     pytest.importorskip('onnxscript')
     net = trained(name, img_size, **kwargs)
-    write_network(net, img_size, metadata_for(name, img_size), tmp_path / 'best.onnx')
+    write_network(Classifier(net, None, 1.).eval(), img_size, metadata_for(name, img_size), tmp_path / 'best.onnx')
     check_onnx(tmp_path / 'best.onnx', net, img_size)
     operators = {node.op_type for node in onnx.load(tmp_path / 'best.onnx').graph.node}
     assert operators and 'Col2Im' not in operators  # which many runtimes lack
@@ -67,7 +68,7 @@ def test_onnx(tmp_path, name, img_size, kwargs):
 def test_onnx_of_every_variant(tmp_path, name):
     pytest.importorskip('onnxscript')
     net = trained(name, (224, 224), return_dense=True)
-    write_network(net, (224, 224), metadata_for(name, (224, 224)), tmp_path / 'best.onnx')
+    write_network(Classifier(net, None, 1.).eval(), (224, 224), metadata_for(name, (224, 224)), tmp_path / 'best.onnx')
     check_onnx(tmp_path / 'best.onnx', net, (224, 224))
 
 
@@ -86,7 +87,7 @@ def test_safetensors_load_with_their_head_and_preprocessing(tmp_path):
 def test_a_wrong_onnx_file_is_not_kept(tmp_path, monkeypatch):
     """One whose logits differ from PyTorch's, or that onnxruntime does not run."""
     pytest.importorskip('onnxscript')
-    net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 2)).eval()
+    net = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 2)), None, 1.).eval()
     monkeypatch.setattr(export, 'compare', lambda *arguments: float('nan'))
     with pytest.raises(WeightsError, match='differ by nan'):
         write_network(net, [8, 8], {'model': 'x'}, tmp_path / 'x.onnx')
@@ -95,6 +96,28 @@ def test_a_wrong_onnx_file_is_not_kept(tmp_path, monkeypatch):
     with pytest.raises(WeightsError, match='onnxruntime does not run x'):
         write_network(net, [8, 8], {'model': 'x'}, tmp_path / 'x.onnx')
     assert not list(tmp_path.iterdir())
+
+
+def test_the_certainty_is_that_of_test_py():
+    """For images that are as usual as those of val, and for others."""
+    torch.manual_seed(0)
+    features = torch.randn(200, 48) @ torch.diag(torch.linspace(0.01, 3, 48))
+    known = fit_outliers(features)
+    net = trained('volo_d1', (32, 32), **TINY)
+    classifier = Classifier(net, known, 2.)
+    for scale in (0.1, 1., 3.):
+        images = torch.randn(8, 3, 32, 32)
+        usual = scale * torch.randn(7, 48) @ torch.diag(torch.linspace(0.01, 3, 48))
+        given = torch.cat([usual, 1e4 * torch.ones(1, 48)])
+        logits = torch.randn(8, 12)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(export, 'logits_and_features', lambda net, images, found=(logits, given): found)
+            found_logits, found = classifier(images)
+        assert torch.equal(found_logits, logits)
+        confidence = (logits / 2).softmax(1).amax(1)
+        torch.testing.assert_close(found, certainty(confidence, typicality(given, known)), rtol=0, atol=0.02)
+        assert 0 < found[7] < 0.2
+    assert torch.equal(Classifier(net, None, 2.)(images)[1], (net(images) / 2).softmax(1).amax(1))
 
 
 def test_missing_packages_are_named(monkeypatch):
@@ -121,7 +144,7 @@ def test_the_preprocessing_of_a_file_is_that_of_training(interpolation, size):
 
 def test_onnxruntime_resizes_alike(tmp_path):
     pytest.importorskip('onnxscript')
-    convert(Preprocessing(TRANSFORM).eval(), torch.zeros(2, 70, 50, 3, dtype=torch.uint8), 'pictures',
+    convert(Preprocessing(TRANSFORM).eval(), torch.zeros(2, 70, 50, 3, dtype=torch.uint8), 'pictures', ['normalised'],
             {1: 'height', 2: 'width'}, {'model': 'x'}, tmp_path / 'x.onnx')
     session = open_session(tmp_path / 'x.onnx')
     for size in ((64, 48), (200, 301), (30, 20)):
@@ -134,11 +157,12 @@ def test_with_a_crop_images_come_cropped(tmp_path):
     pytest.importorskip('onnxscript')
     transform = dataclasses.replace(TRANSFORM, crop=0.8)
     net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 48 * 64, 2)).eval()
-    export.write_with_preprocessing(net, transform, {'model': 'x'}, tmp_path / 'x.onnx')
+    write_network(Classifier(net, None, 1.).eval(), [48, 64], {'model': 'x'}, tmp_path / 'network.onnx')
+    export.put_preprocessing_before(tmp_path / 'network.onnx', transform, {'model': 'x'}, tmp_path / 'x.onnx', tmp_path)
     session = open_session(tmp_path / 'x.onnx')
     assert session.get_inputs()[0].shape[1:] == [48, 64, 3]
     image = scene(3, (200, 301))
     with torch.inference_mode():
         expected = net(eval_transform(transform)(fit(transform)(image))[None])
-    found = session.run(None, {'pictures': np.asarray(fit(transform)(image))[None]})[0]
+    found, _ = session.run(None, {'pictures': np.asarray(fit(transform)(image))[None]})
     torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=1e-4)

@@ -16,7 +16,7 @@ ENGLISH = read(ROOT / 'README.md')
 CHINESE = read(ROOT / 'README.zh.md')
 SOURCES = ''.join(map(read, [*ROOT.glob('*.py'), *(ROOT / 'common').rglob('*.py'), *(ROOT / 'models').rglob('*.py'),
                              *(ROOT / 'extras').rglob('*.py')]))
-ENVIRONMENT = ('HF_ENDPOINT', 'GLOO_SOCKET_IFNAME', 'NCCL_SOCKET_IFNAME')  # variables of libraries
+ENVIRONMENT = ('HF_ENDPOINT', 'GLOO_SOCKET_IFNAME', 'NCCL_SOCKET_IFNAME', 'NPM_CONFIG_REGISTRY')  # of other programs
 
 documents = pytest.mark.parametrize('path', DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 
