@@ -6,9 +6,11 @@ A Section is {'name', 'heading'} and any of
     'table'     {'columns', 'rows'}
     'pictures'  [{'images': [data URI], 'lines': [(CSS class, text)]}], with 'wide': True for one that takes two places
     'facts'     [(heading, [(name, value)])]
+    'html'      HTML that an extra has made, with its 'script'
 """
 import base64
 import io
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,7 +60,8 @@ def write_page(path: Path, title: str, subtitle: str, tiles: Sequence[tuple[str,
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
     contents = [(section['name'], section['heading']) for section in sections]
     text = environment.get_template('page.html').render(
-        title=title, subtitle=subtitle, tiles=tiles, contents=contents, sections=sections, plotly=get_plotlyjs())
+        title=title, subtitle=subtitle, tiles=tiles, contents=contents, sections=sections, plotly=get_plotlyjs(),
+        nonce=secrets.token_urlsafe(16))  # no script runs without it, whatever a name of a file or class may hold
     write_text(path, text)
 
 
