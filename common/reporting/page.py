@@ -188,11 +188,12 @@ def suspect_section(suspects: list[dict[str, Any]], thumbnail: Callable[[str], s
 
 def write_prediction_page(path: Path, title: str, subtitle: str, rows: list[dict[str, Any]],
                           report: dict[str, Any] | None, open_image: Callable[[str], Image.Image],
-                          more: Sequence[Section] = ()) -> None:
+                          more: Sequence[Section] = (), first: Sequence[Section] = ()) -> None:
     """Write the page of predictions. To be called inside `making`.
 
     `rows` are rows of the tables, of readable images; `open_image` takes their paths. `report` is that of
-    common/evaluation/report.py where classes are known, else None. `more` are sections that come last.
+    common/evaluation/report.py where classes are known, else None. `more` are sections that come last, `first` those that
+    come first.
     """
     thumbnail = Thumbnails(open_image)
     if report is None:
@@ -202,7 +203,7 @@ def write_prediction_page(path: Path, title: str, subtitle: str, rows: list[dict
     else:
         tiles = headline_tiles(report, f'on {report["pictures"]} images')
         sections = report_sections(report, thumbnail)
-    write_page(path, printable(title), printable(subtitle), tiles, [*sections, *more])
+    write_page(path, printable(title), printable(subtitle), tiles, [*first, *sections, *more])
 
 
 def prediction_lines(row: dict[str, Any]) -> list[tuple[str, str]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from common.data.split import CORRECTED_TABLE, MALFORMED, SPLIT_SETTINGS, read_split_table
-from common.runtime.errors import UserError
+from common.runtime.errors import warn_instead
 from common.runtime.user_tables import read_user_table, tidy
 from extras.review.corrections import Correction
 
@@ -45,10 +45,10 @@ def read_origin(place: Path, prefix: str, files: Collection[str] | None) -> Orig
 
 
 def read_earlier(path: Path) -> list[Correction]:
-    """Return the corrections of a split; none where there is no such table."""
+    """Return the corrections of a split; none where there is no such table, and with a warning if it is damaged."""
     if not path.exists():
         return []
-    with suppress(UserError):
+    with warn_instead():
         return [Correction(cells['file'], tidy(cells['class']), tidy(cells['was']), tidy(cells['when']), place)
                 for place, cells in read_user_table(str(path), 'CORRECTIONS', required=('file',), blank=('class',),
                                                     optional=('was', 'when'))]
@@ -56,12 +56,11 @@ def read_earlier(path: Path) -> list[Correction]:
 
 
 def read_labelled(table: str) -> tuple[list[Correction], dict[str, str]]:
-    """Return (the rows of a table of LABELS, {file: group}); none where it can no longer be read."""
+    """Return (the rows of a table of LABELS, {file: group}). Raises UserError where it cannot be read."""
     rows = []
     groups = {}
-    with suppress(UserError):
-        for place, cells in read_user_table(table, 'LABELS', required=('file', 'class'), optional=('group',)):
-            rows.append(Correction(cells['file'], tidy(cells['class']), '', '', place))
-            if tidy(cells['group']):
-                groups[cells['file']] = tidy(cells['group'])
+    for place, cells in read_user_table(table, 'LABELS', required=('file', 'class'), optional=('group',)):
+        rows.append(Correction(cells['file'], tidy(cells['class']), '', '', place))
+        if tidy(cells['group']):
+            groups[cells['file']] = tidy(cells['group'])
     return rows, groups

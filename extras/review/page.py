@@ -77,8 +77,10 @@ def review_section(review: Review, pictures: Pictures, most: int = MOST) -> Sect
         'earlier': [{'file': one.file, 'label': one.label, 'was': one.was, 'when': one.when,
                      'group': review.groups.get(one.file, '')} for one in review.earlier]}
     blocks = as_blocks([*drawn, *typical_drawn])
-    return {'name': 'review', 'heading': 'Labels to review', 'note': summary(candidates, total, blocks, review.makes_labels),
-            'html': markup(data, blocks), 'script': (_FOLDER / 'review.js').read_text(encoding='utf-8')}
+    return {
+        'name': 'review', 'heading': 'Labels to review',
+        'note': summary(candidates, total, blocks, review.makes_labels),
+        'html': markup(data, blocks), 'script': (_FOLDER / 'review.js').read_text(encoding='utf-8')}
 
 
 def draw(candidates: Iterable[Candidate], pictures: Pictures) -> tuple[list[Candidate], list[str]]:
@@ -147,9 +149,9 @@ def summary(candidates: Sequence[Candidate], total: int, blocks: Sequence[str], 
         'are worth a look, the most valuable first')
     text = f'{len(candidates)} images or groups {asked}. '
     if total > len(candidates):
-        text += f'{total - len(candidates)} more do not fit in. '
-    return (f'{text}Their pictures take {megabytes:.1f} MB of this file. One key or one tap decides, and nothing is lost '
-            'if you close the page.')
+        text += f'{total - len(candidates)} more are left for later. '
+    return (f'{text}Their pictures take {megabytes:.1f} MB of this file. One key or one tap decides, and nothing is '
+            'lost if you close the page.')
 
 
 def markup(data: dict[str, Any], blocks: Iterable[str]) -> str:

@@ -73,6 +73,13 @@ function setDecision(file, decision) {
   } catch { stored = false }
 }
 
+/** Classes that a person made up, in the order in which they came. */
+const added = () => [...new Set([...decisions.values()].map(decision => decision.label))]
+  .filter(label => label !== LEAVE_OUT && !data.classes.includes(label))
+
+/** The classes that have a key for an item. */
+const choicesOf = item => [...new Set([...item.choices.map(className), ...added()])].slice(0, 9)
+
 const isDecided = item => item.files.every(file => decisions.has(file))
 const labelOf = (item, place) => item.labels[place] < 0 ? null : classes[item.labels[place]]
 const className = index => classes[index]  // undefined for -1
@@ -308,17 +315,17 @@ function keep() {
 
 function renderChoices(item) {
   const answer = answerOf(item)
-  const made = item.choices.map((index, place) => {
-    const name = className(index)
-    const isLabel = item.files.length === 1 && item.labels[0] === index
-    const kinds = [isLabel ? 'keep' : '', index === item.perhaps ? 'perhaps' : '', place < 2 ? 'main' : '',
+  const choices = choicesOf(item)
+  const made = choices.map((name, place) => {
+    const isLabel = item.files.length === 1 && name === labelOf(item, 0)
+    const kinds = [isLabel ? 'keep' : '', name === suggestion(item) ? 'perhaps' : '', place < 2 ? 'main' : '',
       place > 3 ? 'more' : '', answer === name ? 'chosen' : '']
     const made = button(isLabel ? `Keep ${name}` : name, String(place + 1), kinds.join(' '), () => choose(name))
     made.setAttribute('aria-pressed', answer === name)
     return made
   })
   if (item.files.length > 1) made.push(button('Keep both as they are', 'K', answer === null ? 'chosen' : '', keep))
-  const isOther = answer && !item.choices.some(index => className(index) === answer)
+  const isOther = answer && !choices.includes(answer)
   made.push(button(isOther ? answer : 'Other class…', '/', isOther ? 'chosen' : '', openPicker))
   made.push(button('Leave out', '0', answer === LEAVE_OUT ? 'out chosen' : 'out', () => choose(LEAVE_OUT)))
   byId('choices').replaceChildren(...made)
@@ -423,6 +430,7 @@ const wallActions = [
   {text: 'Keep labels', kind: 'keep', choose: keepLabel, said: 'kept'},
   {text: 'As suggested', kind: 'perhaps', choose: suggestion, said: 'as suggested'}]
 if (items.every(item => item.labels[0] < 0)) wallActions.shift()
+if (items.every(item => item.perhaps < 0)) wallActions.pop()
 
 const chosen = () => listed.filter(number => selected.has(number))
 const leaveOutChosen = () => decide(chosen(), () => LEAVE_OUT, 'left out')
@@ -493,10 +501,11 @@ const isNoName = name => /[\/\\\p{Cc}]|^\.|^[A-Za-z]:/u.test(name)
 function fillPicker() {
   const typed = byId('search').value.trim().normalize('NFC')
   const wanted = typed.toLocaleLowerCase()
-  const found = data.all.filter(name => name.toLocaleLowerCase().includes(wanted))
+  const all = [...new Set([...data.all, ...added()])]
+  const found = all.filter(name => name.toLocaleLowerCase().includes(wanted))
   found.sort((one, other) => other.toLocaleLowerCase().startsWith(wanted) - one.toLocaleLowerCase().startsWith(wanted))
   const lines = found.slice(0, SHOWN_CLASSES).map(name => pickerLine(name, name))
-  if (typed && !data.all.includes(typed) && !isNoName(typed)) lines.push(pickerLine(`New class: ${typed}`, typed))
+  if (typed && !all.includes(typed) && !isNoName(typed)) lines.push(pickerLine(`New class: ${typed}`, typed))
   if (found.length > SHOWN_CLASSES) lines.push(element('li', `and ${found.length - SHOWN_CLASSES} more`, 'soft'))
   byId('classes').replaceChildren(...lines)
 }
@@ -509,7 +518,6 @@ function pickerLine(text, name) {
 
 function pick(name) {
   byId('picker').close()
-  if (!data.all.includes(name)) data.all.push(name)
   if (mode === 'wall') decide(chosen(), () => name, name)
   else choose(name)
 }
@@ -585,7 +593,7 @@ function act(digit) {
   if (mode === 'single') {
     const item = items[current]
     if (digit === 0) choose(LEAVE_OUT)
-    else if (item && digit <= item.choices.length) choose(className(item.choices[digit - 1]))
+    else if (item && choicesOf(item)[digit - 1]) choose(choicesOf(item)[digit - 1])
     return
   }
   const action = wallActions[digit - 1]
