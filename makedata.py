@@ -33,8 +33,8 @@ from common.runtime.files import beside, locked, replacing_folder, restore, writ
 SOURCE_DIR = 'data1'          # Folder with one sub-folder of images for each class.
 LABELS: str | None = None     # CSV file that gives the classes if the images do not lie in a sub-folder for each. Its
                               # columns are file (the path below SOURCE_DIR), class and, if you like, group.
-CORRECTIONS = 'corrections.csv'  # Corrected labels and images to leave out, as report.html writes them; used if the
-                              # file is there. Of several, 'a.csv,b.csv', the later decision on an image counts.
+CORRECTIONS: str | None = 'corrections.csv'  # Corrected labels and images to leave out, as report.html writes them;
+                              # used if it is there. Of several, 'a.csv,b.csv', the later decision on an image counts.
 TARGET_DIR = 'data'           # Folder for the split. It is replaced as a whole, but only if makedata.py made it.
 VAL_RATIO = 0.3               # Fraction of each class that goes to data/val.
 TEST_RATIO = 0.0              # Fraction of each class that goes to data/test, which train.py never reads.

@@ -192,8 +192,8 @@ def write_prediction_page(path: Path, title: str, subtitle: str, rows: list[dict
     """Write the page of predictions. To be called inside `making`.
 
     `rows` are rows of the tables, of readable images; `open_image` takes their paths. `report` is that of
-    common/evaluation/report.py where classes are known, else None. `more` are sections that come last, `first` those that
-    come first.
+    common/evaluation/report.py where classes are known, else None. `first` and `more` are sections that come before
+    and after the others.
     """
     thumbnail = Thumbnails(open_image)
     if report is None:

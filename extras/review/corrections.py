@@ -32,7 +32,7 @@ class Correction(NamedTuple):
     label: str  # its class, '' to leave the image out
     was: str    # the class that it had when the person saw it
     when: str   # the time, '' if that is not known
-    place: str  # where it stands, for errors
+    table: str  # the file in which it stands
 
 
 def read_corrections(tables: Iterable[str], found: FoundImages) -> 'Corrections':
@@ -49,14 +49,16 @@ def read_corrections(tables: Iterable[str], found: FoundImages) -> 'Corrections'
     for table in tables:
         for file, new in _read_table(table, found.root, places).items():
             old = decided.get(file)
+            counts = new
             if old is not None and old.label != new.label:
-                new = _later(old, new)
-                differences.append(f'{file}: {_told(old)} before, {_told(new)} counts ({new.place})')
-            decided[file] = new
+                counts = _later(old, new)
+                differences.append(f'{file}: {_told(old)} in {old.table}, {_told(new)} in {new.table}; '
+                                   f'{_told(counts)} counts, the later one')
+            decided[file] = counts
     for text in differences[:_SHOWN]:
-        print(printable(f'CORRECTIONS differ on {text}'))
+        print(printable(f'corrections differ on {text}'))
     if len(differences) > _SHOWN:
-        print(f'CORRECTIONS differ on {len(differences) - _SHOWN} more')
+        print(f'corrections differ on {len(differences) - _SHOWN} more images')
     return Corrections(', '.join(tables), decided)
 
 
@@ -83,14 +85,16 @@ def _read_table(table, root, places):
     unknown = []
     for place, cells in read_user_table(table, 'CORRECTIONS', required=('file',), blank=('class',),
                                         optional=('was', 'when')):
-        try:
-            file = find_inside(root, cells['file'])
-        except BadName:
-            raise UserError(f'{place}: {cells["file"]} must be a path below {root}') from None
+        file = cells['file']
+        if places.get(file) is None:
+            try:
+                file = find_inside(root, file)
+            except BadName:
+                raise UserError(f'{place}: {file} must be a path below {root}') from None
         if places.get(file) is None:
             unknown.append(f'{place}: {file}')
             continue
-        new = Correction(file, tidy(cells['class']), tidy(cells['was']), tidy(cells['when']), place)
+        new = Correction(file, tidy(cells['class']), tidy(cells['was']), tidy(cells['when']), table)
         if new.label:
             refuse_class_names([new.label], place)
         old = decided.setdefault(file, new)
@@ -146,7 +150,7 @@ class Corrections:
         """Print in one line what the corrections changed. Raises UserError if they leave no class."""
         if not classes:
             raise UserError(f'CORRECTIONS: {self.origin} leaves out all images')
-        line = f'{self.origin}: {replaced} labels replaced, {left_out} images left out, {confirmed} labels confirmed'
+        line = f'{self.origin}: {replaced} replaced, {left_out} left out, {confirmed} confirmed'
         new = sorted(set(classes) - set(before))
         gone = sorted(set(before) - set(classes))
         if new:

@@ -49,8 +49,8 @@ def read_earlier(path: Path) -> list[Correction]:
     if not path.exists():
         return []
     with warn_instead():
-        return [Correction(cells['file'], tidy(cells['class']), tidy(cells['was']), tidy(cells['when']), place)
-                for place, cells in read_user_table(str(path), 'CORRECTIONS', required=('file',), blank=('class',),
+        return [Correction(cells['file'], tidy(cells['class']), tidy(cells['was']), tidy(cells['when']), str(path))
+                for _, cells in read_user_table(str(path), 'CORRECTIONS', required=('file',), blank=('class',),
                                                     optional=('was', 'when'))]
     return []
 
@@ -59,8 +59,8 @@ def read_labelled(table: str) -> tuple[list[Correction], dict[str, str]]:
     """Return (the rows of a table of LABELS, {file: group}). Raises UserError where it cannot be read."""
     rows = []
     groups = {}
-    for place, cells in read_user_table(table, 'LABELS', required=('file', 'class'), optional=('group',)):
-        rows.append(Correction(cells['file'], tidy(cells['class']), '', '', place))
+    for _, cells in read_user_table(table, 'LABELS', required=('file', 'class'), optional=('group',)):
+        rows.append(Correction(cells['file'], tidy(cells['class']), '', '', table))
         if tidy(cells['group']):
             groups[cells['file']] = tidy(cells['group'])
     return rows, groups

@@ -118,7 +118,7 @@ def describe(candidates: Iterable[Candidate], review: Review, index: dict[str, i
 def draw_typical(review: Review, candidates: Iterable[Candidate], pictures: Pictures, index: dict[str, int],
                  first: int) -> tuple[dict[int, list[int]], list[str]]:
     """Return ({class: numbers of its typical pictures, from `first` on}, these pictures) for the classes in use."""
-    used = {name for candidate in candidates for name in [*candidate.labels, *candidate.probable[:1]]}
+    used = {name for candidate in candidates for name in [*candidate.labels, *candidate.probable[:2]]}
     shown = {name: review.typical.get(name, []) for name in index if name in used}
     files = [file for of_class in shown.values() for file in of_class]
     picture_of = dict(zip(files, pictures.of(files, TYPICAL_ROOM), strict=True))
@@ -145,9 +145,10 @@ def identity(review: Review) -> str:
 def summary(candidates: Sequence[Candidate], total: int, blocks: Sequence[str], makes_labels: bool) -> str:
     """Return what there is to review, in words."""
     megabytes = sum(map(len, blocks)) / 1e6
-    asked = 'have no label yet; those from which training would learn most come first' if makes_labels else (
-        'are worth a look, the most valuable first')
-    text = f'{len(candidates)} images or groups {asked}. '
+    if makes_labels:
+        text = f'{len(candidates)} images have no label yet; those that would teach most come first. '
+    else:
+        text = f'{len(candidates)} images or groups of them are worth a look, the most valuable first. '
     if total > len(candidates):
         text += f'{total - len(candidates)} more are left for later. '
     return (f'{text}Their pictures take {megabytes:.1f} MB of this file. One key or one tap decides, and nothing is '

@@ -261,8 +261,8 @@ function renderSingle() {
   byId('why').replaceChildren()
   if (!item || !matching.length) {
     byId('why').textContent = 'No image is of this kind.'
-    renderTypical(byId('left-side'), -1, '')
-    renderTypical(byId('right-side'), -1, '')
+    renderTypical(byId('left-side'), -1)
+    renderTypical(byId('right-side'), -1)
     byId('choices').replaceChildren()
     return
   }
@@ -273,9 +273,13 @@ function renderSingle() {
     pictures.append(figure)
   })
   renderWhy(item)
-  const [label, perhaps] = [item.labels[0], item.perhaps]
-  renderTypical(byId('left-side'), label, 'the label')
-  renderTypical(byId('right-side'), perhaps === label ? -1 : perhaps, label < 0 ? 'most probable' : 'perhaps')
+  if (item.labels[0] >= 0) {
+    renderTypical(byId('left-side'), item.labels[0], 'the label')
+    renderTypical(byId('right-side'), item.perhaps, 'perhaps')
+  } else {
+    renderTypical(byId('left-side'), item.choices[0], 'most probable')
+    renderTypical(byId('right-side'), item.choices[1], 'next')
+  }
   const place = matching.indexOf(current)
   byId('previous').disabled = place <= 0
   byId('next').disabled = place >= matching.length - 1
@@ -296,8 +300,8 @@ function renderWhy(item) {
 
 function renderTypical(side, index, what) {
   side.replaceChildren()
-  const pictures = index < 0 ? [] : data.typical[index] ?? []
-  if (index < 0) return
+  const pictures = data.typical[index] ?? []
+  if (!pictures.length) return
   const heading = element('h3', className(index))
   heading.append(element('small', ` ${what}`))
   side.append(heading, ...pictures.map(number => image(number, `typical of ${className(index)}`)))

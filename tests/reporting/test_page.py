@@ -27,44 +27,6 @@ from common.training.losses import LossModel
 from common.training.page import RunPage, find_twins, open_image
 
 NAMES = ["Fat Hen's <script>alert(1)</script>", '玉米 "Mais" & <b>co</b>', '{{ 7 * 7 }} $x$', '</script>=cmd']
-CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
-
-
-@pytest.fixture(scope='module')
-def browser():
-    api = pytest.importorskip('playwright.sync_api')
-    if not CHROMIUM:
-        pytest.skip('there is no Chromium: apt-get install chromium')
-    with api.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox'])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def show(browser):
-    """A function that opens a file and checks what holds for every page."""
-    opened = []
-
-    def show(path, width=1200, scheme='light'):
-        view = browser.new_page(viewport={'width': width, 'height': 900}, color_scheme=scheme)
-        opened.append(view)
-        problems = []
-        view.on('console', lambda message: problems.append(message.text))
-        view.on('pageerror', lambda error: problems.append(str(error)))
-        view.on('dialog', lambda dialog: problems.append(dialog.message) or dialog.dismiss())
-        view.on('request', lambda request: request.url.startswith(('file:', 'data:')) or problems.append(request.url))
-        view.goto(path.resolve().as_uri())
-        view.wait_for_function('document.querySelectorAll("[data-figure]").length'
-                               ' === document.querySelectorAll("[data-figure] .main-svg:first-child").length')
-        assert not problems
-        assert view.evaluate('[...document.images].every(image => image.naturalWidth > 0)')
-        assert view.evaluate('document.documentElement.scrollWidth') <= width  # nothing sticks out
-        return view
-
-    yield show
-    for view in opened:
-        view.close()
 
 
 @pytest.fixture(scope='module')
