@@ -323,12 +323,12 @@ function renderChoices(item) {
   const made = choices.map((name, place) => {
     const isLabel = item.files.length === 1 && name === labelOf(item, 0)
     const kinds = [isLabel ? 'keep' : '', name === suggestion(item) ? 'perhaps' : '', place < 2 ? 'main' : '',
-      place > 3 ? 'more' : '', answer === name ? 'chosen' : '']
+      place === 0 ? 'first' : '', place > 3 ? 'more' : '', answer === name ? 'chosen' : '']
     const made = button(isLabel ? `Keep ${name}` : name, String(place + 1), kinds.join(' '), () => choose(name))
     made.setAttribute('aria-pressed', answer === name)
     return made
   })
-  if (item.files.length > 1) made.push(button('Keep both as they are', 'K', answer === null ? 'chosen' : '', keep))
+  if (item.files.length > 1) made.push(button('Keep all as they are', 'K', answer === null ? 'chosen' : '', keep))
   const isOther = answer && !choices.includes(answer)
   made.push(button(isOther ? answer : 'Other class…', '/', isOther ? 'chosen' : '', openPicker))
   made.push(button('Leave out', '0', answer === LEAVE_OUT ? 'out chosen' : 'out', () => choose(LEAVE_OUT)))
@@ -421,8 +421,11 @@ function fillCell(cell, place) {
 function renderActions() {
   const count = selected.size
   const made = [element('span', `${count} selected`, 'count')]
-  wallActions.forEach((action, place) =>
-    made.push(button(action.text, String(place + 1), `main ${action.kind}`, () => decide(chosen(), action.choose, action.said))))
+  wallActions.forEach((action, place) => {
+    const kinds = ['main', action.kind, place === 0 ? 'first' : '', wallActions.length === 1 ? 'only' : '']
+    const run = () => decide(chosen(), action.choose, action.said)
+    made.push(button(action.text, String(place + 1), kinds.join(' '), run))
+  })
   made.push(button('Other class…', '/', '', openPicker), button('Leave out', '0', 'out', leaveOutChosen))
   for (const action of made.slice(1)) action.disabled = !count
   made.push(count ? button('None', '', '', selectNone) : button('Select all', '', '', selectAll))
