@@ -127,9 +127,9 @@ class Prediction:
     certainty: float = 0.               # from 0 to 1: the confidence, or less for an image unlike the validation set
     top: list[tuple[str, float]] = field(default_factory=list)  # (class, probability) of the TOP most probable classes
     logits: torch.Tensor | None = None  # (classes,), divided by the temperature, fp32 on the CPU
-    features: torch.Tensor | None = None  # (dim,), of the first network, with `keep_features`
     error: str = ''                     # why the image cannot be read
     is_unknown: bool = False            # whether the image is not recognised
+    features: torch.Tensor | None = None  # (dim,), of the first network, with `keep_features`
 
 
 class Look(NamedTuple):

@@ -77,7 +77,9 @@ class RunPage:
         report['suspects'] = sorted([*report['suspects'], *self.suspects()], key=lambda item: item['score'])
         write_suspects(self.out / 'suspects.csv', report['suspects'])
         tiles = headline_tiles(report, f'on val, which chose epoch {report["epoch"]}, {report["weights"]} weights')
-        sections = [self.review_section(report), *curve_sections(history), *report_sections(report, self.thumbnail)]
+        is_last = len(history) >= self.state.plan.epochs
+        sections = [self.review_section(report, is_last), *curve_sections(history)]
+        sections += report_sections(report, self.thumbnail)
         sections += [self.twin_section(), self.batch_section(len(history) - 1), self.facts_section()]
         source = self.facts['provenance']['source']
         start = 'from scratch' if source == 'scratch' else f'from {source}'
@@ -96,7 +98,7 @@ class RunPage:
                  'class': classes[dataset.targets[index]], 'perhaps': classes[guess], 'score': score}
                 for index, guess, score in self.state.margins.suspects()]
 
-    def review_section(self, report: dict[str, Any]) -> Section:
+    def review_section(self, report: dict[str, Any], is_last: bool) -> Section:
         """Return the section in which labels are corrected, {} without the extra or if nothing is worth a look."""
         if self.review is None:
             with suppress(UserError):  # the page does without
@@ -105,7 +107,7 @@ class RunPage:
                 self.review = RunReview(self.settings['DATA_DIR'], self.data.classes, partial(open_image, self.data))
         if self.review is None:
             return {}
-        return self.review.section(report, [[file for file, _ in group] for group in self.find_twins()])
+        return self.review.section(report, [[file for file, _ in group] for group in self.find_twins()], is_last)
 
     def tiles(self, history: list[dict]) -> list[tuple[str, str, str]]:
         """Return the tiles of a training run: [(label, value, note)]."""

@@ -59,9 +59,16 @@ function loadDecisions() {
   try {
     for (let number = 0; number < localStorage.length; number++) {
       const key = localStorage.key(number)
-      if (key.startsWith(prefix)) decisions.set(key.slice(prefix.length), JSON.parse(localStorage.getItem(key)))
+      if (key.startsWith(prefix)) receive(key, localStorage.getItem(key))
     }
-  } catch { stored = false }
+  } catch { warnOfStore() }
+}
+
+/** Take over what the browser's store has under a key; null if it is gone. */
+function receive(key, text) {
+  const file = key.slice(prefix.length)
+  if (text === null) decisions.delete(file)
+  else decisions.set(file, JSON.parse(text))
 }
 
 function setDecision(file, decision) {
@@ -70,7 +77,13 @@ function setDecision(file, decision) {
   try {
     if (decision) localStorage.setItem(prefix + file, JSON.stringify(decision))
     else localStorage.removeItem(prefix + file)
-  } catch { stored = false }
+  } catch { warnOfStore() }
+}
+
+/** Some browsers keep nothing for files, or have no room left. */
+function warnOfStore() {
+  stored = false
+  byId('storage').textContent = 'This browser does not keep decisions: download the table before you close the page.'
 }
 
 /** Classes that a person made up, in the order in which they came. */
@@ -94,7 +107,7 @@ function answerOf(item) {
 
 // ---- deciding and undoing
 
-const history = []  // [{changes: [[file, decision before]], item}], the last one at the end
+const undoable = []  // [{changes: [[file, decision before]], item}], the last one at the end
 
 /** Decide on items. `labelFor(item, place)` is the class of an image, LEAVE_OUT, or null to decide nothing. */
 function decide(numbers, labelFor, said) {
@@ -110,16 +123,16 @@ function decide(numbers, labelFor, said) {
     })
   }
   if (!changes.length) return
-  history.push({changes, item: numbers[0]})
+  undoable.push({changes, item: numbers[0]})
   const label = numbers.length > 1 ? `${numbers.length} images: ${said}` : said
   afterChange()
   if (mode === 'single') showNext()
   render()
-  say(`${label} · ${leftText()}`)
+  say(stored ? `${label} · ${leftText()}` : byId('storage').textContent)
 }
 
 function undo() {
-  const last = history.pop()
+  const last = undoable.pop()
   if (!last) return
   for (const [file, before] of last.changes.reverse()) setDecision(file, before)
   afterChange()
@@ -136,7 +149,7 @@ function rebuildHistory() {
   })
   decided.sort((one, other) => one[0] < other[0] ? -1 : one[0] > other[0] ? 1 : 0)
   for (const [, number] of decided)
-    history.push({changes: items[number].files.map(file => [file, undefined]), item: number})
+    undoable.push({changes: items[number].files.map(file => [file, undefined]), item: number})
 }
 
 const keepLabel = (item, place) => labelOf(item, place)
@@ -214,7 +227,7 @@ function render() {
   byId('left').textContent = leftText()
   byId('progress').max = matching.length || 1
   byId('progress').value = done
-  byId('undo').disabled = !history.length
+  byId('undo').disabled = !undoable.length
   byId('mode').textContent = mode === 'single' ? 'Wall' : 'Single'
   const count = rows().length
   byId('download').replaceChildren('↓ ', element('span', `${data.table} `), `(${count})`)
@@ -673,7 +686,7 @@ function onTouch(event) {
 function forget() {
   if (!confirm('Forget all decisions that this browser has for these images?')) return
   for (const file of [...decisions.keys()]) setDecision(file, undefined)
-  history.length = 0
+  undoable.length = 0
   byId('keys').close()
   afterChange()
   current = matching[0] ?? -1
@@ -685,9 +698,7 @@ function start() {
   loadDecisions()
   rebuildHistory()
   fillFilters()
-  byId('storage').textContent = stored
-    ? 'Decisions stay in this browser, also when it is closed, until you forget them.'
-    : 'This browser keeps nothing of a page: download the table before you close it.'
+  if (stored) byId('storage').textContent = 'Decisions stay in this browser, also when it is closed, until you forget them.'
   byId('start').addEventListener('click', () => { location.hash = '#reviewing' })
   byId('close').addEventListener('click', leave)
   byId('undo').addEventListener('click', undo)
@@ -709,11 +720,12 @@ function start() {
   addEventListener('resize', render)
   addEventListener('keydown', onKey)
   addEventListener('hashchange', followAddress)
+  addEventListener('beforeunload', event => {
+    if (!stored && decisions.size) event.preventDefault()
+  })
   addEventListener('storage', event => {  // another window with the same images
     if (!event.key?.startsWith(prefix)) return
-    const file = event.key.slice(prefix.length)
-    if (event.newValue) decisions.set(file, JSON.parse(event.newValue))
-    else decisions.delete(file)
+    receive(event.key, event.newValue)
     afterChange()
     render()
   })

@@ -15,7 +15,9 @@ from extras.review.page import Review, review_section
 from extras.review.pictures import Pictures
 from extras.review.teaching import Pool
 
-USUAL = 1000  # images of REVIEW = True
+USUAL = 1000          # images of REVIEW = True
+MOST_OF_RUN = 2000    # candidates in the page of a training run; reading more of them would keep its end waiting
+MOST_MEANWHILE = 200  # while it goes on, when early networks suspect half of the images
 
 
 class RunReview:
@@ -29,10 +31,11 @@ class RunReview:
         self.classes = classes
         self.pictures = Pictures(open_image)
 
-    def section(self, report: dict[str, Any], twins: Iterable[list[str]]) -> Section:
+    def section(self, report: dict[str, Any], twins: Iterable[list[str]], is_last: bool) -> Section:
         """Return the section of report.html, {} if nothing is worth a look.
 
-        `report` has the suspects of train, too; `twins` are groups of files that show the same in several classes.
+        `report` has the suspects of train, too; `twins` are groups of files that show the same in several classes. The
+        last page of a run has more candidates.
         """
         candidates = labelled_candidates(report, twins)
         files = {file for candidate in candidates for file in candidate.files}
@@ -43,7 +46,7 @@ class RunReview:
             review.root = origin.root
             review.names = origin.names
             review.earlier = origin.earlier
-        return review_section(review, self.pictures)
+        return review_section(review, self.pictures, MOST_OF_RUN if is_last else MOST_MEANWHILE)
 
 
 class PredictionReview:

@@ -145,7 +145,7 @@ def test_images_have_the_names_of_their_source(tmp_path, source):
 
 def test_a_run_on_a_split_of_others_is_reviewed_too(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    section = RunReview('data', ['a', 'b', 'c'], lambda file, side: Image.new('RGB', (9, 9))).section(REPORT, [])
+    section = RunReview('data', ['a', 'b', 'c'], lambda file, side: Image.new('RGB', (9, 9))).section(REPORT, [], True)
     assert [item['files'][0] for item in content(section)['items']] == [
         'val/a/3.png', 'val/a/1.png', 'val/b/4.png', 'val/b/5.png']
 

@@ -171,6 +171,23 @@ def test_a_page_that_cannot_be_made_is_a_warning(data, monkeypatch, capsys):
     assert (data.parent / 'predictions' / 'predictions.csv').exists()
 
 
+def test_no_script_runs_that_is_not_the_pages_own(tmp_path, show):
+    """Should a name of a file or class ever become an element, the browser refuses it, and every address outside."""
+    synthetic(tmp_path / 'x.html', 3)
+    view = show(tmp_path / 'x.html')
+    view.evaluate("""() => {
+      const script = document.createElement('script')
+      script.textContent = 'window.hasRun = true'
+      const image = new Image()
+      image.setAttribute('onerror', 'window.hasRun = true')
+      image.src = 'http://localhost:9/'
+      document.body.append(script, image)
+    }""")
+    view.wait_for_timeout(100)
+    assert view.evaluate('window.hasRun') is None
+    assert len(view.problems) == 3 and all('Content Security Policy' in problem for problem in view.problems)
+
+
 def test_a_table_is_sorted_by_a_click(tmp_path, show):
     report = synthetic(tmp_path / 'x.html', 12)
     view = show(tmp_path / 'x.html')
