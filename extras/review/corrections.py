@@ -117,7 +117,7 @@ class Corrections:
 
         `sides` (N,) are those that the images were drawn for by the classes of the source: so none changes its side.
         The rows `remember` them, for images that come back; folds (of FOLDS) are no sides. Prints what changes. Raises
-        UserError if no image is left.
+        UserError if no image is left, or none of a class in train.
         """
         start = len(os.path.join(Path(taken.root), ''))
         labels = [taken.classes[target] for target in taken.samples.targets]
@@ -137,6 +137,8 @@ class Corrections:
                 confirmed += 1
             kept.append(place)
         classes = sorted({labels[place] for place in kept})
+        if remember:
+            self.refuse_untrained(classes, {labels[place] for place in kept if sides[place] == TRAIN})
         self.tell(replaced, len(left_out), confirmed, taken.classes, classes)
         index = {name: number for number, name in enumerate(classes)}
         endings = {new: taken.endings[old] for new, old in enumerate(kept) if old in taken.endings}
@@ -145,6 +147,13 @@ class Corrections:
             numbers=taken.numbers[kept], sha256=taken.sha256[kept], is_shrunk=taken.is_shrunk[kept],
             groups=taken.groups[kept], endings=endings, corrected=reasons)
         return images, sides[kept], left_out
+
+    def refuse_untrained(self, classes: list[str], in_train: set[str]) -> None:
+        """Raise UserError for a class without an image in train, with which train.py could not begin."""
+        missing = sorted(set(classes) - in_train)
+        if missing:
+            raise UserError(f'CORRECTIONS: {self.origin} leaves no image of {", ".join(missing)} in train, and a '
+                            'corrected image stays on its side: correct images of train, too, or leave these out')
 
     def tell(self, replaced: int, left_out: int, confirmed: int, before: list[str], classes: list[str]) -> None:
         """Print in one line what the corrections changed. Raises UserError if they leave no class."""

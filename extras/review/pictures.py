@@ -7,7 +7,7 @@ from PIL import Image
 
 from common.runtime.machine import map_in_threads
 
-SIDES = (512, 448, 384, 320, 256, 224, 192, 160, 128, 112, 96)  # pixels of the longer side, from which one is chosen
+PICTURE_SIDES = (512, 448, 384, 320, 256, 224, 192, 160, 128, 112, 96)  # pixels of the longer side, from which one is chosen
 USUAL = 0.15  # bytes of a photograph as JPEG, for each square pixel of its longer side
 _QUALITY = 80
 _SMALLEST = 16  # pixels
@@ -48,8 +48,8 @@ class Pictures:
 
 
 def choose_side(most: int) -> int:
-    """Return the longest of SIDES at which photographs usually have fewer than `most` bytes."""
-    return next((side for side in SIDES if USUAL * side ** 2 <= most), SIDES[-1])
+    """Return the longest of PICTURE_SIDES at which photographs usually have fewer than `most` bytes."""
+    return next((side for side in PICTURE_SIDES if USUAL * side ** 2 <= most), PICTURE_SIDES[-1])
 
 
 def as_jpeg(image: Image.Image, side: int, most: int) -> bytes:

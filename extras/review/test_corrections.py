@@ -89,20 +89,25 @@ def test_an_image_that_was_left_out_from_the_beginning_comes_back_to_its_side(tm
 
 
 def test_a_corrected_image_takes_no_others_place(tmp_path, source):
-    """Both classes have a 003.png, and b has a folder a with one, too."""
+    """Both classes have a 003.png, b has a folder a with a 004.png, and two 005.png come to c."""
+    draw_folder(source, {'c': 2}, seed=5)
     (source / 'b' / 'a').mkdir()
     Image.fromarray(np.full((9, 9, 3), 7, np.uint8)).save(source / 'b' / 'a' / '004.png')
-    write(HEADER + 'a/003.png,b,a,\na/004.png,b,a,\n')
+    write(HEADER + 'a/003.png,b,a,\na/004.png,b,a,\na/005.png,c,a,\nb/005.png,c,b,\n')
     split()
     found = by_source(tmp_path)
-    assert len({entry['file'] for entry in found.values()}) == 31
+    assert len({entry['file'] for entry in found.values()}) == 33
     for name, entry in found.items():
         assert (tmp_path / 'data' / entry['file']).read_bytes() == (source / name).read_bytes()
 
 
 def test_a_new_class_is_said_and_an_empty_one_goes(tmp_path, source):
     draw_folder(source, {'c': 2}, seed=5)
-    write(HEADER + 'c/000.png,Löwe,,\nc/001.png,,,\na/001.png,A,,\n')
+    split()
+    in_train = [name for name, entry in by_source(tmp_path).items() if entry['side'] == 'train']
+    of_c = next(name for name in in_train if name.startswith('c/'))
+    other = ({'c/000.png', 'c/001.png'} - {of_c}).pop()
+    write(HEADER + f'{of_c},Löwe,,\n{other},,,\n{in_train[0]},A,,\n')
     done = split()
     assert 'new: A, Löwe; no images are left in c' in done.stdout
     assert 'warning: A and a are different classes here' in done.stdout
@@ -137,6 +142,17 @@ def test_tables_with_mistakes(tmp_path, source, text, words):
     assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
     assert 'corrections.csv' in done.stderr or 'data1' in done.stderr
     assert files_below(tmp_path / 'data') == before and not list(tmp_path.glob('.data.new'))
+
+
+def test_a_class_needs_an_image_in_train(tmp_path, source):
+    """A new one may have all its images in val, where they stay."""
+    split()
+    in_val = next(name for name, entry in by_source(tmp_path).items() if entry['side'] == 'val')
+    before = files_below(tmp_path / 'data')
+    write(HEADER + f'{in_val},new,,\n')
+    done = split()
+    assert done.returncode == 2 and 'corrections.csv leaves no image of new in train' in done.stderr
+    assert files_below(tmp_path / 'data') == before
 
 
 def test_a_table_that_is_named_must_be_there(tmp_path, source):
@@ -191,10 +207,12 @@ def test_a_hundred_thousand_rows(tmp_path, source):
 
 def test_a_changed_mind_is_no_new_image(tmp_path, source):
     """data/ with corrections is replaced by one with others; nothing in it is taken for a stranger's file."""
+    split()
+    in_train = next(name for name, entry in by_source(tmp_path).items() if entry['side'] == 'train')
     for label in ('b', '', 'a', 'new'):
-        write(HEADER + f'a/003.png,{label},a,\n')
+        write(HEADER + f'{in_train},{label},a,\n')
         assert split().returncode == 0
-    assert by_source(tmp_path)['a/003.png']['class'] == 'new'
+    assert by_source(tmp_path)[in_train]['class'] == 'new'
 
 
 def test_labels_of_a_table_are_corrected_too(tmp_path, source):
