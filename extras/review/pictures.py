@@ -7,7 +7,7 @@ from PIL import Image
 
 from common.runtime.machine import map_in_threads
 
-PICTURE_SIDES = (512, 448, 384, 320, 256, 224, 192, 160, 128, 112, 96)  # pixels of the longer side, from which one is chosen
+PICTURE_SIDES = (512, 448, 384, 320, 256, 224, 192, 160, 128, 112, 96)  # pixels of the longer side, to choose from
 USUAL = 0.15  # bytes of a photograph as JPEG, for each square pixel of its longer side
 _QUALITY = 80
 _SMALLEST = 16  # pixels

@@ -6,12 +6,10 @@ import re
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 from helpers import ROOT, draw_folder, entries, files_below, run_script, sides, split
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 import makedata
 from common.data.folders import find_in_class_folders
@@ -89,14 +87,23 @@ def test_an_image_that_was_left_out_from_the_beginning_comes_back_to_its_side(tm
 
 
 def test_a_corrected_image_takes_no_others_place(tmp_path, source):
-    """Both classes have a 003.png, b has a folder a with a 004.png, and two 005.png come to c."""
+    """Images of a go to b, which has a folder a with files of their names; those of a and b with one name go to c."""
     draw_folder(source, {'c': 2}, seed=5)
-    (source / 'b' / 'a').mkdir()
-    Image.fromarray(np.full((9, 9, 3), 7, np.uint8)).save(source / 'b' / 'a' / '004.png')
-    write(HEADER + 'a/003.png,b,a,\na/004.png,b,a,\na/005.png,c,a,\nb/005.png,c,b,\n')
+    draw_folder(source / 'b', {'a': 10}, seed=6)
+    write(HEADER + ''.join(f'a/{number:03}.png,b,,\n' for number in range(10)))
     split()
+    check_files(tmp_path, source, 42)
+    for number in range(10):  # twice the same name below two classes
+        (source / 'b' / f'{number:03}.png').rename(source / 'b' / f'{number + 10:03}.png')
+    write(HEADER + ''.join(f'{name}/{number:03}.png,c,,\n' for number in range(10, 20) for name in 'ab'))
+    split()
+    check_files(tmp_path, source, 42)
+
+
+def check_files(tmp_path, source, count):
+    """Each image of the source has a file of its own in the split."""
     found = by_source(tmp_path)
-    assert len({entry['file'] for entry in found.values()}) == 33
+    assert len({entry['file'] for entry in found.values()}) == count
     for name, entry in found.items():
         assert (tmp_path / 'data' / entry['file']).read_bytes() == (source / name).read_bytes()
 

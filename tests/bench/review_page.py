@@ -31,7 +31,7 @@ PAGE = 'review.html'              # It is written here.
 FRAMES = 600                      # While the wall scrolls.
 SEED = 1
 
-SCROLL = '''async frames => {
+_SCROLL = '''async frames => {
   const wall = document.getElementById('review-wall')
   const times = []
   let last = performance.now()
@@ -82,7 +82,7 @@ def measure(cfg, browser):
         view.keyboard.press('2')
     print(f'a decision takes {10 * (time.perf_counter() - start):.0f} ms, with the way from Playwright')
     view.keyboard.press('w')
-    times = view.evaluate(SCROLL, cfg.FRAMES)
+    times = view.evaluate(_SCROLL, cfg.FRAMES)
     print(f'scrolling: {1000 * len(times) / sum(times):.0f} frames per second, median {times[len(times) // 2]:.1f} ms, '
           f'95 % within {times[95 * len(times) // 100]:.1f} ms')
     start = time.perf_counter()
