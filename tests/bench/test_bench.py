@@ -150,9 +150,11 @@ def test_the_recipes_of_others_train(tmp_path, recipe, options, pflop):
     assert done.returncode == 0 and '1/1' in done.stderr and 'loss=' in done.stderr, done.stderr
 
 
+needs_review = pytest.mark.skipif(not (ROOT / 'extras' / 'review').exists(), reason='there is no extras/review')
 REVIEW = f'--img-size 32 --batch-size 4 --model-kwargs "{TINY}"'
 
 
+@needs_review
 def test_the_bench_of_corrected_labels(folder, tmp_path):
     """The same call twice adds one row."""
     for looks in (0, 5, 5):
@@ -165,6 +167,7 @@ def test_the_bench_of_corrected_labels(folder, tmp_path):
     assert 0 <= int(rows[1]['found']) <= 3
 
 
+@needs_review
 @pytest.mark.parametrize('how', ['review', 'random'])
 def test_the_bench_of_chosen_labels(folder, tmp_path, how):
     done = run_script('tests/bench/review.py', '--step', 'choose', '--photos', folder / 'train', '--how', how,
