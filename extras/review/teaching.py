@@ -70,11 +70,13 @@ def teaching_order(certainty: torch.Tensor, features: torch.Tensor, most: int) -
     directions = normalize(features - features.mean(0))
     uncertainty = 1 - certainty
     distance = torch.ones(len(certainty))
+    is_chosen = torch.zeros(len(certainty), dtype=torch.bool)
     order = []
     for _ in range(min(most, len(certainty))):
         value = uncertainty * distance
-        value[order] = -1.
+        value[is_chosen] = -1.
         chosen = value.argmax().item()
+        is_chosen[chosen] = True
         order.append(chosen)
         distance = distance.minimum((1 - directions @ directions[chosen]) / 2)
     return order
