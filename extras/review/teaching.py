@@ -7,7 +7,8 @@ from torch.nn.functional import normalize
 from common.evaluation.predictor import Prediction
 from common.evaluation.report import TYPICAL
 
-_POOL = 4  # times as many of the least certain images are compared as are wanted
+COMPARED = 1000  # images that are chosen by how they differ; of more that are wanted the least certain follow
+_POOL = 4        # times as many of the least certain images take part
 
 
 @dataclass
@@ -25,6 +26,7 @@ class Pool:
 
     def __init__(self, most: int):
         self.most = most
+        self.room = max(most, _POOL * min(most, COMPARED))
         self.kept: list[Unlabelled] = []
         self.certain: dict[str, list[tuple[float, str]]] = {}  # {class: the TYPICAL most certain, (certainty, name)}
 
@@ -42,13 +44,13 @@ class Pool:
         best.append((prediction.certainty, name))
         best.sort(key=lambda found: -found[0])
         del best[TYPICAL:]
-        if len(self.kept) >= 2 * _POOL * self.most:
+        if len(self.kept) >= 2 * self.room:
             self.prune()
 
     def prune(self) -> None:
         """Keep the least certain images only."""
         self.kept.sort(key=lambda found: found.certainty)
-        del self.kept[_POOL * self.most:]
+        del self.kept[self.room:]
 
     def most_valuable(self) -> list[Unlabelled]:
         """Return the images that a label would teach most, in their order."""
@@ -57,7 +59,9 @@ class Pool:
             return []
         certainty = torch.tensor([found.certainty for found in self.kept])
         features = torch.stack([found.features for found in self.kept]).float()
-        return [self.kept[place] for place in teaching_order(certainty, features, self.most)]
+        order = teaching_order(certainty, features, min(self.most, COMPARED))
+        others = sorted(set(range(len(self.kept))) - set(order))  # the least certain first
+        return [self.kept[place] for place in [*order, *others][:self.most]]
 
 
 def teaching_order(certainty: torch.Tensor, features: torch.Tensor, most: int) -> list[int]:

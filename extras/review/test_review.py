@@ -186,6 +186,17 @@ def test_the_pool_keeps_the_least_certain_of_any_number():
     assert teaching.Pool(3).most_valuable() == []
 
 
+def test_of_very_many_images_the_least_certain_follow(monkeypatch):
+    """Comparing all with all would take minutes."""
+    monkeypatch.setattr(teaching, 'COMPARED', 3)
+    pool = teaching.Pool(30)
+    for number in range(200):
+        pool.add(str(number), prediction((number * 37 % 200) / 200, features=(np.cos(number), np.sin(number))))
+    found = pool.most_valuable()
+    assert len({one.name for one in found}) == 30 and max(one.certainty for one in found) < 30.5 / 200
+    assert [one.certainty for one in found[3:]] == sorted(one.certainty for one in found[3:])
+
+
 def test_a_page_for_images_without_labels(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     draw_folder(tmp_path, {'new': 20})
