@@ -194,13 +194,13 @@ def test_corrections_go_with_other_constants(tmp_path, source, options):
 
 @pytest.mark.skipif(not (ROOT / 'extras' / 'folds').exists(), reason='there is no extras/folds')
 def test_corrections_go_with_folds(tmp_path, source):
-    """In a process of its own, since tests of an extra run without the others."""
-    write(HEADER + 'a/003.png,b,a,\na/004.png,,a,\n')
+    """In a process of its own, since tests of an extra run without the others. There are more folds than sides."""
+    write(HEADER + 'a/003.png,b,a,\n' + ''.join(f'a/{number:03}.png,,a,\n' for number in range(4, 14)))
     for _ in range(2):
-        done = run_script('makedata.py', '--folds', 3, '--near-duplicates', 'false')
+        done = run_script('makedata.py', '--folds', 5, '--near-duplicates', 'false')
         assert done.returncode == 0, done.stderr
     found = [entry for entry in entries(tmp_path) if entry['source'] == 'data1/a/003.png']
-    assert len(found) == 3 and all(Path('data', entry['file']).parts[3] == 'b' for entry in found)
+    assert len(found) == 5 and all(Path('data', entry['file']).parts[3] == 'b' for entry in found)
     assert [entry['file'] for entry in entries(tmp_path) if entry['source'] == 'data1/a/004.png'] == ['']
 
 
