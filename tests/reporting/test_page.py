@@ -187,6 +187,7 @@ def test_no_script_runs_that_is_not_the_pages_own(tmp_path, show):
       image.setAttribute('onerror', 'window.hasRun = true')
       image.src = 'http://localhost:9/'
       document.body.append(script, image)
+      setTimeout(() => resolve(refused), 10000)  // so that the test fails where nothing is refused
     })""")
     assert sorted(refused) == ['img-src', 'script-src-attr', 'script-src-elem']
     assert view.evaluate('window.hasRun') is None
