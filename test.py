@@ -117,7 +117,7 @@ def validate_settings(cfg: Settings) -> None:
         if cfg.WATCH and getattr(cfg, name):
             raise UserError(f'{name} does not go with WATCH: set one of them to False')
     if cfg.REVIEW is not False:
-        settings.check_range('REVIEW', cfg.REVIEW, least=1)
+        settings.check_range('REVIEW', cfg.REVIEW, least=1, most=10_000)
 
 
 def resolved(cfg: Settings) -> Settings:
