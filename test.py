@@ -214,14 +214,14 @@ def draw_page(cfg: Settings, out: Path, source: Source, summary: Summary, report
     rows = [row for row in summary.sample.items() if not row['error']]
     with warn_instead(), making(out / 'report.html'):
         sections = []
-        first = [] if reviewer is None else [section for section in [reviewer.section(report)] if section]
+        review = {} if reviewer is None else reviewer.section(report)
         if explainer is not None and summary.readable:
             drawings = explainer.draw(out / 'explain', source, summary.readable)
             sections.append(explainer.section(rows, drawings))
         write_prediction_page(
             out / 'report.html', f'Predictions for {cfg.TEST_DIR}',
             f'{summary.count} images, classified by {", ".join(cfg.CHECKPOINT)}', rows, report, source.open,
-            more=sections, first=first)
+            more=sections, first=[review] if review else [])
 
 
 # What WATCH, SORT_TO, EXPLAIN and REVIEW ask for
