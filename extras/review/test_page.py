@@ -173,7 +173,8 @@ def test_many_at_once(tmp_path, show):
     make(tmp_path / 'x.html', [f'class {number}' for number in range(12)], count=3000)
     view = start(show(tmp_path / 'x.html'))
     press(view, 'w')
-    assert 10 < view.locator('.cell').count() < 100
+    few = view.locator('.cell').count()
+    assert 10 < few < 100
     view.locator('.cell').nth(1).click()
     view.locator('.cell').nth(4).click(modifiers=['Shift'])
     assert view.text_content('#review-choices .count') == '4 selected'
@@ -197,8 +198,10 @@ def test_many_at_once(tmp_path, show):
     view.focus('#review-grid')
     press(view, 'End')
     view.wait_for_function("[...document.querySelectorAll('.cell')].some(cell => cell.title === 'x/2998.png')")
+    press(view, 'PageUp', 'PageUp', 'PageUp', 'PageUp', 'End')
+    assert view.locator('.cell').count() < 1.5 * few
     press(view, 'Enter')
-    assert shown(view) == 'x/2998.png' and view.locator('.cell').count() < 100 and not view.problems
+    assert shown(view) == 'x/2998.png' and not view.problems
 
 
 def test_filters(tmp_path, show):
