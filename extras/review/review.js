@@ -623,8 +623,7 @@ function act(digit) {
 
 function onKey(event) {
   if (!isOpen || document.querySelector('#review-app dialog[open]')) return
-  const field = event.target.closest('select, input')
-  if (field && event.key !== 'Escape') return
+  if (event.target.closest('select') && event.key !== 'Escape') return  // the field of a closed dialog keeps the focus a while
   const withControl = event.ctrlKey || event.metaKey
   if (withControl && event.key.toLowerCase() === 'z') return done(event, undo)
   if (withControl && event.key.toLowerCase() === 'a' && mode === 'wall') return done(event, selectAll)
