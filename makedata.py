@@ -11,11 +11,13 @@ images were added, run it again: those that were there before stay on their side
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 from common import settings
 from common.data.folders import FoundImages, Rows, find_in_class_folders, read_stamps
 from common.data.listing import print_left_out
 from common.data.split import (
+    CORRECTED_TABLE,
     FileLayout,
     Layout,
     keep_absent,
@@ -31,6 +33,8 @@ from common.runtime.files import beside, locked, replacing_folder, restore, writ
 SOURCE_DIR = 'data1'          # Folder with one sub-folder of images for each class.
 LABELS: str | None = None     # CSV file that gives the classes if the images do not lie in a sub-folder for each. Its
                               # columns are file (the path below SOURCE_DIR), class and, if you like, group.
+CORRECTIONS: str | None = 'corrections.csv'  # Corrected labels and images to leave out, as report.html writes them;
+                              # used if it is there. Of several, 'a.csv,b.csv', the later decision on an image counts.
 TARGET_DIR = 'data'           # Folder for the split. It is replaced as a whole, but only if makedata.py made it.
 VAL_RATIO = 0.3               # Fraction of each class that goes to data/val.
 TEST_RATIO = 0.0              # Fraction of each class that goes to data/test, which train.py never reads.
@@ -51,6 +55,7 @@ SHARDS = False                # True writes data/train and data/val as large fil
 
 _MOST_COMPARED = 20_000  # images that NEAR_DUPLICATES = 'auto' compares with each other, in minutes
 _WAITING = '_taken'      # where images wait in the new folder until the side of each is known
+_USUAL_CORRECTIONS = 'corrections.csv'  # may be missing; any other table that is named must be there
 _DECIDING = ('VAL_RATIO', 'TEST_RATIO', 'FOLDS', 'SEED', 'GROUP', 'LABELS')  # if one differs, all is drawn anew
 
 
@@ -71,6 +76,7 @@ def split(layout: Layout, cfg: settings.Settings) -> None:
         earlier = read_sides(target, {name: getattr(cfg, name) for name in _DECIDING})
 
     found = find_images(cfg)
+    corrections = find_corrections(cfg, found)
     stamps = read_stamps(found.samples)
     print_left_out(found.left_out)
     warn_of_similar_names(found.classes)
@@ -83,16 +89,22 @@ def split(layout: Layout, cfg: settings.Settings) -> None:
                   'NEAR_DUPLICATES = True to do so')
 
     with replacing_folder(target) as folder:
-        images = take_images(found, folder / _WAITING, link=cfg.LINK or layout.links_suffice, max_side=cfg.MAX_SIDE,
-                             compare=compare, group=cfg.GROUP)
-        if cfg.LINK and images.copies:
+        taken = take_images(found, folder / _WAITING, link=cfg.LINK or layout.links_suffice, max_side=cfg.MAX_SIDE,
+                            compare=compare, group=cfg.GROUP)
+        if cfg.LINK and taken.copies:
             print(f'LINK: no hard links to {cfg.SOURCE_DIR} can be made in {cfg.TARGET_DIR}, so these are copies')
+        images = taken
+        sides = layout.divide(taken, earlier)  # by the classes of the source: a corrected image stays on its side
+        left_out = []
+        if corrections is not None:
+            images, sides, left_out = corrections.apply(taken, sides, remember=not cfg.FOLDS)
+            corrections.write(folder / CORRECTED_TABLE)
         report_duplicates(images)
-        sides = layout.divide(images, earlier)
         with writing_manifest(folder, vars(cfg)) as rows:
             layout.write(images, sides, folder, rows)
+            rows.writerows(left_out)
         if not cfg.FOLDS:
-            keep_absent(folder, images, target, earlier)
+            keep_absent(folder, taken, target, earlier)
         shutil.rmtree(folder / _WAITING)
         changed = find_images(cfg).samples != found.samples  # a second look
         if changed or (read_stamps(found.samples) != stamps).any():
@@ -107,6 +119,16 @@ def find_images(cfg: settings.Settings) -> FoundImages:
             from extras.labels import read_labels
         return read_labels(cfg.LABELS, cfg.SOURCE_DIR)
     return find_in_class_folders(cfg.SOURCE_DIR)
+
+
+def find_corrections(cfg: settings.Settings, found: FoundImages) -> Any:
+    """Return the extra's Corrections of the images that were found, or None. Raises UserError, naming the line."""
+    if not cfg.CORRECTIONS or (cfg.CORRECTIONS == _USUAL_CORRECTIONS and not Path(cfg.CORRECTIONS).exists()):
+        return None
+    with extra('CORRECTIONS'):
+        from extras.review.corrections import read_corrections
+    one_file = Path(cfg.CORRECTIONS).exists()  # whose name may have a comma
+    return read_corrections([cfg.CORRECTIONS] if one_file else cfg.CORRECTIONS.split(','), found)
 
 
 def choose_layout(cfg: settings.Settings) -> Layout:

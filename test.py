@@ -5,6 +5,7 @@
     python test.py --test-dir inbox --sort-to sorted --watch    a folder that fills up: copies in a folder per class
     python test.py --test-dir - --print jsonl <files.txt >rows  a list of files, a JSON object a line for a program
     python test.py --explain                                    also draws where the network looked
+    python test.py --test-dir unlabelled --review               a page to label images, those first that teach most
 
 needs the checkpoint and nothing else: classes, image size and normalisation come out of it. Writes predictions.csv and
 predictions.jsonl, which grow as it works, the contact sheet predictions.png and the page report.html to OUTPUT_DIR;
@@ -52,6 +53,8 @@ TTA = False                       # Test-time augmentation: classify each image 
                                   # of the kinds that training saw, and average the logits.
 TTA_BELOW = 0.9                   # Test-time augmentation is for images with a confidence below this, from 0 to 1.
 EXPLAIN = False                   # For a VOLO: draw where it looked, in the folder explain/ and on the page.
+REVIEW: bool | int = False        # The page can be worked with: label images that have no class yet, those first that
+                                  # would teach most, or correct labels. True shows 1,000 images, a number that many.
 SORT_TO: str | None = None        # A folder in which each image is copied into the sub-folder of its class, 'unsure' or
                                   # 'unknown'.
 UNSURE_BELOW = 0.5                # SORT_TO copies images with a confidence (the probability of their class) below this,
@@ -76,11 +79,12 @@ def main(cfg: Settings) -> None:
                 lock.enter_context(sole_writer(out, 'OUTPUT_DIR'))
             predictor = build_predictor(cfg)
             explainer = build_explainer(cfg, predictor)
-            summary = classify(cfg, source, predictor, Tables(out))
+            reviewer = build_reviewer(cfg, source, predictor)
+            summary = classify(cfg, source, predictor, Tables(out), reviewer)
         if RANK == 0:
             draw_contact_sheet(out, source, summary)
             report = report_accuracy(out, summary, cfg.UNKNOWN_BELOW) if summary.names else None
-            draw_page(cfg, out, source, summary, report, explainer)
+            draw_page(cfg, out, source, summary, report, explainer, reviewer)
     if RANK == 0:
         if report and is_validation_set(cfg.TEST_DIR, predictor.members[0].saved):
             print('These images chose the weights, and perhaps your settings, so that on others the accuracy will be '
@@ -109,8 +113,11 @@ def validate_settings(cfg: Settings) -> None:
         value = getattr(cfg, name)
         if value not in allowed:
             raise UserError(f'{name} = {value!r}: choose {", ".join(map(repr, allowed))}')
-    if cfg.WATCH and cfg.EXPLAIN:
-        raise UserError('EXPLAIN does not go with WATCH: set one of them to False')
+    for name in ('EXPLAIN', 'REVIEW'):
+        if cfg.WATCH and getattr(cfg, name):
+            raise UserError(f'{name} does not go with WATCH: set one of them to False')
+    if cfg.REVIEW is not False:
+        settings.check_range('REVIEW', cfg.REVIEW, least=1, most=10_000)
 
 
 def resolved(cfg: Settings) -> Settings:
@@ -130,7 +137,7 @@ def build_predictor(cfg: Settings) -> Predictor:
     use_free_cores(choose_device(cfg.USE_GPU))
     predictor = Predictor(cfg.CHECKPOINT, batch_size=cfg.BATCH_SIZE, unknown_below=cfg.UNKNOWN_BELOW, tta=cfg.TTA,
                           tta_below=cfg.TTA_BELOW, average_weights=cfg.AVERAGE_WEIGHTS, use_amp=cfg.USE_AMP,
-                          use_gpu=cfg.USE_GPU, use_dp=cfg.USE_DP)
+                          use_gpu=cfg.USE_GPU, use_dp=cfg.USE_DP, keep_features=bool(cfg.REVIEW))
     print(describe_device(predictor.device, predictor.amp_dtype))
     if cfg.UNKNOWN_BELOW and predictor.unknown_label != UNKNOWN:
         print(f'a class is called {UNKNOWN}, so images below UNKNOWN_BELOW are {predictor.unknown_label!r}')
@@ -140,8 +147,8 @@ def build_predictor(cfg: Settings) -> Predictor:
     return predictor
 
 
-def classify(cfg: Settings, source: Source, predictor: Predictor, tables: Tables) -> Summary:
-    """Classify every image, and write, print and sort as the answers come. Raises UserError."""
+def classify(cfg: Settings, source: Source, predictor: Predictor, tables: Tables, reviewer: Any) -> Summary:
+    """Classify every image, and write, print and sort as the answers come; a reviewer takes note. Raises UserError."""
     summary = Summary(predictor.classes, _ON_SHEET, keep_names=cfg.EXPLAIN, is_split=source.is_split)
     workers = worker_count(cfg.NUM_WORKERS)
     if source.count is not None:
@@ -158,6 +165,8 @@ def classify(cfg: Settings, source: Source, predictor: Predictor, tables: Tables
                 path = str(prediction.image)
                 row = table_row(prediction, source.name(path), source.store.stamp(path))
                 summary.add(prediction, row)
+                if reviewer is not None and not prediction.error and summary.true_class(row['path']) is None:
+                    reviewer.add(prediction, row['path'])
                 if sorter is not None and not prediction.error:
                     sorter.copy(prediction, row['path'])
                 rows.append(row)
@@ -200,20 +209,22 @@ def report_accuracy(out: Path, summary: Summary, unknown_below: float) -> dict[s
 
 
 def draw_page(cfg: Settings, out: Path, source: Source, summary: Summary, report: dict[str, Any] | None,
-              explainer: Any) -> None:
+              explainer: Any, reviewer: Any) -> None:
     """Write report.html, and with an Explainer explain/….png. What fails becomes a warning."""
     rows = [row for row in summary.sample.items() if not row['error']]
     with warn_instead(), making(out / 'report.html'):
         sections = []
+        review = {} if reviewer is None else reviewer.section(report)
         if explainer is not None and summary.readable:
             drawings = explainer.draw(out / 'explain', source, summary.readable)
             sections.append(explainer.section(rows, drawings))
         write_prediction_page(
             out / 'report.html', f'Predictions for {cfg.TEST_DIR}',
-            f'{summary.count} images, classified by {", ".join(cfg.CHECKPOINT)}', rows, report, source.open, sections)
+            f'{summary.count} images, classified by {", ".join(cfg.CHECKPOINT)}', rows, report, source.open,
+            more=sections, first=[review] if review else [])
 
 
-# What WATCH, SORT_TO and EXPLAIN ask for
+# What WATCH, SORT_TO, EXPLAIN and REVIEW ask for
 
 def watch_folder(cfg: Settings) -> int:
     """Classify what comes into TEST_DIR until a signal ends it. Return how many images could not be read."""
@@ -232,6 +243,15 @@ def open_sorter(cfg: Settings, predictor: Predictor) -> contextlib.AbstractConte
     with extra('SORT_TO'):
         from extras.inbox import Sorter
     return Sorter(cfg.SORT_TO, cfg.TEST_DIR, predictor.classes, cfg.UNSURE_BELOW)
+
+
+def build_reviewer(cfg: Settings, source: Source, predictor: Predictor) -> Any:
+    """Return what collects the images for the review that REVIEW asks for, or None."""
+    if not cfg.REVIEW or RANK > 0:
+        return None
+    with extra('REVIEW'):
+        from extras.review.sections import PredictionReview
+    return PredictionReview(source, predictor, cfg.REVIEW)
 
 
 def build_explainer(cfg: Settings, predictor: Predictor) -> Any:

@@ -1,6 +1,7 @@
 """Fixtures that several tests use."""
 import os
 import random
+import shutil
 import signal
 import sys
 import threading
@@ -12,6 +13,8 @@ import torch
 from helpers import ROOT, SEEDLINGS, draw_folder
 
 import makedata
+
+CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
 
 
 @pytest.fixture(autouse=True)
@@ -113,3 +116,42 @@ def source(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(makedata, 'NEAR_DUPLICATES', False)
     return draw_folder(tmp_path / 'data1', {'a': 20, 'b': 10})
+
+
+@pytest.fixture(scope='module')
+def browser():
+    api = pytest.importorskip('playwright.sync_api')
+    if not CHROMIUM:
+        pytest.skip('there is no Chromium: apt-get install chromium')
+    with api.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox'])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def show(browser):
+    """A function that opens a file and checks what holds for every page; what goes wrong later is in its `problems`."""
+    opened = []
+    local = ('file:', 'data:', 'blob:')
+
+    def show(path, width=1200, scheme='light', **options):
+        context = browser.new_context(viewport={'width': width, 'height': 900}, color_scheme=scheme, **options)
+        opened.append(context)
+        view = context.new_page()
+        view.problems = problems = []
+        view.on('console', lambda message: problems.append(message.text))
+        view.on('pageerror', lambda error: problems.append(str(error)))
+        view.on('dialog', lambda dialog: problems.append(dialog.message) or dialog.dismiss())
+        view.on('request', lambda request: request.url.startswith(local) or problems.append(request.url))
+        view.goto(path.resolve().as_uri())
+        view.wait_for_function('document.querySelectorAll("[data-figure]").length'
+                               ' === document.querySelectorAll("[data-figure] .main-svg:first-child").length')
+        assert not problems
+        assert view.evaluate('[...document.images].every(image => image.naturalWidth > 0)')
+        assert view.evaluate('document.documentElement.scrollWidth') <= width  # nothing sticks out
+        return view
+
+    yield show
+    for context in opened:
+        context.close()

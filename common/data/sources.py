@@ -74,12 +74,12 @@ class Source:
             return Path(name).name
         return name
 
-    def open(self, name: str) -> Image.Image:
+    def open(self, name: str, at_least: int = SHOWN_SIDE) -> Image.Image:
         """Return the RGB image that tables call by a name, perhaps smaller, but large enough to be shown.
 
-        Raises BadImage and BadName.
+        Its shorter side has `at_least` so many pixels if the file has them. Raises BadImage and BadName.
         """
-        return self.store.open(self.path(name), at_least=SHOWN_SIDE)
+        return self.store.open(self.path(name), at_least)
 
 
 def listed_files() -> Iterator[str]:

@@ -29,8 +29,11 @@ TRAIN, VAL, TEST = range(len(SIDES))
 # The listing of a split: split.json has the settings, split.csv a row for each image
 
 SPLIT_SETTINGS = 'split.json'
-SPLIT_COLUMNS = ('file', 'source', 'class', 'side', 'group', 'sha256')  # images of one group lie on one side
+# Images of one group lie on one side. `reason` says why an image has another class than in the source or, without a
+# `file`, why it was left out.
+SPLIT_COLUMNS = ('file', 'source', 'class', 'side', 'group', 'sha256', 'reason')
 
+CORRECTED_TABLE = 'corrections.csv'  # the corrections that a split follows, of all the tables of CORRECTIONS
 ABSENT_TABLE = 'absent.csv'  # the sides of images that an earlier split had, if they ever come back
 ABSENT_COLUMNS = ('sha256', 'side')
 
@@ -72,7 +75,7 @@ def read_sides(target: Path, deciding: Mapping[str, Any]) -> Rows:
         files = Rows(row['file'] for row in read_split_table(target))
         sides = [SIDES.index(row['side']) for row in read_all_sides(target)]
         earlier = Rows((row['sha256'] for row in read_all_sides(target)), sides)
-        unlisted = {SPLIT_SETTINGS, SPLIT_TABLE, ABSENT_TABLE, *manifest['shards']}
+        unlisted = {SPLIT_SETTINGS, SPLIT_TABLE, ABSENT_TABLE, CORRECTED_TABLE, *manifest['shards']}
         is_same = all([manifest['settings'][name] == value for name, value in deciding.items()])
     except MALFORMED:
         raise UserError(f'{target} was made by another version of {_MADE_BY}, or changed since: {_ADVICE}') from None
@@ -90,20 +93,32 @@ def read_sides(target: Path, deciding: Mapping[str, Any]) -> Rows:
 def read_split_table(folder: Path) -> Iterator[dict[str, str]]:
     """Yield the rows of split.csv as {column: text}, each with a 'file' that lies in the folder.
 
-    Raises BadName for others, and OSError, ValueError, KeyError and csv.Error.
+    Those of images that were left out, which have none, are passed over. Raises BadName for others, and OSError,
+    ValueError, KeyError and csv.Error.
     """
-    with open(regular(folder / SPLIT_TABLE), newline='', encoding='utf-8', errors='surrogateescape') as file:
-        for row in csv.DictReader(file):
+    for row in _read_rows(folder):
+        if not _is_left_out(row):
             inside(folder, row['file'])
             yield row
 
 
-def read_all_sides(folder: Path) -> Iterator[dict[str, str]]:
-    """Yield the rows of split.csv, then those of ABSENT_TABLE, if there is one, each with the 'sha256' of an image.
+def _read_rows(folder):
+    """Yield all rows of split.csv as {column: text}."""
+    with open(regular(folder / SPLIT_TABLE), newline='', encoding='utf-8', errors='surrogateescape') as file:
+        yield from csv.DictReader(file)
 
-    Raises what read_split_table does.
+
+def _is_left_out(row):
+    """Return whether a row of split.csv is that of an image that corrections left out."""
+    return row['file'] == '' and bool(row.get('reason'))
+
+
+def read_all_sides(folder: Path) -> Iterator[dict[str, str]]:
+    """Yield the rows of split.csv, also of images that were left out, then those of ABSENT_TABLE, if there is one.
+
+    Each has the 'sha256' of an image. Raises what read_split_table does.
     """
-    for row in itertools.chain(read_split_table(folder), read_absent(folder)):
+    for row in itertools.chain(_read_rows(folder), read_absent(folder)):
         if not _SHA256.fullmatch(row['sha256']):
             raise ValueError('sha256 has 64 hexadecimal digits')
         yield row
@@ -239,7 +254,7 @@ def split_row(images: TakenImages, place: int, side: int, file: str) -> tuple:
     """Return the row of split.csv, with SPLIT_COLUMNS, of an image that lies at `file` in the folder of the split."""
     path, target = images.samples[place]
     return (file, Path(path).as_posix(), harmless(images.classes[target]), SIDES[side], images.groups[place],
-            images.sha256[place].decode())
+            images.sha256[place].decode(), images.corrected.get(place, ''))
 
 
 def used_sides(sides: np.ndarray) -> list[int]:

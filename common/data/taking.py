@@ -1,7 +1,7 @@
 """Take the images for a split: read each file once, put a copy aside, and find out which images belong together."""
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +37,8 @@ class TakenImages:
     groups: np.ndarray       # (N,) the number of the group that stays together
     endings: dict[int, str]  # {place: ending that fits the content}, where the name is not that of an image
     copies: int              # how many are copies of whole files, not links
+    corrected: dict[int, str] = field(default_factory=dict)  # {place: the reason} of images in another class than in
+                             # the source
 
     def file(self, place: int) -> Path:
         """Return the file that waits."""
@@ -45,18 +47,22 @@ class TakenImages:
     def name(self, place: int) -> str:
         """Return the path that the image gets below its side: CLASS/… as in the source.
 
-        A shrunken image of a format that is not written becomes a PNG. That, and what a table lists without the name of
-        an image, gets a name that every script takes for one, and that no other file has.
+        A corrected image lies below its new class with the whole of its path. A shrunken image of a format that is not
+        written becomes a PNG. That, and what a table lists without the name of an image, gets a name that every script
+        takes for one, and that no other file has.
         """
         path, target = self.samples[place]
-        parts = Path(path).relative_to(self.root).parts[self.class_depth:]
-        below = Path(self.classes[target], *parts)
+        parts = Path(path).relative_to(self.root).parts
+        below = Path(self.classes[target], *parts[self.class_depth:])
+        if place in self.corrected:  # its class may have a file of that name
+            below = Path(self.classes[target], *parts)
         ending = self.endings.get(place, '')
         if self.is_shrunk[place] and below.suffix.lower() not in _SHRUNK_FORMATS:
             ending = '.shrunk.png'
         named = below.with_name(below.name + ending)
-        if ending and (len(os.fsencode(named.name)) > _LONGEST_NAME or os.path.lexists(path + ending)
-                       or not is_seen(named)):
+        is_taken = place in self.corrected and os.path.lexists(Path(self.root, below))
+        if is_taken or ending and (len(os.fsencode(named.name)) > _LONGEST_NAME or os.path.lexists(path + ending)
+                                   or not is_seen(named)):
             named = Path(self.classes[target], f'{self.sha256[place].decode()}-{place}{named.suffix}')
         return named.as_posix()
 

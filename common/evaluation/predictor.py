@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -129,6 +129,14 @@ class Prediction:
     logits: torch.Tensor | None = None  # (classes,), divided by the temperature, fp32 on the CPU
     error: str = ''                     # why the image cannot be read
     is_unknown: bool = False            # whether the image is not recognised
+    features: torch.Tensor | None = None  # (dim,), of the first network, with `keep_features`
+
+
+class Look(NamedTuple):
+    """What the networks make of images."""
+    logits: torch.Tensor           # (B, classes), means over the networks, divided by the temperature
+    typical: torch.Tensor | None   # (B,), how typical they are, mean over the networks that know
+    features: torch.Tensor | None  # (B, dim), of the first network
 
 
 @dataclass
@@ -147,13 +155,14 @@ class Predictor:
     is one network, whose weights are the mean of all: for checkpoints of one run. An image whose most probable class
     has a certainty below `unknown_below` gets the label `unknown_label`. With `tta`, test-time augmentation, an image
     with a confidence below `tta_below` is looked at again in the views that training had, and the logits are averaged.
-    `use_amp='auto'` means mixed precision if training had it; `use_gpu` is test.py's USE_GPU. Raises UserError, naming
-    the file.
+    `use_amp='auto'` means mixed precision if training had it; `use_gpu` is test.py's USE_GPU. With `keep_features` each
+    prediction has the features of its image. Raises UserError, naming the file.
     """
 
     def __init__(self, checkpoints: str | Path | Sequence[str | Path] | dict[str, dict], *, batch_size: int = 32,
                  unknown_below: float = 0., tta: bool = False, tta_below: float = 1., average_weights: bool = False,
-                 use_amp: bool | str = 'auto', use_gpu: bool | str = 'auto', use_dp: bool = True):
+                 use_amp: bool | str = 'auto', use_gpu: bool | str = 'auto', use_dp: bool = True,
+                 keep_features: bool = False):
         if isinstance(checkpoints, (str, Path)):
             checkpoints = [checkpoints]
         if not isinstance(checkpoints, dict):
@@ -161,6 +170,7 @@ class Predictor:
         self.batch_size = batch_size
         self.unknown_below = unknown_below
         self.tta_below = tta_below
+        self.keep_features = keep_features
         self.members = [Member(name, saved, restore(name, saved)) for name, saved in checkpoints.items()]
         first = self.members[0]
         self.classes = first.saved['classes']
@@ -236,7 +246,7 @@ class Predictor:
         if batch.tensors is None:
             return [Prediction(image, error=error) for image, error in zip(batch.images, batch.errors, strict=True)]
         tensors = [to_device(tensor, self.device) for tensor in batch.tensors]
-        logits, typical = self.look(tensors)
+        logits, typical, features = self.look(tensors)
         unsure = logits.softmax(1).amax(1) < self.tta_below
         if self.views and unsure.any():
             chosen = [tensor[unsure.to(self.device)] for tensor in tensors]
@@ -256,7 +266,8 @@ class Predictor:
             label = self.unknown_label if is_unknown else names[0]
             predictions.append(Prediction(
                 image, label, is_unknown=is_unknown, confidence=confidences[row].item(), certainty=certain[row].item(),
-                top=list(zip(names, probabilities[row].tolist(), strict=True)), logits=logits[row]))
+                top=list(zip(names, probabilities[row].tolist(), strict=True)), logits=logits[row],
+                features=features[row] if self.keep_features and features is not None else None))
             row += 1
         return predictions
 
@@ -267,30 +278,28 @@ class Predictor:
         """
         looks = [logits]
         for view in self.views:
-            seen, _ = self.look([view(tensor) for tensor in tensors])
-            looks.append(seen)
+            looks.append(self.look([view(tensor) for tensor in tensors]).logits)
         return torch.stack(looks).mean(0)
 
-    def look(self, tensors: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return (logits (B, classes), divided by the temperature; typicality (B,) or None), means over the networks.
-
-        `tensors` are the images for each transform (B, 3, H, W).
-        """
+    def look(self, tensors: list[torch.Tensor]) -> Look:
+        """Return what the networks make of images; `tensors` are those for each transform (B, 3, H, W)."""
         all_logits = []
         all_typical = []
+        all_features = []
         for member in self.members:
             logits, features = member.model(tensors[member.transform])
             logits = logits.float().cpu() / temperature_of(member.saved)
             if not logits.isfinite().all():
                 raise UserError(f'{member.name}: its weights give non-finite logits')
             all_logits.append(logits)
+            all_features.append(None if features is None else features.float().cpu())
             if features is None:
                 continue
             known = outliers_of(member.saved, features.shape[1])
             if known is not None:
-                all_typical.append(typicality(features.float().cpu(), known))
+                all_typical.append(typicality(all_features[-1], known))
         typical = torch.stack(all_typical).mean(0) if all_typical else None
-        return torch.stack(all_logits).mean(0), typical
+        return Look(torch.stack(all_logits).mean(0), typical, all_features[0])
 
 
 def average(members: list[Member]) -> Member:

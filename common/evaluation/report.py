@@ -9,6 +9,7 @@ from common.evaluation.metrics import scores
 from common.evaluation.predictor import Prediction
 from common.evaluation.suspects import find_suspects
 
+TYPICAL = 3         # images of each class that a person can compare others with
 SHOWN = 24          # images in each list of a report: the most confident mistakes, the least confident hits
 CURVE_POINTS = 200  # of the curve of answers
 LARGE = 10 ** 7     # probabilities; of more, computing ROC AUC takes too long
@@ -44,7 +45,22 @@ def build_report(scores: dict[str, Any], logits: torch.Tensor, targets: torch.Te
     report['suspects'] = [
         {'file': files[index], 'class': classes[targets[index]], 'perhaps': classes[other], 'score': score}
         for index, other, score in find_suspects(probabilities, targets)]
+    report['typical'] = typical(confidence, guess.where(right, -1), files, classes)
     return report
+
+
+def typical(confidence: torch.Tensor, guess: torch.Tensor, files: list[str], classes: list[str]
+            ) -> dict[str, list[str]]:
+    """Return {class: files of the TYPICAL images that are classified so, and rightly, with the highest confidence}.
+
+    `guess` (N,) is the class of an image, or -1 where that is wrong; `confidence` is (N,).
+    """
+    found = {name: [] for name in classes}
+    order = confidence.argsort(descending=True, stable=True)
+    for index, named in zip(order.tolist(), guess[order].tolist(), strict=True):
+        if named >= 0 and len(found[classes[named]]) < TYPICAL:
+            found[classes[named]].append(files[index])
+    return found
 
 
 def confusion_counts(confusion: np.ndarray, classes: list[str]) -> dict[str, dict[str, int]]:

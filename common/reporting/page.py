@@ -6,9 +6,11 @@ A Section is {'name', 'heading'} and any of
     'table'     {'columns', 'rows'}
     'pictures'  [{'images': [data URI], 'lines': [(CSS class, text)]}], with 'wide': True for one that takes two places
     'facts'     [(heading, [(name, value)])]
+    'html'      HTML that an extra has made, with its 'script'
 """
 import base64
 import io
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,7 +60,8 @@ def write_page(path: Path, title: str, subtitle: str, tiles: Sequence[tuple[str,
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
     contents = [(section['name'], section['heading']) for section in sections]
     text = environment.get_template('page.html').render(
-        title=title, subtitle=subtitle, tiles=tiles, contents=contents, sections=sections, plotly=get_plotlyjs())
+        title=title, subtitle=subtitle, tiles=tiles, contents=contents, sections=sections, plotly=get_plotlyjs(),
+        nonce=secrets.token_urlsafe(16))  # no script runs without it, whatever a name of a file or class may hold
     write_text(path, text)
 
 
@@ -185,11 +188,12 @@ def suspect_section(suspects: list[dict[str, Any]], thumbnail: Callable[[str], s
 
 def write_prediction_page(path: Path, title: str, subtitle: str, rows: list[dict[str, Any]],
                           report: dict[str, Any] | None, open_image: Callable[[str], Image.Image],
-                          more: Sequence[Section] = ()) -> None:
+                          more: Sequence[Section] = (), first: Sequence[Section] = ()) -> None:
     """Write the page of predictions. To be called inside `making`.
 
     `rows` are rows of the tables, of readable images; `open_image` takes their paths. `report` is that of
-    common/evaluation/report.py where classes are known, else None. `more` are sections that come last.
+    common/evaluation/report.py where classes are known, else None. `first` and `more` are sections that come before
+    and after the others.
     """
     thumbnail = Thumbnails(open_image)
     if report is None:
@@ -199,7 +203,7 @@ def write_prediction_page(path: Path, title: str, subtitle: str, rows: list[dict
     else:
         tiles = headline_tiles(report, f'on {report["pictures"]} images')
         sections = report_sections(report, thumbnail)
-    write_page(path, printable(title), printable(subtitle), tiles, [*sections, *more])
+    write_page(path, printable(title), printable(subtitle), tiles, [*first, *sections, *more])
 
 
 def prediction_lines(row: dict[str, Any]) -> list[tuple[str, str]]:

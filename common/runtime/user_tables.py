@@ -22,9 +22,11 @@ class TableRow(NamedTuple):
     cells: dict[str, str]   # {column: text}; '' where the table has no such column or cell
 
 
-def read_user_table(path: str, constant: str, required: Sequence[str], optional: Sequence[str] = ()
-                    ) -> Iterator[TableRow]:
+def read_user_table(path: str, constant: str, required: Sequence[str], optional: Sequence[str] = (),
+                    blank: Sequence[str] = ()) -> Iterator[TableRow]:
     """Yield the rows of a table that has the `required` columns, and perhaps the `optional` ones, in any order.
+
+    It must also have the `blank` columns, in which a cell may be empty.
 
     `constant` is the setting that names the file. Commas, semicolons, tabs or bars divide the cells. The names of the
     columns may be in any letter case. Other columns and empty rows are passed over. The texts are as they were written,
@@ -34,9 +36,9 @@ def read_user_table(path: str, constant: str, required: Sequence[str], optional:
     named = f'{constant} = {path!r}'
     text = _read_text(path, named)
     try:
-        header, rows = _find_header(text, named, required)
+        header, rows = _find_header(text, named, (*required, *blank))
         columns = {}
-        for name in (*required, *optional):
+        for name in (*required, *blank, *optional):
             if header.count(name) > 1:
                 raise UserError(f'{named}: it has more than one column {name}: keep one of them')
             if name in header:
@@ -46,7 +48,7 @@ def read_user_table(path: str, constant: str, required: Sequence[str], optional:
             if len(row) > len(header) and any(map(tidy, row[len(header):])):
                 raise UserError(f'{place}: it has {len(row)} cells, and the first line has {len(header)}: put a text '
                                 'with a comma in it into quotation marks')
-            cells = dict.fromkeys((*required, *optional), '')
+            cells = dict.fromkeys((*required, *blank, *optional), '')
             for name, column in columns.items():
                 if column < len(row):
                     cells[name] = row[column]

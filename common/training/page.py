@@ -3,6 +3,7 @@ import json
 import platform
 import time
 from collections import defaultdict
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from common.reporting.tables import write_suspects
 from common.runtime.console import format_duration, printable
 from common.runtime.device import describe_device
 from common.runtime.disks import regular
-from common.runtime.errors import warn_instead
+from common.runtime.errors import UserError, extra, warn_instead
 from common.runtime.names import BadName, inside
 from common.training.step import TrainState, seed_batch
 
@@ -53,6 +54,7 @@ class RunPage:
         self.data = data
         self.out = out
         self.thumbnail = Thumbnails(partial(open_image, data))  # a method would keep the data alive, in a circle
+        self.review: Any = None
         self.twins: list | None = None
         self.spent = 0.    # seconds, for all pages so far
         self.longest = 0.  # seconds, for one of them
@@ -75,7 +77,9 @@ class RunPage:
         report['suspects'] = sorted([*report['suspects'], *self.suspects()], key=lambda item: item['score'])
         write_suspects(self.out / 'suspects.csv', report['suspects'])
         tiles = headline_tiles(report, f'on val, which chose epoch {report["epoch"]}, {report["weights"]} weights')
-        sections = [*curve_sections(history), *report_sections(report, self.thumbnail)]
+        is_last = len(history) >= self.state.plan.epochs
+        sections = [self.review_section(report, is_last), *curve_sections(history)]
+        sections += report_sections(report, self.thumbnail)
         sections += [self.twin_section(), self.batch_section(len(history) - 1), self.facts_section()]
         source = self.facts['provenance']['source']
         start = 'from scratch' if source == 'scratch' else f'from {source}'
@@ -93,6 +97,17 @@ class RunPage:
         return [{'file': f'train/{Path(dataset.samples[index][0]).relative_to(dataset.root).as_posix()}',
                  'class': classes[dataset.targets[index]], 'perhaps': classes[guess], 'score': score}
                 for index, guess, score in self.state.margins.suspects()]
+
+    def review_section(self, report: dict[str, Any], is_last: bool) -> Section:
+        """Return the section in which labels are corrected, {} without the extra or if nothing is worth a look."""
+        if self.review is None:
+            with suppress(UserError):  # the page does without
+                with extra('report.html'):
+                    from extras.review.sections import RunReview
+                self.review = RunReview(self.settings['DATA_DIR'], self.data.classes, partial(open_image, self.data))
+        if self.review is None:
+            return {}
+        return self.review.section(report, [[file for file, _ in group] for group in self.find_twins()], is_last)
 
     def tiles(self, history: list[dict]) -> list[tuple[str, str, str]]:
         """Return the tiles of a training run: [(label, value, note)]."""
@@ -135,15 +150,20 @@ class RunPage:
 
     def twin_section(self) -> Section:
         """Return near-identical images of different classes, as makedata.py found them."""
-        if self.twins is None:
-            self.twins = find_twins(Path(self.settings['DATA_DIR']))
-        if not self.twins:
+        twins = self.find_twins()
+        if not twins:
             return {}
         return {'name': 'twins', 'heading': 'One photograph, two classes', 'note':
-                f'{len(self.twins)} groups of images that makedata.py found to be the same but for size, quality or '
+                f'{len(twins)} groups of images that makedata.py found to be the same but for size, quality or '
                 'turns lie in folders of different classes: one label of each must be wrong.', 'pictures': [
                     described(self.thumbnail, {'file': file}, ('wrong', name))
-                    for group in self.twins[:TWIN_GROUPS] for file, name in group]}
+                    for group in twins[:TWIN_GROUPS] for file, name in group]}
+
+    def find_twins(self) -> list[list[tuple[str, str]]]:
+        """Return what the function of this name found, once for all pages."""
+        if self.twins is None:
+            self.twins = find_twins(Path(self.settings['DATA_DIR']))
+        return self.twins
 
     def facts_section(self) -> Section:
         """Return settings, versions and what is known of the data."""
@@ -159,13 +179,15 @@ class RunPage:
             for heading, facts in (('Constants of train.py', self.settings), ('Versions and data', origin))]}
 
 
-def open_image(data: Data, file: str) -> Image.Image:
-    """Return an image named as in split.csv: train/CLASS/NAME or val/CLASS/NAME. Raises UserError."""
+def open_image(data: Data, file: str, at_least: int = 256) -> Image.Image:
+    """Return an image named as in split.csv: train/CLASS/NAME or val/CLASS/NAME, which has `at_least` so many pixels on
+    its shorter side if the file has them. Raises UserError.
+    """
     side, _, rest = file.partition('/')
     if side not in ('train', 'val'):
         raise BadName(f'{file!r} lies neither in train nor in val')
     loader = data.train if side == 'train' else data.val
-    return loader.dataset.store.open(inside(loader.dataset.root, rest), at_least=256)
+    return loader.dataset.store.open(inside(loader.dataset.root, rest), at_least)
 
 
 def find_twins(data_dir: Path) -> list[list[tuple[str, str]]]:

@@ -148,3 +148,32 @@ def test_the_recipes_of_others_train(tmp_path, recipe, options, pflop):
     done = run_script('tests/bench/accuracy.py', '--photos', photos, '--recipe', recipe, '--options', options,
                       '--pflop', pflop, '--table', 'table.csv', cwd=tmp_path)
     assert done.returncode == 0 and '1/1' in done.stderr and 'loss=' in done.stderr, done.stderr
+
+
+needs_review = pytest.mark.skipif(not (ROOT / 'extras' / 'review').exists(), reason='there is no extras/review')
+REVIEW = f'--img-size 32 --batch-size 4 --model-kwargs "{TINY}"'
+
+
+@needs_review
+def test_the_bench_of_corrected_labels(folder, tmp_path):
+    """The same call twice adds one row."""
+    for looks in (0, 5, 5):
+        done = run_script('tests/bench/review.py', '--photos', folder / 'train', '--noise', 0.2, '--looks', looks,
+                          '--options', REVIEW, '--pflop', 3.6e-7, '--table', 'table.csv', cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    with open(tmp_path / 'table.csv', encoding='utf-8') as file:
+        rows = list(csv.DictReader(file))
+    assert [(row['looks'], row['wrong']) for row in rows] == [('0', '3'), ('5', '3')]
+    assert 0 <= int(rows[1]['found']) <= 3
+
+
+@needs_review
+@pytest.mark.parametrize('how', ['review', 'random'])
+def test_the_bench_of_chosen_labels(folder, tmp_path, how):
+    done = run_script('tests/bench/review.py', '--step', 'choose', '--photos', folder / 'train', '--how', how,
+                      '--rounds', 2, '--per-round', 5, '--options', REVIEW, '--pflop', 1.6e-7, '--table', 'table.csv',
+                      cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    with open(tmp_path / 'table.csv', encoding='utf-8') as file:
+        rows = list(csv.DictReader(file))
+    assert [row['labels'] for row in rows] == ['5', '10'] and all(float(row['high']) > 0 for row in rows)

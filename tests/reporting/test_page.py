@@ -27,44 +27,6 @@ from common.training.losses import LossModel
 from common.training.page import RunPage, find_twins, open_image
 
 NAMES = ["Fat Hen's <script>alert(1)</script>", '玉米 "Mais" & <b>co</b>', '{{ 7 * 7 }} $x$', '</script>=cmd']
-CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
-
-
-@pytest.fixture(scope='module')
-def browser():
-    api = pytest.importorskip('playwright.sync_api')
-    if not CHROMIUM:
-        pytest.skip('there is no Chromium: apt-get install chromium')
-    with api.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox'])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def show(browser):
-    """A function that opens a file and checks what holds for every page."""
-    opened = []
-
-    def show(path, width=1200, scheme='light'):
-        view = browser.new_page(viewport={'width': width, 'height': 900}, color_scheme=scheme)
-        opened.append(view)
-        problems = []
-        view.on('console', lambda message: problems.append(message.text))
-        view.on('pageerror', lambda error: problems.append(str(error)))
-        view.on('dialog', lambda dialog: problems.append(dialog.message) or dialog.dismiss())
-        view.on('request', lambda request: request.url.startswith(('file:', 'data:')) or problems.append(request.url))
-        view.goto(path.resolve().as_uri())
-        view.wait_for_function('document.querySelectorAll("[data-figure]").length'
-                               ' === document.querySelectorAll("[data-figure] .main-svg:first-child").length')
-        assert not problems
-        assert view.evaluate('[...document.images].every(image => image.naturalWidth > 0)')
-        assert view.evaluate('document.documentElement.scrollWidth') <= width  # nothing sticks out
-        return view
-
-    yield show
-    for view in opened:
-        view.close()
 
 
 @pytest.fixture(scope='module')
@@ -207,6 +169,28 @@ def test_a_page_that_cannot_be_made_is_a_warning(data, monkeypatch, capsys):
     predict()
     assert 'warning: predictions/report.html could not be made' in capsys.readouterr().out
     assert (data.parent / 'predictions' / 'predictions.csv').exists()
+
+
+def test_no_script_runs_that_is_not_the_pages_own(tmp_path, show):
+    """Should a name of a file or class ever become an element, the browser refuses it, and every address outside."""
+    synthetic(tmp_path / 'x.html', 3)
+    view = show(tmp_path / 'x.html')
+    refused = view.evaluate("""() => new Promise(resolve => {
+      const refused = []
+      document.addEventListener('securitypolicyviolation', event => {
+        refused.push(event.effectiveDirective)
+        if (refused.length === 3) resolve(refused)
+      })
+      const script = document.createElement('script')
+      script.textContent = 'window.hasRun = true'
+      const image = new Image()
+      image.setAttribute('onerror', 'window.hasRun = true')
+      image.src = 'http://localhost:9/'
+      document.body.append(script, image)
+      setTimeout(() => resolve(refused), 10000)  // so that the test fails where nothing is refused
+    })""")
+    assert sorted(refused) == ['img-src', 'script-src-attr', 'script-src-elem']
+    assert view.evaluate('window.hasRun') is None
 
 
 def test_a_table_is_sorted_by_a_click(tmp_path, show):

@@ -1,0 +1,116 @@
+"""The review of a training run, of labelled and of unlabelled predictions: what train.py and test.py call."""
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from common.data.sources import Source
+from common.evaluation.predictor import Prediction, Predictor
+from common.reporting.page import Section
+from common.runtime.errors import warn_instead
+from extras.review.candidates import UNSURE, Candidate, Choices, labelled_candidates
+from extras.review.origin import find_origin, read_labelled
+from extras.review.page import Review, review_section
+from extras.review.pictures import Pictures
+from extras.review.teaching import Pool
+
+USUAL = 1000          # images of REVIEW = True
+MOST_OF_RUN = 2000    # candidates in the page of a training run; reading more of them would keep its end waiting
+MOST_MEANWHILE = 200  # while it goes on, when early networks suspect half of the images
+
+
+class RunReview:
+    """Makes the review of a training run, again after each of its epochs that gets a page.
+
+    `open_image(file, at_least)` opens SIDE/CLASS/NAME of the split in `data_dir`.
+    """
+
+    def __init__(self, data_dir: str, classes: list[str], open_image: Callable[[str, int], Image.Image]):
+        self.data_dir = Path(data_dir)
+        self.classes = classes
+        self.pictures = Pictures(open_image)
+
+    def section(self, report: dict[str, Any], twins: Iterable[list[str]], is_last: bool) -> Section:
+        """Return the section of report.html, {} if nothing is worth a look.
+
+        `report` has the suspects of train, too; `twins` are groups of files that show the same in several classes. The
+        last page of a run has more candidates.
+        """
+        candidates = labelled_candidates(report, twins)
+        files = {file for candidate in candidates for file in candidate.files}
+        origin = find_origin(self.data_dir, files)
+        review = Review(candidates, self.classes, Choices(self.classes, report['confusion']), report['typical'],
+                        root=str(self.data_dir))
+        if origin is not None:
+            review.root = origin.root
+            review.names = origin.names
+            review.earlier = origin.earlier
+        return review_section(review, self.pictures, MOST_OF_RUN if is_last else MOST_MEANWHILE)
+
+
+class PredictionReview:
+    """Collects predictions for the review that test.py's REVIEW asks for: `most` images, or True for USUAL of them.
+
+    What the table of labels that the network was trained on has already is carried over, if its images are these.
+    """
+
+    def __init__(self, source: Source, predictor: Predictor, most: int | bool):
+        self.source = source
+        self.classes = predictor.classes
+        self.most = USUAL if most is True else most
+        self.pool = Pool(self.most)
+        self.root = '.' if source.is_list else source.root
+        self.earlier, self.groups = known_labels(self.root, predictor.members[0].saved)
+        self.known = {correction.file for correction in self.earlier}
+
+    def add(self, prediction: Prediction, name: str) -> None:
+        """Take note of a readable image that has no label; tables call it by `name`."""
+        if name not in self.known:
+            self.pool.add(name, prediction)
+
+    def section(self, report: dict[str, Any] | None) -> Section:
+        """Return the section of report.html, {} if nothing is worth a look; `report` is of the images with labels."""
+        unlabelled = [Candidate(UNSURE, [found.name], [None], found.probable, found.confidence)
+                      for found in self.pool.most_valuable()]
+        if report is None:
+            review = Review(unlabelled, self.classes, Choices(self.classes), self.pool.typical, self.root,
+                            earlier=self.earlier, groups=self.groups, makes_labels=True)
+        else:
+            candidates = [*labelled_candidates(report, []), *unlabelled]
+            review = Review(candidates, self.classes, Choices(self.classes, report['confusion']), report['typical'],
+                            self.root)
+            follow_split(review)
+        return review_section(review, Pictures(self.source.open), self.most)
+
+
+def known_labels(root: str, saved: dict[str, Any]) -> tuple[list, dict[str, str]]:
+    """Return what the table of LABELS says with which the split of a checkpoint was made, as read_labelled does.
+
+    Nothing if it was made without one, or of images that do not lie in the folder `root`.
+    """
+    settings = saved.get('settings')
+    if not isinstance(settings, dict) or not isinstance(settings.get('DATA_DIR'), str):
+        return [], {}
+    origin = find_origin(Path(settings['DATA_DIR']), files=())
+    if origin is None or not origin.labels or Path(origin.root).resolve() != Path(root).resolve():
+        return [], {}
+    with warn_instead():  # the page's own table will lack them, which a person should know
+        return read_labelled(origin.labels)
+    return [], {}
+
+
+def follow_split(review: Review) -> None:
+    """Give the images of a review the names that they have in their source, where makedata.py put them into its folder.
+
+    That may be a whole split, or one side of it.
+    """
+    files = {file for candidate in review.candidates for file in candidate.files}
+    folder = Path(review.root)
+    for place, prefix in ((folder, ''), (folder.parent, f'{folder.name}/')):
+        origin = find_origin(place, {prefix + file for file in files})
+        if origin is not None and origin.names:
+            review.root = origin.root
+            review.names = {file.removeprefix(prefix): name for file, name in origin.names.items()}
+            review.earlier = origin.earlier
+            return
