@@ -25,6 +25,8 @@ from extras.deploy.measure import Measurement
 from extras.deploy.page import PageContent, write_page
 from models import restore_model
 
+pytestmark = pytest.mark.slow  # the page is built with a whole volo_d1, and a browser starts
+
 WORKER = ROOT / 'extras' / 'deploy' / 'browser' / 'worker.js'
 CLASSES = ['a', '<script>document.title = 1</script><img src=x onerror=alert(1)>', '=cmd|calc']
 TALL = {'(49, 65)', '(200, 301)'}  # Pillow 13 resizes some such images down first
