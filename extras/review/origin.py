@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from common.data.split import CORRECTED_TABLE, MALFORMED, SPLIT_SETTINGS, read_split_table
+from common.runtime.disks import regular
 from common.runtime.errors import warn_instead
 from common.runtime.user_tables import read_user_table, tidy
 from extras.review.corrections import Correction
@@ -34,7 +35,7 @@ def find_origin(folder: Path, files: Collection[str] | None = None) -> Origin | 
 
 def read_origin(place: Path, prefix: str, files: Collection[str] | None) -> Origin:
     """Return the source of the split in a folder; `prefix` is '' or the folder of a fold. Raises one of MALFORMED."""
-    settings: dict[str, Any] = json.loads((place / SPLIT_SETTINGS).read_text(encoding='utf-8'))['settings']
+    settings: dict[str, Any] = json.loads(regular(place / SPLIT_SETTINGS).read_text(encoding='utf-8'))['settings']
     root = Path(settings['SOURCE_DIR'])
     names = {}
     for row in read_split_table(place):

@@ -9,10 +9,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from fuzzing import STRANGE, as_csv, cases, confined, not_waited_for, odd_text, put_strange, spoiled_file
 from helpers import classify, draw_folder, split, untrained
 from PIL import Image
 
 from common.data.sources import open_source
+from common.data.split import SPLIT_COLUMNS
 from common.evaluation.metrics import scores
 from common.evaluation.predictor import Prediction
 from common.evaluation.report import build_report
@@ -141,6 +143,48 @@ def test_images_have_the_names_of_their_source(tmp_path, source):
     assert find_origin(tmp_path / 'data1') is None
     (tmp_path / 'data' / 'corrections.csv').write_bytes(b'\xff')
     assert find_origin(Path('data')).earlier == []
+
+
+SETTINGS = {'made_by': 'makedata.py', 'settings': {'SOURCE_DIR': 'data1', 'LABELS': None}}
+LISTING = [[*SPLIT_COLUMNS], *([f'train/a/{number}.png', f'data1/a/{number}.png', 'a', 'train', '', '0' * 64, '']
+                               for number in range(2))]
+CORRECTED = [['file', 'class', 'was', 'when'], ['a/0.png', 'b', 'a', 'then'], ['a/1.png', '', 'a', '']]
+
+
+def write_origin(folder, **contents):
+    """Write what makedata.py would have written, or other bytes."""
+    good = {'split.json': json.dumps(SETTINGS), 'split.csv': as_csv(LISTING), 'corrections.csv': as_csv(CORRECTED)}
+    for name, text in good.items():
+        (folder / name).write_bytes(contents.get(name, text.encode()))
+
+
+@cases(100)
+def test_fuzz_the_origin_of_a_split(tmp_path_factory, random):
+    """It is known, or not."""
+    folder = tmp_path_factory.getbasetemp() / 'origin'
+    folder.mkdir(exist_ok=True)
+    spoil = {'split.json': lambda: spoiled_file(random, SETTINGS),
+             'split.csv': lambda: spoiled_file(random, LISTING, as_csv, odd_text),
+             'corrections.csv': lambda: spoiled_file(random, CORRECTED, as_csv, odd_text)}
+    write_origin(folder)
+    assert len(find_origin(folder).names) == len(find_origin(folder).earlier) == 2
+    name = random.choice([*spoil])
+    write_origin(folder, **{name: spoil[name]()})
+    with confined(folder, folder.parent):
+        find_origin(folder)
+
+
+@pytest.mark.parametrize('what', STRANGE)
+@pytest.mark.parametrize('name', ['split.json', 'split.csv', 'corrections.csv'])
+def test_an_origin_that_is_no_file_is_not_waited_for(tmp_path, name, what):
+    write_origin(tmp_path)
+    put_strange(tmp_path / name, what)
+    with not_waited_for(), confined(tmp_path, tmp_path.parent):
+        origin = find_origin(tmp_path)
+    if name == 'corrections.csv':
+        assert origin.earlier == []
+    else:
+        assert origin is None
 
 
 def test_a_run_on_a_split_of_others_is_reviewed_too(tmp_path, monkeypatch):
