@@ -97,7 +97,10 @@ def split(layout: Layout, cfg: settings.Settings) -> None:
         sides = layout.divide(taken, earlier)  # by the classes of the source: a corrected image stays on its side
         left_out = []
         if corrections is not None:
-            images, sides, left_out = corrections.apply(taken, sides, remember=not cfg.FOLDS)
+            corrected = corrections.apply(taken, sides, remember=not cfg.FOLDS)
+            images = corrected.images
+            sides = corrected.sides
+            left_out = corrected.left_out
             corrections.write(folder / CORRECTED_TABLE)
         report_duplicates(images)
         with writing_manifest(folder, vars(cfg)) as rows:

@@ -139,11 +139,21 @@ def show(browser):
         context = browser.new_context(viewport={'width': width, 'height': 900}, color_scheme=scheme, **options)
         opened.append(context)
         view = context.new_page()
-        view.problems = problems = []
+        problems = []
+        view.problems = problems
+
+        def dismissed(dialog):
+            problems.append(dialog.message)
+            dialog.dismiss()
+
+        def requested(request):
+            if not request.url.startswith(local):
+                problems.append(request.url)
+
         view.on('console', lambda message: problems.append(message.text))
         view.on('pageerror', lambda error: problems.append(str(error)))
-        view.on('dialog', lambda dialog: problems.append(dialog.message) or dialog.dismiss())
-        view.on('request', lambda request: request.url.startswith(local) or problems.append(request.url))
+        view.on('dialog', dismissed)
+        view.on('request', requested)
         view.goto(path.resolve().as_uri())
         view.wait_for_function('document.querySelectorAll("[data-figure]").length'
                                ' === document.querySelectorAll("[data-figure] .main-svg:first-child").length')

@@ -64,18 +64,24 @@ def tiff(data, size, bits, tags=(), channels=1, entries=(), order='<', big=False
     data = data if isinstance(data, bytes) else data.astype(f'{order}u{bits // 8}').tobytes()
     tags = {256: size[0], 257: size[1], 258: bits, 259: 1, 262: 2 if channels == 3 else 1, 273: 0, 277: channels,
             278: size[1], 279: len(data), **dict(tags)}
-    head, entry = ('HHHQ', 'HHQ8s') if big else ('HL', 'HHL4s')
+    if big:
+        header = struct.pack(f'{order}HHHQ', 43, 8, 0, 16)
+        entry = f'{order}HHQ8s'
+        length = f'{order}Q'
+        no_more = bytes(8)  # the place of the next directory
+    else:
+        header = struct.pack(f'{order}HL', 42, 8)
+        entry = f'{order}HHL4s'
+        length = f'{order}H'
+        no_more = bytes(4)
     entries = {number: (kind, count, value) for number, kind, count, value in entries}
-    start = 16 if big else 8
-    end = start + (8 if big else 2) + len({**tags, **entries}) * struct.calcsize(f'{order}{entry}') + (8 if big else 4)
-    tags[273] = end  # where the pixels begin
+    mark = b'II' if order == '<' else b'MM'
+    directory = struct.calcsize(length) + len({**tags, **entries}) * struct.calcsize(entry) + len(no_more)
+    tags[273] = len(mark) + len(header) + directory  # where the pixels begin
     for number, value in tags.items():
         entries[number] = (4, 1, struct.pack(f'{order}L', value))
-    mark = b'II' if order == '<' else b'MM'
-    header = mark + struct.pack(order + head, *((43, 8, 0, 16) if big else (42, 8)))
-    return (header + struct.pack(f'{order}{"Q" if big else "H"}', len(entries))
-            + b''.join(struct.pack(order + entry, number, *entries[number]) for number in sorted(entries))
-            + bytes(8 if big else 4) + data)
+    packed = [struct.pack(entry, number, *entries[number]) for number in sorted(entries)]
+    return b''.join([mark, header, struct.pack(length, len(entries)), *packed, no_more, data])
 
 
 def good_pictures():

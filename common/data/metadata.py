@@ -86,10 +86,11 @@ def _read_directory(content):
     if content[:2] not in (b'II', b'MM'):
         raise ValueError('neither a TIFF file nor an EXIF block')
     order = '<' if content[:2] == b'II' else '>'
-    if b'+' in content[2:4]:  # BigTIFF
-        count, place, header, size = 'Q', 'Q', 8, 20
-    else:
-        count, place, header, size = 'H', 'L', 4, 12
+    is_big = b'+' in content[2:4]  # BigTIFF
+    count = 'Q' if is_big else 'H'
+    place = 'Q' if is_big else 'L'
+    header = 8 if is_big else 4  # where the place of the directory stands
+    size = 20 if is_big else 12  # bytes of an entry
     [start] = struct.unpack_from(order + place, content, header)
     [number] = struct.unpack_from(order + count, content, start)
     first = start + struct.calcsize(order + count)

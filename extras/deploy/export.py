@@ -219,12 +219,12 @@ def convert(module: nn.Module, example: torch.Tensor, name: str, outputs: list[s
                                     output_names=outputs, opset_version=OPSET, verbose=False, optimize=False)
     except torch.onnx.OnnxExporterError as error:
         raise WeightsError(f'PyTorch cannot export {metadata["model"]}: {first_line(error)}') from error
-    tidy(program.model)
+    simplify(program.model)
     program.model.metadata_props.update(metadata)
     program.save(path)
 
 
-def tidy(model: Any) -> None:
+def simplify(model: Any) -> None:
     """Compute what is constant in a model of onnx_ir, and leave out what is not used.
 
     PyTorch's `optimize` also looks for patterns, which takes as long as the rest of the export, and which onnxruntime
@@ -235,12 +235,18 @@ def tidy(model: Any) -> None:
 
     common.InlinePass()(model)
     optimizer.fold_constants(model, onnx_shape_inference=True)
-    for tidying in (common.RemoveUnusedNodesPass(), common.LiftConstantsToInitializersPass(lift_all_constants=True,
-                                                                                         size_limit=0),
-                    common.DeduplicateInitializersPass(), common.CommonSubexpressionEliminationPass(),
-                    common.RemoveUnusedNodesPass(), common.RemoveUnusedFunctionsPass(), common.RemoveUnusedOpsetsPass(),
-                    common.OutputFixPass(), common.NameFixPass()):
-        tidying(model)
+    passes = [
+        common.RemoveUnusedNodesPass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.DeduplicateInitializersPass(),
+        common.CommonSubexpressionEliminationPass(),
+        common.RemoveUnusedNodesPass(),
+        common.RemoveUnusedFunctionsPass(),
+        common.RemoveUnusedOpsetsPass(),
+        common.OutputFixPass(),
+        common.NameFixPass()]
+    for simplification in passes:
+        simplification(model)
 
 
 def quantize(source: Path, target: Path, pictures: Iterator[np.ndarray], folder: Path) -> None:

@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader
 
 from common.data import images
 from common.data.transforms import Transform, least_side
-from common.evaluation.predictor import TOP, UNKNOWN, temperature_of
+from common.evaluation.predictor import TOP, UNKNOWN, free_label, temperature_of
 from common.runtime.console import Bar
 from common.runtime.files import replacing
 from extras.deploy.export import open_session
@@ -112,7 +112,7 @@ def page_settings(content: PageContent, payload_size: int) -> dict[str, Any]:
         'bitDepth': images.BIT_DEPTH,
         'temperature': temperature_of(content.saved),
         'unknownBelow': content.unknown_below,
-        'unknown': UNKNOWN,
+        'unknown': free_label(UNKNOWN, content.saved['classes']),
         'top': TOP,
         'model': content.saved['model'],
         'weights': WEIGHTS[content.weights],

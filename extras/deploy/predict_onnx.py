@@ -26,7 +26,11 @@ FORMATS = ['AVIF', 'BMP', 'DDS', 'DIB', 'GIF', 'HEIF', 'ICNS', 'ICO', 'IM', 'JPE
 TURNS = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
          5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
          8: Image.Transpose.ROTATE_90}  # by the orientation of EXIF
-ORIENTATION, BITS, LARGEST, PLANES, KIND = 274, 258, 281, 284, 339  # tags of EXIF and TIFF
+ORIENTATION = 274  # tags of EXIF and TIFF
+BITS = 258
+LARGEST = 281
+PLANES = 284
+KIND = 339
 
 Image.init()
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
@@ -56,12 +60,27 @@ def open_image(file, at_least, bit_depth=None):
 
 
 def turn(image):
-    """Return an image turned as its EXIF says. EXIF that cannot be read turns nothing."""
+    """Return an image turned as its EXIF or XMP says. What cannot be read turns nothing."""
     try:
-        orientation = image.getexif().get(ORIENTATION)
+        orientation = stated_orientation(image.info.get('exif', b'')) or image.getexif().get(ORIENTATION)
     except Exception:  # of a dozen types
         return image
     return image.transpose(TURNS[orientation]) if orientation in TURNS else image
+
+
+def stated_orientation(exif):
+    """Return the orientation in an EXIF block, or None. Pillow stops reading at the first fault ahead of it."""
+    block = exif.removeprefix(b'Exif\0\0')
+    order = {b'II': '<', b'MM': '>'}.get(block[:2])
+    if order is None:
+        return None
+    [start] = struct.unpack_from(order + 'L', block, 4)
+    [number] = struct.unpack_from(order + 'H', block, start)
+    for place in range(start + 2, start + 2 + 12 * number, 12):
+        tag, kind, count, value = struct.unpack_from(order + 'HHLH', block, place)
+        if (tag, kind, count) == (ORIENTATION, 3, 1):
+            return value
+    return None
 
 
 def significant_bits(file):

@@ -71,6 +71,13 @@ def test_weights_of_floating_point_may_use_webgpu(content):
     assert page.page_settings(dataclasses.replace(content, weights='fp16'), 1)['webgpu']
 
 
+def test_a_class_called_unknown_is_no_answer_of_nothing(content):
+    """The page says what test.py says then."""
+    saved = {**content.saved, 'classes': ['cat', 'unknown']}
+    assert page.page_settings(dataclasses.replace(content, saved=saved), 1)['unknown'] == 'unknown (no class)'
+    assert page.page_settings(content, 1)['unknown'] == 'unknown'
+
+
 def package(monkeypatch):
     """The bytes of an npm package that counts as the right one."""
     file = io.BytesIO()

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from helpers import ROOT, draw_folder, scene
-from odd_pictures import bad_pictures, good_pictures, mutated_pictures, pixels, png, tiff
+from odd_pictures import bad_pictures, exif_block, good_pictures, mutated_pictures, pixels, png, tiff
 from PIL import Image
 
 from common.data import images
@@ -76,6 +76,9 @@ def test_exif_turns_an_image_whatever_else_is_wrong_with_it():
     entries = b'\x12\x01\x03\x00\x01\x00\x00\x00\x06\x00\x00\x00' b'\x13\x02\x04\x00\x01\x00\x00\x00\xff\xff\xff\xff'
     odd = b'Exif\0\0II*\0\x08\0\0\0\x02\0' + entries + bytes(4)
     assert predict_onnx.open_image(io.BytesIO(jpeg((90, 70), exif=odd)), 64).size == (70, 90)
+    for fault in [(0x10e, 2, 2 ** 32 - 1, b'\xff\xff\xff\xff'), (0x110, 5, 1, b'\xff\xff\xff\x7f')]:  # ahead of it
+        block = exif_block(fault, (0x112, 3, 1, b'\6\0'))
+        assert predict_onnx.open_image(io.BytesIO(jpeg((90, 70), exif=block)), 64).size == (70, 90)
     assert predict_onnx.open_image(io.BytesIO(jpeg((90, 70), exif=odd[:30])), 64).size in ((70, 90), (90, 70))
     assert predict_onnx.open_image(io.BytesIO(jpeg((90, 70), exif=b'Exif\0\0nonsense')), 64).size == (90, 70)
 

@@ -6,7 +6,10 @@ from typing import Any, NamedTuple
 CHOICES = 9  # classes that have a key
 
 # Kinds of candidates, as review.js knows them, and what the page calls them
-TWINS, SUSPECT, MISTAKE, UNSURE = 'twins', 'suspect', 'mistake', 'unsure'
+TWINS = 'twins'
+SUSPECT = 'suspect'
+MISTAKE = 'mistake'
+UNSURE = 'unsure'
 KINDS = {TWINS: 'in several classes', SUSPECT: 'suspected label', MISTAKE: 'confident mistake', UNSURE: 'no label'}
 
 

@@ -35,6 +35,13 @@ class Correction(NamedTuple):
     table: str  # the file in which it stands
 
 
+class Corrected(NamedTuple):
+    """What corrections make of the images of a split."""
+    images: TakenImages    # those that stay, with corrected classes
+    sides: np.ndarray      # (N,) their sides
+    left_out: list[tuple]  # rows of split.csv for the others
+
+
 def read_corrections(tables: Iterable[str], found: FoundImages) -> 'Corrections':
     """Return what the `tables` say of the images that were found, and print it.
 
@@ -112,17 +119,20 @@ class Corrections:
     origin: str
     decided: dict[str, Correction]  # by file
 
-    def apply(self, taken: TakenImages, sides: np.ndarray, remember: bool) -> tuple[TakenImages, np.ndarray, list]:
-        """Return (the images that stay, with corrected classes; their sides; rows of split.csv for the others).
+    def apply(self, taken: TakenImages, sides: np.ndarray, remember: bool) -> Corrected:
+        """Return the images with corrected classes.
 
         `sides` (N,) are those that the images were drawn for by the classes of the source: so none changes its side.
-        The rows `remember` them, for images that come back; folds (of FOLDS) are no sides. Prints what changes. Raises
-        UserError if no image is left, or none of a class in train.
+        The rows of those that are left out `remember` them, for images that come back; folds (of FOLDS) are no sides.
+        Prints what changes. Raises UserError if no image is left, or none of a class in train.
         """
         start = len(os.path.join(Path(taken.root), ''))
         labels = [taken.classes[target] for target in taken.samples.targets]
-        kept, left_out, reasons = [], [], {}
-        replaced = confirmed = 0
+        kept = []      # places
+        left_out = []  # rows of split.csv
+        reasons = {}   # {new place: text}
+        replaced = 0
+        confirmed = 0
         for place, (path, _) in enumerate(taken.samples):
             correction = self.decided.get(_below(path, start))
             if correction is not None and not correction.label:
@@ -146,7 +156,7 @@ class Corrections:
             taken, classes=classes, samples=Samples((taken.samples[place][0], index[labels[place]]) for place in kept),
             numbers=taken.numbers[kept], sha256=taken.sha256[kept], is_shrunk=taken.is_shrunk[kept],
             groups=taken.groups[kept], endings=endings, corrected=reasons)
-        return images, sides[kept], left_out
+        return Corrected(images, sides[kept], left_out)
 
     def refuse_untrained(self, classes: list[str], in_train: set[str]) -> None:
         """Raise UserError for a class without an image in train, with which train.py could not begin."""

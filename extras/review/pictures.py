@@ -16,11 +16,12 @@ Open = Callable[[str, int], Image.Image]  # (name, least pixels of the shorter s
 
 
 class Pictures:
-    """Makes pictures of images, and keeps them: a page that is written again after an epoch needs the same ones."""
+    """Makes pictures of images, and keeps them: a page that is written again after an epoch needs many of them."""
 
     def __init__(self, open_image: Open):
         self.open_image = open_image
-        self.made: dict[tuple[str, int, int], str] = {}
+        self.made: dict[tuple[str, int], str] = {}  # by name and side
+        self.shown: set[tuple[str, int]] = set()
 
     def of(self, names: Sequence[str], room: int) -> list[str]:
         """Return a JPEG in base64 for each image, '' for one that cannot be read; `room` bytes are enough for all."""
@@ -28,10 +29,21 @@ class Pictures:
             return []
         most = room // len(names) * 3 // 4  # base64 needs four characters for three bytes
         side = choose_side(most)
-        missing = sorted({name for name in names if (name, side, most) not in self.made})
+        missing = sorted({name for name in names if not self.has(name, side, most)})
         for name, picture in zip(missing, self.draw(missing, side, most), strict=True):
-            self.made[name, side, most] = picture
-        return [self.made[name, side, most] for name in names]
+            self.made[name, side] = picture
+        self.shown.update((name, side) for name in names)
+        return [self.made[name, side] for name in names]
+
+    def has(self, name: str, side: int, most: int) -> bool:
+        """Return whether there is a picture of that side, of at most `most` bytes before it became a text."""
+        picture = self.made.get((name, side))
+        return picture is not None and len(picture) // 4 * 3 <= most + 2  # up to two bytes more than there were
+
+    def keep_shown(self) -> None:
+        """Forget the pictures that the page which is now complete does not show: each epoch shows others."""
+        self.made = {key: picture for key, picture in self.made.items() if key in self.shown}
+        self.shown = set()
 
     def draw(self, names: list[str], side: int, most: int) -> Iterable[str]:
         """Return the pictures of images, each of which is read."""

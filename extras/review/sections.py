@@ -46,7 +46,9 @@ class RunReview:
             review.root = origin.root
             review.names = origin.names
             review.earlier = origin.earlier
-        return review_section(review, self.pictures, MOST_OF_RUN if is_last else MOST_MEANWHILE)
+        section = review_section(review, self.pictures, MOST_OF_RUN if is_last else MOST_MEANWHILE)
+        self.pictures.keep_shown()
+        return section
 
 
 class PredictionReview:

@@ -95,7 +95,27 @@ def test_an_image_is_read_once_for_all_pages():
     made = Pictures(open_image)
     for _ in range(2):
         assert [bool(picture) for picture in made.of(['x', 'gone', 'x'], 9000)] == [True, False, True]
+        made.keep_shown()
     assert read == ['gone', 'x']
+    made.of(['x', 'new'], 6000)
+    made.keep_shown()
+    assert read == ['gone', 'x', 'new'] and {name for name, _ in made.made} == {'x', 'new'}
+
+
+def test_a_run_keeps_the_pictures_of_its_last_page_alone(tmp_path):
+    """Else it would grow with each epoch, by as much as a page takes."""
+    found = RunReview(str(tmp_path), ['a', 'b', 'c'], lambda name, side: Image.new('RGB', (9, 9)))
+    for number in (1, 2):
+        suspect = {'file': f'val/a/{number}.png', 'class': 'a', 'perhaps': 'b', 'score': -0.9}
+        assert found.section({**REPORT, 'suspects': [suspect], 'mistakes': []}, [], is_last=False)
+    assert {name for name, _ in found.pictures.made} == {'val/a/2.png', 'val/a/9.png'}
+
+
+def test_a_picture_that_has_become_too_large_is_drawn_again():
+    made = Pictures(noise)
+    for room in (10 ** 6, 60_000):  # both for the longest side
+        [picture] = made.of(['x'], room)
+    assert len(picture) <= 60_000 < 10 ** 5 < len(Pictures(noise).of(['x'], 10 ** 6)[0])
 
 
 def review(files, **options):

@@ -160,7 +160,9 @@ def peer(cfg, photos, work, table, row):
             source[entry['file']] = Path(entry['source']).relative_to(photos).as_posix()
     whole = find_in_class_folders('data/train')
     order = random.Random(cfg.SEED).sample(range(len(whole.samples)), len(whole.samples))
-    names, labels, probabilities = [], [], []
+    names = []
+    labels = []
+    probabilities = []
     start = time.monotonic()
     for fold in range(FOLDS):
         held_out = order[fold::FOLDS]
