@@ -67,7 +67,8 @@ def _print_traceback(kind: type[BaseException], error: BaseException, trace: typ
 def _call(main: Callable[[Settings], None], rows_only: Callable[[Settings], bool]) -> None:
     """Read the settings and call main(cfg). Errors that are not bugs become SystemExit."""
     module = sys.modules[main.__module__]
-    script = Path(module.__file__).name
+    file = Path(module.__file__)
+    script = file.parent.name if file.name == '__main__.py' else file.name  # as the user calls it
     try:
         cfg = read(module)
         output = contextlib.nullcontext()

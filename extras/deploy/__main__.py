@@ -72,6 +72,7 @@ def main(cfg: Settings) -> None:
     if cfg.PAGE not in (*WEIGHTS, None):
         raise UserError(f'PAGE = {cfg.PAGE!r}: choose {", ".join(map(repr, WEIGHTS))} or None')
     path = Path(cfg.CHECKPOINT)
+    check_unicode(path)
     saved = load_network(path)
     writable_folder(path.parent, 'CHECKPOINT')
     try:
@@ -99,6 +100,14 @@ def main(cfg: Settings) -> None:
     if refused:
         raise UserError(f'{", ".join(refused)}: not kept, because of too many images of val that are classified unlike '
                         'PyTorch')
+
+
+def check_unicode(path: Path) -> None:
+    """Raise UserError for a path that is not UTF-8, from which onnxruntime does not read."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f'{path}: onnxruntime reads no path that is not UTF-8: copy the file elsewhere') from error
 
 
 def find_runtime(cfg: Settings) -> Runtime | None:

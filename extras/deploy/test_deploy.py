@@ -56,6 +56,17 @@ def deployed(tmp_path_factory):
     return folder, done.stdout
 
 
+def test_a_path_that_is_not_utf_8_is_refused_at_once():
+    with pytest.raises(UserError, match='copy the file elsewhere'):
+        run('--checkpoint', 'a \udcff/x.pth')
+
+
+def test_errors_name_what_the_user_called():
+    done = subprocess.run([sys.executable, '-m', 'extras.deploy', '--page', 'x'], cwd=ROOT, text=True,
+                          capture_output=True)
+    assert done.stderr.startswith('deploy: PAGE') and done.returncode == 2
+
+
 def test_every_file_says_how_often_it_agrees(deployed):
     folder, out = deployed
     assert {path.name for path in folder.iterdir()} == {'x.pth', 'data', 'x.safetensors', *ONNX}

@@ -126,8 +126,9 @@ def test_a_reader_that_has_read_enough_ends_a_script_quietly(source, tmp_path):
 
 @POSIX
 def test_a_file_that_is_opened_does_not_get_the_number_of_a_closed_stream(tmp_path):
-    code = ('import os; from common.runtime.console import fill_closed_descriptors as fill; fill(); '
-            'file = open("x", "w"); os.write(1, b"lost"); os.write(2, b"lost"); assert file.fileno() > 2')
+    code = ('import os; from common.runtime.console import steady_streams\n'
+            'with steady_streams():\n'
+            '    file = open("x", "w"); os.write(1, b"lost"); os.write(2, b"lost"); assert file.fileno() > 2')
     env = {**os.environ, 'PYTHON': sys.executable, 'CODE': code, 'PYTHONPATH': str(ROOT)}
     subprocess.run(['sh', '-c', '"$PYTHON" -c "$CODE" <&- >&- 2>&-; echo "exit $?" >code'], cwd=tmp_path, env=env)
     assert (tmp_path / 'code').read_text() == 'exit 0\n' and (tmp_path / 'x').read_bytes() == b''
