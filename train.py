@@ -75,7 +75,7 @@ WEIGHT_DECAY = 0.05               # Decoupled weight decay. Norms, biases, pos_e
 CLIP_GRAD = 5.0                   # Largest norm of the gradient; 0 does not clip.
 USE_GPU: bool | str = 'auto'      # 'auto' takes an NVIDIA or AMD GPU if there is one. True also takes others, such as
                                   # Apple's, which nobody has tried. False uses the CPU.
-USE_AMP = True                    # Mixed precision, where the processor gains from it.
+USE_AMP: bool | str = 'auto'      # Mixed precision. 'auto' takes it where the network gains from it on this processor.
 COMPILE = False                   # torch.compile, for GPUs: takes minutes at the start, then halves the time of an
                                   # update.
 USE_EMA = True                    # Also keep an average of the weights (ModelEmaV3), and validate it.

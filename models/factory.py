@@ -87,11 +87,14 @@ def create_model(name: str, /, img_size: int | tuple[int, int] = 224, drop_path_
     if name in VARIANTS or has_fixed_size(name):
         kwargs['img_size'] = img_size
     try:
-        return build_with_timm(name, drop_path_rate, **kwargs)
+        net = build_with_timm(name, drop_path_rate, **kwargs)
     except WeightsError:
         raise
     except Exception as error:  # each of timm's networks refuses settings with errors of its own
         raise ValueError(f'{name}: {first_line(error)}') from error
+    if name in VARIANTS:
+        return net
+    return net.to(memory_format=torch.channels_last)  # in which convolutions are up to twice as fast
 
 
 def build_with_timm(name: str, drop_path_rate: float, /, **kwargs: Any) -> nn.Module:

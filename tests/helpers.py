@@ -28,8 +28,8 @@ SEEDLINGS = Path(os.environ.get('SEEDLINGS', ROOT.parent / 'shared' / 'seedlings
 TINY = {'layers': (1, 1, 1, 1), 'embed_dims': (24, 48), 'num_heads': (2, 4), 'stem_hidden_dim': 16}
 CLOCKS = {'seconds', 'images_per_s', 'waiting'}  # columns of the log that no two runs have alike
 SMALL = {'--img-size': 32, '--batch-size': 8, '--epochs': 2, '--validate-every': 1, '--warmup': 0,
-         '--num-workers': 0, '--pretrained': 'false', '--model-kwargs': TINY, '--drop-path': 0, '--lr': 1e-3,
-         '--augmentation': 1, '--output-dir': 'out'}
+         '--num-workers': 0, '--pretrained': 'false', '--use-amp': 'true', '--model-kwargs': TINY, '--drop-path': 0,
+         '--lr': 1e-3, '--augmentation': 1, '--output-dir': 'out'}
 
 
 def tiny_volo(**kwargs):

@@ -30,7 +30,7 @@ RANGES = {  # least and most that make sense
 CHOICES = {
     'CACHE': ('auto', 'ram', 'disk', None), 'USE_GPU': ('auto', True, False), 'BALANCE': (None, 'weights', 'sampler'),
     'VIEW': ('upright', 'above', 'text', None), 'RESUME': (True, False, 'auto'),
-    'BEST_BY': ('acc1', 'balanced_accuracy')}
+    'USE_AMP': ('auto', True, False), 'BEST_BY': ('acc1', 'balanced_accuracy')}
 
 SET_BY_TRAIN = {'img_size', 'num_classes', 'in_chans', 'drop_path_rate', 'mix_token'}  # not for MODEL_KWARGS
 
@@ -149,7 +149,7 @@ SIDES = range(64, USUAL_SIDE + 1, 16)
 IMAGES_AT_LEAST = 15_000  # that a run from scratch should train on, each again and again
 PASSES_AT_128 = 9         # over the training set, which a run from scratch should make with images of 128 pixels
 PASSES_FOR_ALL = 100      # over the training set, from which on the whole of the augmentation is applied
-CHOSEN = ('OPTIMIZER', 'IMG_SIZE', 'BATCH_SIZE', 'LR', 'AUGMENTATION')  # what may be 'auto' until the images are seen
+CHOSEN = ('OPTIMIZER', 'USE_AMP', 'IMG_SIZE', 'BATCH_SIZE', 'LR', 'AUGMENTATION')  # may be 'auto' until images are seen
 UPDATING_SHARE = 0.8      # of the time of a run: the rest is for reading, validating and saving
 
 
@@ -167,7 +167,7 @@ def choose_settings(cfg: Settings, provenance: Provenance, images: int, classes:
 
     def settle(name: str, choice: Choice) -> None:
         setattr(chosen, name, choice.value)
-        shown = f'{choice.value:.3g}' if isinstance(choice.value, (int, float)) else choice.value
+        shown = choice.value if isinstance(choice.value, (bool, str, tuple)) else f'{choice.value:.3g}'
         print(f"{name} = 'auto': {shown}, {choice.reason}")
 
     if saved:
@@ -178,6 +178,8 @@ def choose_settings(cfg: Settings, provenance: Provenance, images: int, classes:
     from_scratch = provenance.from_scratch
     if chosen.OPTIMIZER == 'auto':
         settle('OPTIMIZER', choose_optimizer(cfg.MODEL, from_scratch, images))
+    if chosen.USE_AMP == 'auto':
+        settle('USE_AMP', choose_precision(chosen, images, classes))
     fits_images = cfg.IMG_SIZE == 'auto' and from_scratch and not has_fixed_size(cfg.MODEL)
     pixels = None  # of training images, all together, for which TIME_BUDGET is enough
     if cfg.TIME_BUDGET and (fits_images or cfg.AUGMENTATION == 'auto'):
@@ -203,6 +205,20 @@ def choose_optimizer(model: str, from_scratch: bool, images: int) -> Choice:
     if images < ENOUGH_FOR_MUON:
         return Choice('adamw', f'{images} training images are fewer than {ENOUGH_FOR_MUON}')
     return Choice('muon', f'training from scratch on {ENOUGH_FOR_MUON} images or more')
+
+
+def choose_precision(cfg: Settings, images: int, classes: int) -> Choice:
+    """Choose whether to train in mixed precision. On a CPU many a convolution is slower in bfloat16, depthwise ones
+    above all, so that both are tried; a VOLO is faster in it on every processor that multiplies in it.
+    """
+    device = choose_device(cfg.USE_GPU)
+    if choose_amp_dtype(device) is None:
+        return Choice(False, 'this processor gains nothing from mixed precision')
+    if device.type != 'cpu' or cfg.MODEL in VARIANTS:
+        return Choice(True, 'mixed precision is faster on this processor')
+    single, mixed = (training_speed(Settings(**{**vars(cfg), 'USE_AMP': use_amp}), images, classes)
+                     for use_amp in (False, True))
+    return Choice(mixed > single, f'mixed precision is {mixed / single:.2g} times as fast')
 
 
 def choose_img_size(images: int, pixels: float | None, from_scratch: bool, minutes: float | None) -> Choice:

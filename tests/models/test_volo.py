@@ -123,6 +123,12 @@ def test_wrong_settings_are_refused(kwargs, word):
         models.create_model('volo_d1', **kwargs)
 
 
+def test_convolutions_of_timms_networks_are_channels_last():
+    """That layout made mobilenetv3_small train twice as fast on a CPU."""
+    weight = models.create_model('test_resnet', num_classes=3).layer1[0].conv1.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+
+
 def test_unknown_names_and_sizes_are_refused():
     with pytest.raises(ValueError, match='volo_d1'):
         models.create_model('volo_d9')

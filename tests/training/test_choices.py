@@ -31,6 +31,23 @@ def test_muon_is_for_networks_that_know_nothing(capsys, model, source, pictures,
     assert f"OPTIMIZER = 'auto': {optimizer}, {why}\n" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize('mixed_speed, faster', [(90., False), (150., True)])
+def test_precision_is_tried_for_networks_of_timm(capsys, monkeypatch, mixed_speed, faster):
+    monkeypatch.setattr(choices, 'choose_amp_dtype', lambda device: torch.bfloat16)
+    monkeypatch.setattr(choices, 'training_speed', lambda cfg, *sizes: mixed_speed if cfg.USE_AMP else 100.)
+    _, found = choose('scratch', model='resnet18', use_amp='auto')
+    assert found.USE_AMP is faster
+    out = capsys.readouterr().out
+    assert f"USE_AMP = 'auto': {faster}, mixed precision is {mixed_speed / 100} times as fast" in out
+
+
+@pytest.mark.parametrize('dtype, use_amp', [(torch.bfloat16, True), (None, False)])
+def test_a_volo_is_mixed_wherever_the_processor_can(monkeypatch, dtype, use_amp):
+    monkeypatch.setattr(choices, 'choose_amp_dtype', lambda device: dtype)
+    monkeypatch.setattr(choices, 'training_speed', None)
+    assert choose('scratch', use_amp='auto')[1].USE_AMP is use_amp
+
+
 @pytest.mark.parametrize('pictures, batch', [(1_000, 128), (999, 32), (32, 32), (31, 30), (1, 2)])
 def test_muon_has_larger_batches(pictures, batch):
     cfg, found = choose('scratch', pictures, optimizer='muon', batch_size='auto')
