@@ -19,7 +19,7 @@ from typing import Any
 
 from common import settings
 from common.data.sources import Source, open_source
-from common.evaluation.predictor import UNKNOWN, Predictor, is_validation_set
+from common.evaluation.predictor import UNKNOWN, Predictor, is_validation_set, paths_of
 from common.evaluation.report import Summary, table_row
 from common.reporting.page import making, write_prediction_page
 from common.reporting.plots import contact_sheet, plot_confusion, plot_reliability, prediction_cell
@@ -125,11 +125,7 @@ def resolved(cfg: Settings) -> Settings:
     test_dir = cfg.TEST_DIR
     if not test_dir:
         test_dir = 'data/test' if Path('data/test').is_dir() else 'data/val'
-    checkpoints = cfg.CHECKPOINT
-    if isinstance(checkpoints, str):
-        one_file = Path(checkpoints).exists()  # whose name may have a comma
-        checkpoints = [checkpoints] if one_file else checkpoints.split(',')
-    return Settings(**{**vars(cfg), 'TEST_DIR': test_dir, 'CHECKPOINT': tuple(checkpoints)})
+    return Settings(**{**vars(cfg), 'TEST_DIR': test_dir, 'CHECKPOINT': paths_of(cfg.CHECKPOINT)})
 
 
 def build_predictor(cfg: Settings) -> Predictor:

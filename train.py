@@ -55,6 +55,9 @@ PRETRAINED: bool | str = 'auto'   # ImageNet weights: 'auto' if they can be fetc
                                   # path of a file of weights.
 FREEZE_EPOCHS = 0                 # Number of first epochs in which only the head of a pretrained network learns.
 DROP_PATH = 0.1                   # Maximum stochastic-depth rate, reached in the last block.
+TEACHER: str | tuple | None = None  # Checkpoint of a trained network of the same classes, or several: what they say of
+                                  # an image takes the place of its label (extras/teacher).
+TEACHER_WEIGHT = 1.0              # Share of the teacher's word in that, from 0 to 1; the rest is the label.
 TOKEN_LABEL = False               # VOLO only: the paper's training, with MixToken and a loss on every token. It needs
                                   # MIXUP_PROB = 0.
 GRAD_CHECKPOINTING = False        # True computes each block twice instead of storing it: slower, for less memory.
@@ -116,7 +119,8 @@ def train_one_epoch(cfg: Settings, state: step.TrainState, data: Data, epoch: in
     for images, labels in batches:                          # on the device
         step.seed_batch(cfg.SEED, batches.update, batches.place)  # so that a resumed run draws the same numbers
         images, targets = state.mix(images, labels)         # Mixup or CutMix now and then; smoothed targets
-        logits, each_loss = state.model(images, targets)    # forward: autocast, in each replica of DataParallel
+        learnt = state.teach(images, targets)               # the targets, or what a TEACHER says of the images
+        logits, each_loss = state.model(images, learnt)     # forward: autocast, in each replica of DataParallel
         loss = each_loss.sum() / (cfg.BATCH_SIZE * batches.in_update)
         loss = loss * processes.WORLD_SIZE                  # torchrun averages gradients over its processes: undone
         state.scaler.scale(loss).backward()
@@ -196,8 +200,8 @@ def build_schedule(optimizer: torch.optim.Optimizer, lr: float, warmup: float) -
                              lr_min=lowest, warmup_lr_init=lowest, t_in_epochs=False)
 
 
-def build_model(cfg: Settings, built: setup.BuiltNetwork, data: Data, device: torch.device,
-                amp_dtype: torch.dtype | None) -> torch.nn.Module:
+def build_model(cfg: Settings, built: setup.BuiltNetwork, data: Data, blank: run_length.BlankBatch,
+                device: torch.device, amp_dtype: torch.dtype | None) -> torch.nn.Module:
     """Return (images, targets) -> (logits, losses): the network with its loss, over several GPUs or processes."""
     loss = losses.choose_loss(cfg.TOKEN_LABEL, built.kwargs.get('return_dense', False))
     if cfg.BALANCE == 'weights':
@@ -208,7 +212,7 @@ def build_model(cfg: Settings, built: setup.BuiltNetwork, data: Data, device: to
         with extra('COMPILE'):
             from extras.compile import compiled
         graphs = device.type == 'cuda' and cfg.ACCUMULATE_STEPS == 1 and not processes.LAUNCHED
-        model = compiled(model.train(), *run_length.blank_batch(data, device), graphs)
+        model = compiled(model.train(), *blank, graphs)
     if processes.LAUNCHED:
         with extra('torchrun'):
             from extras.torchrun.shared_batch import distributed
@@ -240,18 +244,25 @@ def build_state(cfg: Settings, data: Data, weights: setup.InitialWeights, saved:
     ema = None
     if cfg.USE_EMA:  # an average over about the last fiftieth of all updates so far, at most 5,000
         ema = ModelEmaV3(net, decay=0.9998, use_warmup=True, warmup_gamma=50, warmup_power=1)
-    model = build_model(cfg, built, data, device, amp_dtype)
+    teach = mixup.keep_targets
+    if cfg.TEACHER:
+        with extra('TEACHER'):
+            from extras.teacher import build_teacher
+        teach = build_teacher(cfg.TEACHER, cfg.TEACHER_WEIGHT, data.transform, cfg.TOKEN_LABEL, device, cfg.USE_DP)
+        image_flop = teach.add_flop(image_flop)
+    blank = run_length.blank_batch(data, device, teach)
+    model = build_model(cfg, built, data, blank, device, amp_dtype)
     validation = run_length.validation_cost(net, len(data.val), len(data.plain), cfg.USE_EMA, cfg.ACCUMULATE_STEPS)
     updates_per_epoch = math.ceil(len(data.train) / cfg.ACCUMULATE_STEPS)
     plan = run_length.make_plan(cfg.EPOCHS, updates_per_epoch, validation, cfg.VALIDATE_EVERY)
     if cfg.TIME_BUDGET:  # how fast the machine is, updates with blank images tell
-        blank = run_length.blank_batch(data, device)
         rehearse = partial(run_length.rehearse, clock, model, optimizer, *blank, cfg.ACCUMULATE_STEPS)
         plan = run_length.fit_time_budget(plan, cfg.TIME_BUDGET, clock, saved, rehearse)
     state = step.TrainState(
         net=net,
         model=model,
         mix=mixup.build_mix(cfg.AUGMENTATION * cfg.MIXUP_PROB, cfg.SMOOTHING, len(data.classes)),
+        teach=teach,
         optimizer=optimizer,
         scheduler=build_schedule(optimizer, lr, cfg.WARMUP),
         scaler=torch.amp.GradScaler(device.type, enabled=amp_dtype is torch.float16),
@@ -289,6 +300,10 @@ def main(cfg: Settings) -> None:
         else:
             weights = processes.on_first(setup.find_weights, cfg.PRETRAINED, cfg.MODEL, cfg.IMG_SIZE)
         split = open_split(cfg.DATA_DIR)
+        if cfg.TEACHER:
+            with extra('TEACHER'):
+                from extras.teacher import add_unlabelled
+            add_unlabelled(split, cfg.TEACHER, cfg.NUM_WORKERS, cfg.USE_GPU)
         cfg = processes.from_first(choices.choose_settings(
             cfg, weights.provenance, len(split.train), len(split.classes), saved))
         transform = make_transform(cfg.IMG_SIZE, cfg.CROP, cfg.MODEL, cfg.NORMALISATION,

@@ -40,15 +40,19 @@ def token_label_loss(outputs: tuple[torch.Tensor, torch.Tensor, Box], targets: t
                      dense_weight: float = 0.5) -> torch.Tensor:
     """Return the loss of each image, (B,), from what a VOLO with return_dense=True returns in training mode.
 
-    `outputs` are class logits (B, classes), token logits (B, N, classes) and the box; `targets` (B, classes) are
-    probabilities. The loss is the cross-entropy of the class logits with the targets, mixed as the box mixed the
-    tokens, plus `dense_weight` times the mean cross-entropy of the token logits with the image's own target.
+    `outputs` are class logits (B, classes), token logits (B, N, classes) and the box; `targets` are probabilities, of
+    the images (B, classes) or also of each token (B, 1 + N, classes). The loss is the cross-entropy of the class logits
+    with the image's target, mixed as the box mixed the tokens, plus `dense_weight` times the mean cross-entropy of the
+    token logits with their own targets, or that of their image.
     """
     logits, token_logits, (top, left, bottom, right) = outputs
     tokens = token_logits.shape[1]
+    if targets.ndim == 2:
+        token_targets = targets.unsqueeze(1).expand(-1, tokens, -1)             # (B, N, classes)
+    else:
+        token_targets = targets[:, 1:]
+        targets = targets[:, 0]
     swapped = (bottom - top) * (right - left) / tokens
     mixed = (1 - swapped) * targets + swapped * targets.flip(0)
-    dense = F.cross_entropy(token_logits.transpose(1, 2),                       # (B, classes, N)
-                            targets.unsqueeze(2).expand(-1, -1, tokens),        # (B, classes, N)
-                            reduction='none')                                   # (B, N)
+    dense = F.cross_entropy(token_logits.mT, token_targets.mT, reduction='none')  # of (B, classes, N) each -> (B, N)
     return F.cross_entropy(logits, mixed, reduction='none') + dense_weight * dense.mean(1)

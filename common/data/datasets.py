@@ -3,7 +3,7 @@ import hashlib
 import json
 import os
 import random
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +32,7 @@ class ImageFolder(datasets.ImageFolder):
         self.store = open_store(root)
         super().__init__(str(root), transform, loader=self.store.open, allow_empty=allow_empty)
         self._keep(self.samples)
+        self.listed = self.samples  # the files in the folder, whatever is left out or added later
         if not self.samples:
             raise UserError(f'{root}: no images in it: {FOR_VAL}')
 
@@ -62,6 +63,10 @@ class ImageFolder(datasets.ImageFolder):
         other; None: in any order.
         """
         return self.store.blocks(self.samples)
+
+    def add(self, samples: Iterable[tuple[str, int]]) -> None:
+        """Add images from elsewhere, [(path, class index)], to the set."""
+        self._keep(Samples([*self.samples, *samples]))
 
     def leave_out(self, paths: Container[str]) -> None:
         """Drop files, such as unreadable ones, from the set."""
@@ -102,7 +107,7 @@ class Split:
         """Return whether the folder still has the files that it had when it was opened, and the same split.csv."""
         if table_stamps(self.root) != self.tables:
             return False
-        return all(open_store(dataset.root).samples(dataset.class_to_idx) == dataset.samples
+        return all(open_store(dataset.root).samples(dataset.class_to_idx) == dataset.listed
                    for dataset in (self.train, self.val))
 
 

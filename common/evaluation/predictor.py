@@ -33,6 +33,15 @@ from models.weights import are_numbers, is_ordinary, read_file
 FORMAT = 2  # of the checkpoint's content; raised when an older test.py could no longer read it
 
 
+def paths_of(checkpoints: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the paths in a constant that is one path, several with commas in between, or a tuple of them."""
+    if not isinstance(checkpoints, str):
+        return tuple(checkpoints)
+    if Path(checkpoints).exists():  # its name may have a comma
+        return (checkpoints,)
+    return tuple(checkpoints.split(','))
+
+
 def load(path: Path | str) -> dict[str, Any]:
     """Return a checkpoint's content. Raises UserError for a file that is missing, damaged or something else."""
     try:

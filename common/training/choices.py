@@ -25,7 +25,7 @@ RANGES = {  # least and most that make sense
     'EPOCHS': (1, math.inf), 'ACCUMULATE_STEPS': (1, math.inf), 'FREEZE_EPOCHS': (0, math.inf),
     'WARMUP': (0, 0.99), 'LAYER_DECAY': (0.01, 1), 'WEIGHT_DECAY': (0, math.inf), 'CLIP_GRAD': (0, math.inf),
     'DROP_PATH': (0, 1), 'BLUR': (0, 1), 'JITTER': (0, math.inf), 'CUTOUT': (0, 1), 'MIXUP_PROB': (0, 1),
-    'SMOOTHING': (0, 0.99), 'SAVE_EVERY_MINUTES': (0, math.inf), 'SEED': (0, 2 ** 32 - 1)}
+    'TEACHER_WEIGHT': (0, 1), 'SMOOTHING': (0, 0.99), 'SAVE_EVERY_MINUTES': (0, math.inf), 'SEED': (0, 2 ** 32 - 1)}
 
 CHOICES = {
     'CACHE': ('auto', 'ram', 'disk', None), 'USE_GPU': ('auto', True, False), 'BALANCE': (None, 'weights', 'sampler'),

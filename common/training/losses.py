@@ -14,6 +14,8 @@ Loss = Callable[[torch.Tensor | tuple, torch.Tensor], tuple[torch.Tensor, torch.
 class LossModel(nn.Module):
     """The network with its loss: (images (B, 3, H, W), targets (B, classes)) -> (logits (B, classes), losses (B,)).
 
+    The token_loss also takes targets of each token, (B, 1 + N, classes).
+
     Both results are in fp32. Autocast is entered here, and not around the call, because DataParallel's threads forget
     the dtype of the caller's autocast; the loss is computed here so that DataParallel gathers one row for each image.
     """
@@ -46,7 +48,8 @@ def balanced(loss: Loss, labels: np.ndarray) -> Loss:
 
     def weighted(outputs: torch.Tensor | tuple, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         logits, losses = loss(outputs, targets)
-        return logits, losses * (targets @ weights.to(targets))
+        of_images = targets if targets.ndim == 2 else targets[:, 0]  # the others are of tokens
+        return logits, losses * (of_images @ weights.to(targets))
 
     return weighted
 

@@ -96,7 +96,8 @@ class RunPage:
         classes = self.data.classes
         return [{'file': f'train/{Path(dataset.samples[index][0]).relative_to(dataset.root).as_posix()}',
                  'class': classes[dataset.targets[index]], 'perhaps': classes[guess], 'score': score}
-                for index, guess, score in self.state.margins.suspects()]
+                for index, guess, score in self.state.margins.suspects()
+                if Path(dataset.samples[index][0]).is_relative_to(dataset.root)]  # others have a label of TEACHER's
 
     def review_section(self, report: dict[str, Any], is_last: bool) -> Section:
         """Return the section in which labels are corrected, {} without the extra or if nothing is worth a look."""

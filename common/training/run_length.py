@@ -171,21 +171,21 @@ class Clock:
 # ---- TIME_BUDGET -----------------------------------------------------------------------------------------------------
 
 class BlankBatch(NamedTuple):
-    """Images (B, 3, H, W) and targets (B, classes) of zeros, as many as this process has of a batch."""
+    """Blank images (B, 3, H, W) with targets, as many as this process has of a batch."""
     images: torch.Tensor
     targets: torch.Tensor
 
 
-def blank_batch(data: Data, device: torch.device) -> BlankBatch:
-    """Return a blank batch on the device, of the size that those of `data` have."""
+def blank_batch(data: Data, device: torch.device, teach: Callable) -> BlankBatch:
+    """Return a blank batch on the device, of the size that those of `data` have; `teach` is as in TrainState."""
     rows = len(data.own_rows)
-    return BlankBatch(torch.zeros(rows, 3, *data.transform.img_size, device=device),
-                      torch.zeros(rows, len(data.classes), device=device))
+    images = torch.zeros(rows, 3, *data.transform.img_size, device=device)
+    return BlankBatch(images, teach(images, torch.zeros(rows, len(data.classes), device=device)))
 
 
 def rehearse(clock: Clock, model: nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor,
              targets: torch.Tensor, accumulate_steps: int) -> None:
-    """Tell the clock what updates take, from blank images (B, 3, H, W) and targets (B, classes) on the device of the
+    """Tell the clock what updates take, from a blank batch, images (B, 3, H, W) and targets, on the device of the
     model, which returns logits and losses. The updates leave no trace in the network.
     """
     buffers = [buffer.clone() for buffer in model.buffers()]

@@ -82,6 +82,7 @@ class TrainState:
     net: nn.Module                   # the network itself, on its device
     model: nn.Module                 # (images, targets) -> (logits, losses): LossModel, perhaps in DataParallel
     mix: Callable                    # (images, labels) -> (images, targets (B, classes))
+    teach: Callable                  # (images, targets) -> targets: TEACHER's in their place
     optimizer: torch.optim.Optimizer
     scheduler: Scheduler             # in percent of the run
     scaler: torch.amp.GradScaler
@@ -131,13 +132,14 @@ class TrainState:
     def load_state_dict(self, saved: dict) -> None:
         """Go back to where state_dict() was called, after len(saved['history']) epochs and what saved['progress'] says.
 
-        Learning rate, betas and weight decay stay as the settings have them now; the schedule follows from the plan
-        and the number of the update.
+        Learning rate, betas, weight decay and what is switched on or off stay as the settings have them now; the
+        schedule follows from the plan and the number of the update.
         """
         self.net.load_state_dict(saved['state_dict'])
         if self.ema:
             self.ema.module.load_state_dict(saved['state_dict_ema'])
-        current = [{name: group[name] for name in ('lr', 'initial_lr', 'betas', 'weight_decay') if name in group}
+        current = [{name: value for name, value in group.items()
+                    if name in ('lr', 'initial_lr', 'betas', 'weight_decay') or isinstance(value, bool)}
                    for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(saved['optimizer'])
         for group, values in zip(self.optimizer.param_groups, current, strict=True):

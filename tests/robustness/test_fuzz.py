@@ -2,6 +2,7 @@
 no other file is touched, and neither memory nor time is without bounds.
 """
 import contextlib
+import copy
 import io
 import json
 import os
@@ -248,6 +249,7 @@ def resume_or_refuse(resumable):
     whether it was accepted.
     """
     folder, _, _, _, cfg, data, state = resumable
+    state = copy.deepcopy(state)  # as in a new process: what one file brings along is not there for the next
     out = folder / 'out'
     before = names_below(folder)
     with warnings.catch_warnings(), confined(folder):
