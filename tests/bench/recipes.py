@@ -1,5 +1,5 @@
 """What accuracy.py compares: each function trains on data/train in the current folder, with `pflop` of compute (10^15
-operations) at most, and returns a Trained.
+operations) at most, or for so many epochs, and returns a Trained.
 """
 import argparse
 import contextlib
@@ -40,6 +40,7 @@ from models import init
 from models.cost import multiply_adds
 
 SAVE_EVERY = 600.  # seconds
+FLIPS = {'upright': (0.5, 0.), 'above': (0.5, 0.5), 'text': (0., 0.), 'None': (0., 0.)}  # hflip and vflip by VIEW
 
 
 @dataclass
@@ -54,8 +55,7 @@ def run_train(options: str, pflop: float, seed: int) -> Trained:
     """train.py with these options, and as many epochs as the compute is enough for. IMG_SIZE = 'auto' follows from the
     compute, by the rule that makes it follow from a TIME_BUDGET. A run that was interrupted goes on.
     """
-    argv = ['--pretrained', 'false', *shlex.split(options), '--validate-every', '1000000', '--seed', str(seed),
-            '--output-dir', 'out', '--resume', 'auto']
+    argv = ['--pretrained', 'false', *arguments(options, seed)]
     dataset = ImageFolder('data/train')
     cfg = chosen(argv, dataset)
     if settings.read(train, argv).IMG_SIZE == 'auto':
@@ -67,6 +67,22 @@ def run_train(options: str, pflop: float, seed: int) -> Trained:
     epochs = math.floor(pflop * 1e15 / epoch)
     if not epochs:
         raise UserError(f'PFLOP = {pflop}: an epoch takes {epoch / 1e15:.2g}')
+    return train_epochs(argv, epochs)
+
+
+def run_finetuned(options: str, epochs: int, seed: int) -> Trained:
+    """train.py with these options, from the weights that they name. A run that was interrupted goes on."""
+    return train_epochs(['--pretrained', 'true', *arguments(options, seed)], epochs)
+
+
+def arguments(options: str, seed: int) -> list[str]:
+    """The command line of train.py with these options, without its length."""
+    return [*shlex.split(options), '--validate-every', '1000000', '--seed', str(seed), '--output-dir', 'out',
+            '--resume', 'auto']
+
+
+def train_epochs(argv: list[str], epochs: int) -> Trained:
+    """train.py with this command line; the compute is what its history says."""
     train.main(settings.read(train, [*argv, '--epochs', str(epochs)]))
     saved = checkpoint.load(Path('out/last.pth'))
     weights = {'raw': saved}
@@ -138,20 +154,23 @@ def run_tutorial(options: str, pflop: float, seed: int) -> Trained:
 
 def run_timm(options: str, pflop: float, seed: int) -> Trained:
     """What timm's train.py does with these options, of the same names, from timm's parts: its VOLO-D1 with the
-    auxiliary head, random resized crops, erased boxes, Mixup and CutMix, a cosine over the updates, an average.
+    auxiliary head, random resized crops, erased boxes, Mixup and CutMix, a cosine over the updates, an average. Its
+    --hflip and --vflip follow from --view.
     """
     parser = argparse.ArgumentParser()
     parser.add_argument('--scale', type=float, nargs=2, default=(0.08, 1.))
+    parser.add_argument('--view', choices=FLIPS, default='upright')
     for name, default in (('img-size', 64), ('batch-size', 32), ('opt', 'adamw'), ('lr', 4e-4), ('weight-decay', 0.05),
-                          ('warmup-epochs', 1), ('drop-path', 0.), ('mixup-prob', 1.), ('reprob', 0.), ('vflip', 0.),
+                          ('warmup-epochs', 1), ('drop-path', 0.), ('mixup-prob', 1.), ('reprob', 0.),
                           ('color-jitter', 0.4)):
         parser.add_argument(f'--{name}', type=type(default), default=default)
     args = parser.parse_args(shlex.split(options))
+    hflip, vflip = FLIPS[args.view]
     random_seed(seed)
     dataset, size = ImageFolder('data/train'), (args.img_size, args.img_size)
     transform = Transform(list(size), *map(list, read_measured(dataset.classes)), interpolation='bicubic', crop=1.)
     dataset.transform = create_transform(
-        (3, *size), is_training=True, scale=args.scale, vflip=args.vflip, color_jitter=args.color_jitter,
+        (3, *size), is_training=True, scale=args.scale, hflip=hflip, vflip=vflip, color_jitter=args.color_jitter,
         interpolation='random', re_prob=args.reprob, re_mode='pixel', mean=transform.mean, std=transform.std)
     net = timm.create_model('volo_d1_224', num_classes=len(dataset.classes), img_size=args.img_size,
                             drop_path_rate=args.drop_path).to(choose_device())

@@ -1,17 +1,20 @@
 """The benchmarks run: as long as it takes to see that."""
 import csv
+import hashlib
 import importlib
+import json
+from contextlib import contextmanager
 
 import pytest
 import timm
 import torch
 from helpers import ROOT, TINY, draw_folder, prepare, run_script
-from PIL import Image
 from timm.data import Mixup
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
 from torchvision.transforms import v2
 
+from common import settings
 from common.data.datasets import ImageFolder
 from common.data.transforms import Transform, eval_transform
 from common.runtime.errors import UserError
@@ -43,7 +46,111 @@ def test_a_recipes_accuracy_is_that_of_half_the_validation_set(folder, tmp_path)
         rows = list(csv.DictReader(file))
     assert [row['half'] for row in rows] == ['choose', 'claim'] and {row['epochs'] for row in rows} == {'2'}
     assert all(1.8e-7 < float(row['pflop']) < 3.6e-7 and float(row['ema_acc1']) >= 0 for row in rows)
-    assert Image.open(tmp_path / 'table.png').width > 500
+
+
+def test_a_network_is_finetuned_on_some_of_a_set(tmp_path, monkeypatch):
+    """The rate is so low that the weights stay what they were in the file."""
+    photos = draw_folder(tmp_path / 'cells', {'a': 30, 'b': 10})
+    torch.manual_seed(1)
+    weights = timm.create_model('test_efficientnet').state_dict()
+    torch.save(weights, tmp_path / 'weights.pth')
+    options = '--model test_efficientnet --pretrained ../weights.pth --img-size 32 --batch-size 4 --lr 1e-9'
+    arguments = ['--photos', photos, '--view', 'above', '--keep', 12, '--recipe', 'fine-tuned', '--epochs', 3,
+                 '--options', options, '--table', 'table.csv']
+    done = run_script('tests/bench/accuracy.py', *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    with open(tmp_path / 'table.csv', encoding='utf-8') as file:
+        row, = csv.DictReader(file)
+    assert [row[name] for name in ('set', 'keep', 'view', 'near_duplicates', 'budget', 'epochs')] == [
+        'cells', '12', 'above', 'True', '', '3']
+    assert row['ema_acc1']
+    saved = torch.load(tmp_path / 'bench' / 'out' / 'last.pth')
+    assert float(row['pflop']) == pytest.approx(sum(epoch['pflop'] for epoch in saved['history']), rel=1e-2)
+    assert saved['settings']['VIEW'] == 'above' and len(saved['history']) == 3
+    assert torch.allclose(saved['state_dict']['conv_stem.weight'], weights['conv_stem.weight'], atol=1e-4)
+    data = tmp_path / 'bench' / 'data'
+    assert json.loads((data / 'split.json').read_text())['settings']['NEAR_DUPLICATES'] is True
+    assert [len([*(data / side).rglob('*.png')]) for side in ('train', 'val')] == [12, 12]
+
+    monkeypatch.syspath_prepend(ROOT / 'tests' / 'bench')
+    accuracy = importlib.import_module('accuracy')
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match='choose another WORK_DIR'):
+        accuracy.main(settings.read(accuracy, [*map(str, arguments), '--keep', '16']))
+
+
+def test_a_folder_where_nothing_was_trained_is_taken_by_the_next_run(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / 'tests' / 'bench')
+    accuracy = importlib.import_module('accuracy')
+    monkeypatch.chdir(tmp_path)
+    accuracy.refuse_other_run({'KEEP': 1})
+    accuracy.refuse_other_run({'KEEP': 2})
+    (tmp_path / 'out').mkdir()
+    accuracy.refuse_other_run({'KEEP': 2})
+    with pytest.raises(UserError, match='choose another WORK_DIR'):
+        accuracy.refuse_other_run({'KEEP': 1})
+
+
+def test_images_that_are_kept_are_chosen_by_the_hashes_of_their_paths(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / 'tests' / 'bench')
+    accuracy, counts = importlib.import_module('accuracy'), {'a': 60, 'b': 18, 'c': 4, 'd': 1}
+    kept = {}
+    for count in (8, 24, 25):
+        data = draw_folder(tmp_path / str(count) / 'data' / 'train', counts)
+        monkeypatch.chdir(tmp_path / str(count))
+        accuracy.keep(count)
+        kept[count] = {path.relative_to(data).as_posix() for path in data.rglob('*.png')}
+    assert kept[8] < kept[24] < kept[25]
+    names = {name: [f'{name}/{number:03}.png' for number in range(count)] for name, count in counts.items()}
+    expected = {8: {'a': 3, 'b': 2, 'c': 2, 'd': 1}, 24: {'a': 16, 'b': 5, 'c': 2, 'd': 1}}
+    for count, shares in expected.items():
+        assert kept[count] == {path for name, share in shares.items() for path in sorted(
+            names[name], key=lambda path: hashlib.sha256(path.encode()).digest())[:share]}
+    for count in (7, 26):
+        with pytest.raises(UserError, match=f'KEEP = {count} must be at least 8 and at most 25'):
+            accuracy.keep(count)
+
+
+@pytest.mark.parametrize('view, flips', [('upright', (0.5, 0)), ('above', (0.5, 0.5)), ('text', (0, 0))])
+def test_timms_flips_are_those_of_the_view(folder, monkeypatch, view, flips):
+    monkeypatch.syspath_prepend(ROOT / 'tests' / 'bench')
+    recipes, asked = importlib.import_module('recipes'), {}
+    monkeypatch.setattr(recipes, 'create_transform', lambda *_, **kwargs: asked.update(kwargs))
+    monkeypatch.setattr(recipes, 'read_measured', lambda classes: ([0.5] * 3, [0.5] * 3))
+    monkeypatch.setattr(recipes, 'run_loop', lambda *_: None)
+    recipes.run_timm(f'--view {view}', 1., 1)
+    assert (asked['hflip'], asked['vflip']) == flips
+
+
+def test_the_drawing_has_a_panel_for_each_set(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / 'tests' / 'bench')
+    accuracy, figures = importlib.import_module('accuracy'), []
+    drawn = accuracy.drawn
+
+    @contextmanager
+    def kept(*arguments):
+        with drawn(*arguments) as figure:
+            figures.append(figure)
+            yield figure
+
+    monkeypatch.setattr(accuracy, 'drawn', kept)
+    columns = 'set,keep,near_duplicates,recipe,options,budget,pflop,half,raw_acc1,ema_acc1'
+    rows = ['weeds,,False,ours,,0.1,0.09,claim,1,80', 'weeds,,False,ours,,0.1,0.09,claim,1,90',
+            'weeds,,False,timm,,1,0.9,claim,50,40', 'weeds,,False,ours,--lr 1,0.1,0.09,claim,1,2',
+            'weeds,9,False,ours,,0.1,0.09,claim,1,3', 'weeds,,False,ours,,0.1,0.09,choose,1,4',
+            'cells,,True,ours,,1,0.9,claim,1,70', 'cells,,True,fine-tuned,--model m,,0.3,claim,97,96']
+    (tmp_path / 'table.csv').write_text('\n'.join([columns, *rows]))
+    accuracy.draw(tmp_path / 'table.csv')
+    figure, = figures
+    assert (tmp_path / 'table.png').exists()
+    weeds, cells = figure.axes
+    assert (weeds.get_title(), cells.get_title()) == ('weeds, near-duplicates not looked for', 'cells')
+    assert [text.get_text() for text in figure.legends[0].texts] == ['ours', 'fine-tuned', 'timm']
+    assert weeds.get_legend() is None and weeds.get_xlim() == cells.get_xlim() and weeds.get_ylim() == cells.get_ylim()
+    points = [{bars.get_label(): bars.lines[0].get_xydata().tolist() for bars in axes.containers} for axes in
+              figure.axes]
+    assert points == [{'ours': [[0.1, 85]], 'fine-tuned': [], 'timm': [[1, 50]]},
+                      {'ours': [[1, 70]], 'fine-tuned': [[0.3, 96]], 'timm': []}]
 
 
 PARTS = {'no image filters': 'patch_embed.conv.0.weight', 'no channel means': 'patch_embed.proj.weight',
