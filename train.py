@@ -305,7 +305,7 @@ def main(cfg: Settings) -> None:
                 from extras.teacher import add_unlabelled
             add_unlabelled(split, cfg.TEACHER, cfg.NUM_WORKERS, cfg.USE_GPU)
         cfg = processes.from_first(choices.choose_settings(
-            cfg, weights.provenance, len(split.train), len(split.classes), saved))
+            cfg, weights.provenance, len(split.train), len(split.classes), saved, split.train.usual_side()))
         transform = make_transform(cfg.IMG_SIZE, cfg.CROP, cfg.MODEL, cfg.NORMALISATION,
                                    weights.provenance.normalisation, split.classes)
         data = build_data(cfg, split, transform, train_transform(cfg, transform))

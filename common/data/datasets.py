@@ -1,9 +1,11 @@
 """The split that makedata.py made, as PyTorch data sets whose randomness follows from seeds alone."""
 import hashlib
 import json
+import math
 import os
 import random
 from collections.abc import Callable, Container, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +14,13 @@ import torch
 from torchvision import datasets
 
 from common.data.folders import FOR_VAL, SPLIT_TABLE, Samples, open_store, refuse_empty, side_folders, stamp
+from common.data.images import BadImage, header, judging
 from common.data.listing import describe_left_out
 from common.runtime.errors import UserError
 from common.runtime.files import write_text
 from common.runtime.processes import RANK
+
+SAMPLED = 50  # images that tell how large all are
 
 
 class ImageFolder(datasets.ImageFolder):
@@ -75,6 +80,18 @@ class ImageFolder(datasets.ImageFolder):
     def _keep(self, samples):
         self.samples = self.imgs = samples
         self.targets = samples.targets
+
+
+    def usual_side(self) -> float:
+        """Return the median of the shorter sides of some images, in pixels, as their files say; infinity if none can be
+        read.
+        """
+        sides = []
+        for index in np.linspace(0, len(self.samples) - 1, SAMPLED, dtype=int):
+            path, _ = self.samples[index]
+            with suppress(BadImage), judging(path):  # those are found when all are read
+                sides.append(min(header(self.store.content(path), path).size))
+        return float(np.median(sides)) if sides else math.inf
 
 
 class SeededImageFolder(ImageFolder):

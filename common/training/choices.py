@@ -17,6 +17,7 @@ from common.training.optimizer import build_optimizer
 from common.training.run_length import Clock, rehearse
 from common.training.setup import Demand, Provenance, Size, largest_batch, network_spec
 from models import VARIANTS, default_cfg, has_fixed_size
+from models.volo import STRIDE
 from models.weights import MOST_PIXELS, is_img_size
 
 # ---- what cannot work ------------------------------------------------------------------------------------------------
@@ -145,7 +146,8 @@ MANY_IMAGES = 10_000      # training images, from which on AdamW's batches are l
 ENOUGH_FOR_MUON = 1_000   # training images, from which on Muon was better: with 944, not with 474 (docs/recipe.md)
 USUAL_SIDE = 224          # pixels
 SPEED_SIDE = 112          # pixels, of the images that tell how fast a machine is
-SIDES = range(64, USUAL_SIDE + 1, 16)
+SIDES = range(64, USUAL_SIDE + 1, STRIDE)
+ENLARGEMENT = 1.5         # of small images: of 32 pixels at 48 more were right than at 32 and 64 (docs/recipe.md)
 IMAGES_AT_LEAST = 15_000  # that a run from scratch should train on, each again and again
 PASSES_AT_128 = 9         # over the training set, which a run from scratch should make with images of 128 pixels
 PASSES_FOR_ALL = 100      # over the training set, from which on the whole of the augmentation is applied
@@ -159,9 +161,11 @@ class Choice(NamedTuple):
     reason: str
 
 
-def choose_settings(cfg: Settings, provenance: Provenance, images: int, classes: int, saved: dict | None) -> Settings:
+def choose_settings(cfg: Settings, provenance: Provenance, images: int, classes: int, saved: dict | None,
+                    own_side: float = math.inf) -> Settings:
     """Return the settings with a value for each 'auto', in a resumed run that of `saved`; each is printed with its
-    reason. `images` is the number of training images. Raises UserError for values of `saved` that would fail later.
+    reason. `images` is the number of training images, `own_side` the pixels of the shorter side that they usually have.
+    Raises UserError for values of `saved` that would fail later.
     """
     chosen = Settings(**vars(cfg))
 
@@ -186,7 +190,11 @@ def choose_settings(cfg: Settings, provenance: Provenance, images: int, classes:
         seconds = UPDATING_SHARE * 60 * cfg.TIME_BUDGET
         pixels = seconds * training_speed(chosen, images, classes)
     if chosen.IMG_SIZE == 'auto':
-        settle('IMG_SIZE', choose_img_size(images, pixels if fits_images else None, from_scratch, cfg.TIME_BUDGET))
+        if fits_images:
+            settle('IMG_SIZE', choose_img_size(images, own_side, pixels, cfg.TIME_BUDGET))
+        else:
+            reason = 'as published' if from_scratch else 'the weights are trained already'
+            settle('IMG_SIZE', Choice((USUAL_SIDE, USUAL_SIDE), reason))
     if chosen.BATCH_SIZE == 'auto':
         settle('BATCH_SIZE', choose_batch_size(chosen, images, classes))
     if chosen.LR == 'auto':
@@ -221,17 +229,23 @@ def choose_precision(cfg: Settings, images: int, classes: int) -> Choice:
     return Choice(mixed > single, f'mixed precision is {mixed / single:.2g} times as fast')
 
 
-def choose_img_size(images: int, pixels: float | None, from_scratch: bool, minutes: float | None) -> Choice:
-    """Choose the largest images of which the run can see enough: `pixels` of them in the `minutes` of TIME_BUDGET, or
-    None where the usual ones are taken.
+def choose_img_size(images: int, own_side: float, pixels: float | None, minutes: float | None) -> Choice:
+    """Choose the largest images of which a run from scratch can see enough: `pixels` of them in the `minutes` of
+    TIME_BUDGET, None without it. Far larger ones than the files hold only cost time.
     """
-    if pixels is None:
-        usual = (USUAL_SIDE, USUAL_SIDE)
-        return Choice(usual, 'as published' if from_scratch or not minutes else 'the weights are trained already')
-    seen_enough = [side for side in SIDES if images_wanted(side, images) * side ** 2 <= pixels]
-    side = max(seen_enough, default=SIDES[0])
-    wanted = round(images_wanted(side, images), -3)
-    return Choice((side, side), f'so that {minutes:g} minutes are enough for about {wanted} images')
+    largest = USUAL_SIDE
+    reason = 'as published'
+    if ENLARGEMENT * own_side <= USUAL_SIDE - STRIDE:
+        largest = math.ceil(ENLARGEMENT * own_side / STRIDE) * STRIDE
+        reason = f'since the images have {own_side:.0f}'
+    if pixels is not None:
+        seen_enough = [side for side in SIDES if images_wanted(side, images) * side ** 2 <= pixels]
+        side = max(seen_enough, default=SIDES[0])
+        if side <= largest:
+            largest = side
+            wanted = round(images_wanted(side, images), -3)
+            reason = f'so that {minutes:g} minutes are enough for about {wanted} images'
+    return Choice((largest, largest), reason)
 
 
 def images_wanted(side: int, images: int) -> int:

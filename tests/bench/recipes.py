@@ -61,7 +61,7 @@ def run_train(options: str, pflop: float, seed: int) -> Trained:
     if settings.read(train, argv).IMG_SIZE == 'auto':
         sides = [side for side in choices.SIDES
                  if choices.images_wanted(side, len(dataset)) * image_flop(cfg, dataset, (side, side)) <= pflop * 1e15]
-        argv += ['--img-size', str(max(sides, default=choices.SIDES[0]))]
+        argv += ['--img-size', str(min(max(sides, default=choices.SIDES[0]), *cfg.IMG_SIZE))]
         cfg = chosen(argv, dataset)  # of smaller images more may fit into a batch
     epoch = image_flop(cfg, dataset, cfg.IMG_SIZE) * (len(dataset) // cfg.BATCH_SIZE * cfg.BATCH_SIZE)
     epochs = math.floor(pflop * 1e15 / epoch)
@@ -94,7 +94,8 @@ def train_epochs(argv: list[str], epochs: int) -> Trained:
 def chosen(argv: list[str], dataset: ImageFolder) -> settings.Settings:
     """The settings of train.py with these arguments, from scratch."""
     cfg = choices.check_settings(settings.read(train, argv))
-    return choices.choose_settings(cfg, Provenance('scratch'), len(dataset), len(dataset.classes), None)
+    return choices.choose_settings(cfg, Provenance('scratch'), len(dataset), len(dataset.classes), None,
+                                   dataset.usual_side())
 
 
 def run_without(*parts: str) -> Callable[[str, float, int], Trained]:

@@ -1,4 +1,5 @@
 """common/data/images.py and datasets.py: one opener for every image, image folders, and the order of an epoch."""
+import math
 import multiprocessing
 import random
 import subprocess
@@ -272,6 +273,17 @@ def test_an_epochs_order_follows_from_seed_and_epoch():
     assert first[3:] == list(sampler)
     sampler.begin(epoch=1)
     assert first != list(sampler)
+
+
+def test_the_usual_side_is_that_of_the_files(tmp_path):
+    """The median of the shorter ones, among the files that can be read."""
+    folder = draw_folder(tmp_path, {'a': 3, 'b': 3}, size=(30, 50))
+    draw_folder(tmp_path / 'b', {'small': 3}, size=(20, 16))
+    (folder / 'a' / 'bad.png').write_text('no image')
+    assert ImageFolder(folder).usual_side() == 30
+    for path in folder.rglob('*.png'):
+        path.write_text('no image')
+    assert ImageFolder(folder).usual_side() == math.inf
 
 
 def test_a_samples_randomness_follows_from_its_seed_and_leaves_no_trace(tmp_path):

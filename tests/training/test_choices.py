@@ -1,4 +1,6 @@
 """common/training/choices.py: what 'auto' becomes, and that it says why."""
+import math
+
 import pytest
 import torch
 from helpers import TINY, configure, prepare
@@ -15,9 +17,9 @@ def memory(monkeypatch):
     monkeypatch.setattr(choices, 'largest_batch', lambda spec, demand: demand.batch_size)
 
 
-def choose(source, images=100, saved=None, **changes):
+def choose(source, images=100, saved=None, own_side=math.inf, **changes):
     cfg = choices.check_settings(configure(**{'model_kwargs': {}, 'optimizer': 'adamw', 'lr': 'auto', **changes}))
-    return cfg, choose_settings(cfg, Provenance(source), images, 2, saved)
+    return cfg, choose_settings(cfg, Provenance(source), images, 2, saved, own_side)
 
 
 @pytest.mark.parametrize('model, source, pictures, optimizer, lr, why', [
@@ -104,6 +106,17 @@ def test_images_are_as_large_as_the_time_allows(capsys, monkeypatch):
     assert all(one >= other for one, other in zip(few, many, strict=True)) and few != many
     out = capsys.readouterr().out
     assert 'so that 10 minutes are enough for about 15000 images' in out and 'about 176000 images' in out
+
+
+@pytest.mark.parametrize('own_side, budget, source, size', [
+    (32, 'none', 'scratch', 48), (47, 'none', 'scratch', 80), (20, 1, 'scratch', 32), (149, 'none', 'scratch', 224),
+    (60, 1, 'scratch', 64), (60, 1000, 'scratch', 96), (32, 'none', 'out/best.pth', 224)])
+def test_small_images_are_not_enlarged_much(capsys, monkeypatch, own_side, budget, source, size):
+    monkeypatch.setattr(choices, 'training_speed', lambda cfg, images, classes: 1e6)
+    _, found = choose(source, own_side=own_side, img_size='auto', time_budget=budget)
+    assert (size, size) == found.IMG_SIZE
+    said = f"IMG_SIZE = 'auto': ({size}, {size}), since the images have {own_side}\n"
+    assert (said in capsys.readouterr().out) == (size not in (64, 224))
 
 
 @pytest.mark.parametrize('changes, passes, share', [
