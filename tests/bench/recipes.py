@@ -126,11 +126,17 @@ def published_init(net: torch.nn.Module) -> None:
 
 
 def image_flop(cfg: settings.Settings, dataset: ImageFolder, size: tuple[int, int]) -> float:
-    """Operations of training on an image of a batch, with its share of the optimizer's."""
+    """Operations of training on an image of a batch, with its share of the optimizer's, and of asking a TEACHER."""
     spec = replace(network_spec(cfg, len(dataset.classes)), img_size=size)
     net = spec.create()
     optimizer = build_optimizer(cfg.OPTIMIZER, net, 1., cfg.WEIGHT_DECAY, cfg.LAYER_DECAY, None)
-    return 3 * 2 * multiply_adds(net, size) + optimizer_flop(optimizer) / (cfg.BATCH_SIZE * cfg.ACCUMULATE_STEPS)
+    flop = 3 * 2 * multiply_adds(net, size) + optimizer_flop(optimizer) / (cfg.BATCH_SIZE * cfg.ACCUMULATE_STEPS)
+    if cfg.TEACHER:
+        from extras.teacher import build_teacher  # an extra may be missing
+
+        blank = Transform(list(size), [0.5] * 3, [0.5] * 3)
+        flop = build_teacher(cfg.TEACHER, 1., blank, False, torch.device('cpu'), False).add_flop(flop)
+    return flop
 
 
 def run_tutorial(options: str, pflop: float, seed: int) -> Trained:
