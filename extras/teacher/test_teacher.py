@@ -1,13 +1,15 @@
 """TEACHER: what is learnt is a trained network's word of the very image, and unlabelled images learn along."""
+import importlib
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import TINY, build, draw_folder, result, run, untrained
+from helpers import ROOT, TINY, build, configure, draw_folder, result, run, untrained
 
 import models
 import train
+from common.data.datasets import ImageFolder
 from common.data.transforms import Transform
 from common.evaluation.predictor import FORMAT, load_network, restore
 from common.runtime.errors import UserError
@@ -147,6 +149,14 @@ def test_a_run_with_a_teacher_counts_its_compute_and_can_be_balanced(data):
     assert flop[0] < flop[1] and flop[2] - flop[1] == flop[1] - flop[0]
     run(epochs=1, teacher='x.pth', mixup_prob=0, token_label='true', balance='weights', time_budget=0.05)
     assert result()['settings']['TEACHER'] == 'x.pth'
+
+
+def test_the_bench_counts_it_too(data, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / 'tests' / 'bench')
+    recipes, images = importlib.import_module('recipes'), ImageFolder(data / 'train')
+    alone, taught, twice = (recipes.image_flop(configure(optimizer='adamw', **changes), images, (32, 32))
+                            for changes in ({}, {'teacher': 'x.pth'}, {'teacher': 'x.pth,x.pth'}))
+    assert alone < taught and twice - taught == pytest.approx(taught - alone)
 
 
 def test_unlabelled_images_learn_along(data, capsys, monkeypatch):

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 import timm
 import torch
-from helpers import ROOT, TINY, configure, draw_folder, prepare, run_script, untrained
+from helpers import ROOT, TINY, draw_folder, prepare, run_script
 from timm.data import Mixup
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
@@ -109,16 +109,6 @@ def test_images_that_are_kept_are_chosen_by_the_hashes_of_their_paths(tmp_path, 
     for count in (7, 26):
         with pytest.raises(UserError, match=f'KEEP = {count} must be at least 8 and at most 25'):
             accuracy.keep(count)
-
-
-def test_a_teacher_counts_in_the_compute(folder, monkeypatch):
-    pytest.importorskip('extras.teacher')
-    monkeypatch.syspath_prepend(ROOT / 'tests' / 'bench')
-    recipes, dataset = importlib.import_module('recipes'), ImageFolder(folder / 'train')
-    untrained('x.pth', size=64)
-    alone, taught, twice = (recipes.image_flop(configure(optimizer='adamw', **changes), dataset, (32, 32))
-                            for changes in ({}, {'teacher': 'x.pth'}, {'teacher': 'x.pth,x.pth'}))
-    assert alone < taught and twice - taught == pytest.approx(taught - alone)
 
 
 @pytest.mark.parametrize('view, flips', [('upright', (0.5, 0)), ('above', (0.5, 0.5)), ('text', (0, 0))])
