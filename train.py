@@ -230,7 +230,7 @@ def build_state(cfg: Settings, data: Data, weights: setup.InitialWeights, saved:
     amp_dtype = devices.choose_amp_dtype(device) if cfg.USE_AMP else None
     print(devices.describe_device(device, amp_dtype))
     spec = setup.network_spec(cfg, len(data.classes), drop_path=cfg.AUGMENTATION * cfg.DROP_PATH)
-    built = setup.build_network(spec, data.classes, weights)
+    built = setup.build_network(spec, data.classes, weights, data.grey)
     net = built.net.to(device)
     demand = setup.Demand(cfg.BATCH_SIZE, device, amp_dtype, cfg.USE_DP, cfg.USE_EMA)
     image_flop = setup.work_out_cost(spec, net, demand)

@@ -80,9 +80,17 @@ def cosine_filters(shape: tuple[int, int, int], count: int) -> torch.Tensor:
     return torch.stack(filters)
 
 
-def filter_images(conv: nn.Conv2d) -> None:
-    """Make each output channel a cosine filter of the image, or its negative, since the ReLU behind keeps one sign."""
-    filters = cosine_filters(conv.weight.shape[1:], math.ceil(conv.out_channels / 2))
+def filter_images(conv: nn.Conv2d, grey: bool = False) -> None:
+    """Make each output channel a cosine filter of the image, or its negative, since the ReLU behind keeps one sign.
+
+    For `grey` images they are of brightness alone, up to higher frequencies: filters of colour see nothing there.
+    """
+    channels, *window = conv.weight.shape[1:]
+    count = math.ceil(conv.out_channels / 2)
+    if grey:
+        filters = cosine_filters((1, *window), count).expand(-1, channels, -1, -1) / math.sqrt(channels)
+    else:
+        filters = cosine_filters((channels, *window), count)
     filters = torch.cat([filters, -filters])
     set_filters(conv, filters[torch.arange(conv.out_channels) % len(filters)])
 

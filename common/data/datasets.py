@@ -20,7 +20,7 @@ from common.runtime.errors import UserError
 from common.runtime.files import write_text
 from common.runtime.processes import RANK
 
-SAMPLED = 50  # images that tell how large all are
+SAMPLED = 50  # images that tell what all are like
 
 
 class ImageFolder(datasets.ImageFolder):
@@ -82,13 +82,17 @@ class ImageFolder(datasets.ImageFolder):
         self.targets = samples.targets
 
 
+    def some(self) -> list[tuple[str, int]]:
+        """Return up to SAMPLED samples, evenly spread."""
+        count = min(SAMPLED, len(self.samples))
+        return [self.samples[index] for index in np.linspace(0, len(self.samples) - 1, count, dtype=int)]
+
     def usual_side(self) -> float:
         """Return the median of the shorter sides of some images, in pixels, as their files say; infinity if none can be
         read.
         """
         sides = []
-        for index in np.linspace(0, len(self.samples) - 1, SAMPLED, dtype=int):
-            path, _ = self.samples[index]
+        for path, _ in self.some():
             with suppress(BadImage), judging(path):  # those are found when all are read
                 sides.append(min(header(self.store.content(path), path).size))
         return float(np.median(sides)) if sides else math.inf

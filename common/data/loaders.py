@@ -240,6 +240,7 @@ def start_loader(dataset: Dataset, workers: int, **kwargs) -> DataLoader:
 
 # ---- the data of a training run ------------------------------------------------------------------------------------
 
+GREY = 2.            # grey levels by which the channels of a grey image may differ on average
 PLAIN_IMAGES = 1024  # training images without augmentation that BatchNorm is measured with (docs/recipe.md)
 
 
@@ -249,6 +250,7 @@ class Data:
     classes: list[str]       # in the order of the logits
     transform: Transform
     fingerprint: str         # of the names, classes and sizes of all files
+    grey: bool               # whether the training images have no colours
     train: DataLoader        # (images (B, 3, H, W), labels (B,)), shuffled and augmented; this process's rows of them
     plain: DataLoader        # some of them without augmentation, always the same; this process's rows of each batch
     val: DataLoader          # the validation set in order, without augmentation; the batches of this process
@@ -286,12 +288,21 @@ def build_data(cfg: Settings, split: Split, transform: Transform, augment: Calla
     (for_train, for_plain, for_val), through_pipes = choose_handover(
         [workers, half, half], cfg.BATCH_SIZE * image_bytes(transform))
     return Data(
-        train_set.classes, transform, found,
+        train_set.classes, transform, found, is_grey(train_set),
         train=start_loader(train_set, for_train, through_pipes=through_pipes, batch_sampler=EpochSampler(
             len(train_set), cfg.BATCH_SIZE, cfg.SEED, blocks, shares)),
         plain=start_loader(plain_set, for_plain, through_pipes=through_pipes, batch_sampler=plain_batches),
         val=start_loader(val_set, for_val, through_pipes=through_pipes,
                          batch_sampler=own_batches(len(val_set), cfg.BATCH_SIZE)))
+
+
+def is_grey(dataset: ImageFolder) -> bool:
+    """Return whether none of some images, as they are read for training, has colours: JPEG leaves a trace of some."""
+    for path, _ in dataset.some():
+        pixels = np.asarray(dataset.loader(path)).astype(int)  # (H, W, 3)
+        if np.ptp(pixels, axis=2).mean() > GREY:
+            return False
+    return True
 
 
 def image_bytes(transform: Transform) -> int:

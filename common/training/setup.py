@@ -19,6 +19,7 @@ from common.settings import Settings
 from models import (
     PUBLISHED,
     VARIANTS,
+    VOLO,
     WeightsError,
     create_model,
     default_cfg,
@@ -29,6 +30,7 @@ from models import (
     read_file,
 )
 from models.cost import multiply_adds, training_memory
+from models.init import filter_images
 
 MEMORY_SHARE = 0.75  # of the free memory that a training step may take; the rest is for libraries, allocator, images
 
@@ -172,8 +174,11 @@ class BuiltNetwork:
     provenance: Provenance   # with what was loaded
 
 
-def build_network(spec: NetworkSpec, classes: list[str], weights: InitialWeights) -> BuiltNetwork:
-    """Return the network with its initial weights, after an image went through it. Raises UserError."""
+def build_network(spec: NetworkSpec, classes: list[str], weights: InitialWeights, grey: bool = False) -> BuiltNetwork:
+    """Return the network with its initial weights, after an image went through it. Raises UserError.
+
+    A VOLO that learns `grey` images from scratch begins with filters of brightness alone.
+    """
     net = spec.create()
     provenance = weights.provenance
     content = weights.content
@@ -185,6 +190,10 @@ def build_network(spec: NetworkSpec, classes: list[str], weights: InitialWeights
             raise UserError(f'PRETRAINED: {provenance.source}: {error}') from error
         provenance = replace(provenance, loaded=report.loaded, resized=report.resized, dropped=report.dropped)
         counted_anew = report.counted_anew
+    elif grey and isinstance(net, VOLO):
+        print('the images are grey: the first layer begins with filters of brightness alone')
+        with torch.no_grad():
+            filter_images(net.patch_embed.conv[0], grey=True)
     print_provenance(provenance)
     if counted_anew:
         print(f'weights: started at 0: {counted_anew} counts of batches (num_batches_tracked), which the file lacks')

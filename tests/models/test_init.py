@@ -8,7 +8,7 @@ import torch
 from helpers import TINY, tiny_volo
 
 import models
-from models.init import OFFSETS, cosine_filters
+from models.init import OFFSETS, cosine_filters, filter_images
 from models.layers import Attention
 from models.outlook import OutlookAttention
 
@@ -87,6 +87,20 @@ def test_the_stem_begins_with_filters_of_both_signs_for_brightness_and_colour():
     assert torch.nn.functional.cosine_similarity(weight[:32], filters.flatten(1)).min() > 0.9
     colour = filters.mean(1).abs().amax((1, 2)) < 1e-6  # a grey image leaves it at zero
     assert colour.sum() == 16
+
+
+@pytest.mark.parametrize('out_channels', [64, 120])
+def test_filters_for_grey_images_are_of_brightness_alone(out_channels):
+    """The lowest frequencies, of both signs; where there are no more of them they come again."""
+    conv = torch.nn.Conv2d(3, out_channels, 7)
+    with torch.no_grad():
+        filter_images(conv, grey=True)
+    weight = conv.weight.detach().flatten(1)
+    half = min(out_channels // 2, 49)
+    expected = cosine_filters((1, 7, 7), half).expand(-1, 3, -1, -1).flatten(1)
+    assert torch.nn.functional.cosine_similarity(weight[:half], expected).min() > 0.9
+    assert torch.nn.functional.cosine_similarity(weight[half:2 * half], -expected).min() > 0.9
+    assert weight.norm(dim=1).mean().item() == pytest.approx(1, abs=0.1)
 
 
 @pytest.mark.parametrize('kwargs', [{'img_size': 16}, {'img_size': (32, 96)}, {'layers': (1,)}, {'layers': (0, 2)},

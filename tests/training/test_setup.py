@@ -1,7 +1,8 @@
 """common/training/setup.py and the optimizer: what is frozen, how fast each layer learns, networks other than VOLO."""
 import pytest
 import torch
-from helpers import TINY, build, prepare, result, run
+from helpers import TINY, build, prepare, result, run, scene
+from PIL import Image
 
 import models
 import train
@@ -161,3 +162,26 @@ def test_a_cost_that_cannot_be_worked_out_costs_no_run(monkeypatch, capsys):
     assert setup.work_out_cost(spec_of(), torch.nn.Linear(1000, 1999), load_of(8)) is None
     assert capsys.readouterr().out == (
         'volo_d1: 2.0 M parameters; its multiply-adds and memory could not be worked out (ZeroDivisionError)\n')
+
+
+@pytest.mark.parametrize('kind, grey', [('grey', True), ('a trace of colour', True), ('one of them colourful', False)])
+def test_grey_images_are_learnt_with_filters_of_brightness(tmp_path, monkeypatch, capsys, kind, grey):
+    monkeypatch.chdir(tmp_path)
+    for side in ('train', 'val'):
+        for number in range(12):
+            image = scene(number).convert('L')
+            if kind == 'a trace of colour':
+                image = Image.merge('RGB', [image, image.point(lambda value: value + 1), image])
+            elif kind != 'grey' and number == 11:
+                image = scene(number)
+            folder = tmp_path / 'data' / side / 'ab'[number % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            image.save(folder / f'{number}.png')
+    kwargs = {**TINY, 'stem_hidden_dim': 64}
+    _, data, state = build(model_kwargs=kwargs)
+    assert data.grey is grey and ('the images are grey' in capsys.readouterr().out) == grey
+    weight = state.net.patch_embed.conv[0].weight.detach()  # (channels, 3, 7, 7), with some noise
+    assert (weight.std(1).mean() < 0.3 * weight.std()) == grey
+    torch.save({name: torch.zeros_like(tensor) for name, tensor in state.net.state_dict().items()}, 'zeros.pth')
+    _, _, loaded = build(pretrained='zeros.pth', model_kwargs=kwargs)
+    assert not loaded.net.patch_embed.conv[0].weight.any()
