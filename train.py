@@ -71,7 +71,8 @@ BATCH_SIZE: int | str = 'auto'    # Images at a time over all GPUs; an even numb
 ACCUMULATE_STEPS = 1              # Batches to each update of the weights: 4 with BATCH_SIZE = 8 learn like 32.
 OPTIMIZER = 'auto'                # 'muon', 'adamw', or another of timm's, such as 'lion', for which you set LR. 'auto'
                                   # is 'muon' for a VOLO from scratch on 1,000 images or more, else 'adamw'.
-LR: float | str = 'auto'          # Peak learning rate. 'auto' is 1e-4 (Muon 6e-4) times √(images in an update / 16).
+LR: float | str = 'auto'          # Peak learning rate. 'auto' is √(images in an update / 16) times 1e-4, with Muon
+                                  # 6e-4, for networks of timm with loaded weights 3e-4.
 WARMUP = 0.1                      # Fraction of the run in which the learning rate rises. The tutorial has no warm-up.
 LAYER_DECAY = 1.0                 # Learning rate of a layer relative to the next; 0.75 keeps more of loaded weights.
 WEIGHT_DECAY = 0.05               # Decoupled weight decay. Norms, biases, pos_embed and cls_token have none.

@@ -198,7 +198,8 @@ def choose_settings(cfg: Settings, provenance: Provenance, images: int, classes:
     if chosen.BATCH_SIZE == 'auto':
         settle('BATCH_SIZE', choose_batch_size(chosen, images, classes))
     if chosen.LR == 'auto':
-        settle('LR', choose_lr(chosen.OPTIMIZER, chosen.BATCH_SIZE * chosen.ACCUMULATE_STEPS))
+        fine_tuned = cfg.MODEL not in VARIANTS and not from_scratch
+        settle('LR', choose_lr(chosen.OPTIMIZER, fine_tuned, chosen.BATCH_SIZE * chosen.ACCUMULATE_STEPS))
     if chosen.AUGMENTATION == 'auto':
         passes = cfg.EPOCHS if pixels is None else pixels / (images * math.prod(chosen.IMG_SIZE))
         settle('AUGMENTATION', choose_augmentation(passes))
@@ -285,11 +286,14 @@ def choose_batch_size(cfg: Settings, images: int, classes: int) -> Choice:
     return Choice(fitting, reason)
 
 
-def choose_lr(optimizer: str, images: int) -> Choice:
-    """Choose by the number of images in an update."""
+def choose_lr(optimizer: str, fine_tuned: bool, images: int) -> Choice:
+    """Choose by the number of images in an update, and more for a network of timm that is `fine_tuned`."""
     if optimizer == 'muon':
         base = 6e-4
         whose = "Muon's 6e-4"
+    elif fine_tuned:
+        base = 3e-4
+        whose = 'the 3e-4 of trained networks of timm'
     else:
         base = 1e-4
         whose = "the tutorial's 1e-4"

@@ -86,6 +86,15 @@ def test_batch_and_learning_rate_go_together(capsys, pictures, accumulate, batch
     assert f"LR = 'auto': {lr:.3g}, the tutorial's 1e-4" in said and f'√({batch * accumulate}/16)' in said
 
 
+@pytest.mark.parametrize('model, source, lr', [
+    ('resnet18', 'out/best.pth', 3e-4), ('resnet18', 'scratch', 1e-4), ('volo_d1', 'out/best.pth', 1e-4)])
+def test_trained_networks_of_timm_learn_faster(capsys, model, source, lr):
+    _, found = choose(source, model=model, batch_size=16)
+    assert lr == found.LR
+    said = "LR = 'auto': 0.0003, the 3e-4 of trained networks of timm for 16 images"
+    assert (said in capsys.readouterr().out) == (lr == 3e-4)
+
+
 @pytest.mark.parametrize('budget, source, model, words', [
     ('none', 'scratch', 'volo_d1', 'as published'), (1, 'out/best.pth', 'volo_d1', 'the weights are trained already'),
     (1, 'scratch', 'test_vit', 'as published')])
