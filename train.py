@@ -38,7 +38,8 @@ from models import VARIANTS
 # ---- Data
 DATA_DIR = 'data'                 # Folder that makedata.py made: train/ and val/, one sub-folder for each class.
 IMG_SIZE: int | tuple | str = 'auto'  # Pixels, a multiple of 16, or (height, width). 112 takes a quarter of the time of
-                                  # 224. 'auto' is 224; from scratch with a short TIME_BUDGET it is less.
+                                  # 224. 'auto' is 224, from scratch less with a short TIME_BUDGET, and at most 1.5
+                                  # times the shorter side of the images, rounded up.
 CROP: float | str | None = None   # None squeezes the whole image into IMG_SIZE, whatever its shape. 0.96 takes the
                                   # middle 96 % undistorted. 'published' crops and interpolates as MODEL was published.
 NORMALISATION: str | tuple = 'auto'  # Mean and standard deviation of red, green and blue. 'data': those of
@@ -201,9 +202,11 @@ def build_schedule(optimizer: torch.optim.Optimizer, lr: float, warmup: float) -
                              lr_min=lowest, warmup_lr_init=lowest, t_in_epochs=False)
 
 
-def build_model(cfg: Settings, built: setup.BuiltNetwork, data: Data, blank: run_length.BlankBatch,
+def build_model(cfg: Settings, built: setup.BuiltNetwork, data: Data, images: torch.Tensor, targets: torch.Tensor,
                 device: torch.device, amp_dtype: torch.dtype | None) -> torch.nn.Module:
-    """Return (images, targets) -> (logits, losses): the network with its loss, over several GPUs or processes."""
+    """Return (images, targets) -> (logits, losses): the network with its loss, over several GPUs or processes. The
+    images and targets that it is given here are blank ones of the same shape.
+    """
     loss = losses.choose_loss(cfg.TOKEN_LABEL, built.kwargs.get('return_dense', False))
     if cfg.BALANCE == 'weights':
         loss = losses.balanced(loss, data.train.dataset.targets)
@@ -213,7 +216,7 @@ def build_model(cfg: Settings, built: setup.BuiltNetwork, data: Data, blank: run
         with extra('COMPILE'):
             from extras.compile import compiled
         graphs = device.type == 'cuda' and cfg.ACCUMULATE_STEPS == 1 and not processes.LAUNCHED
-        model = compiled(model.train(), *blank, graphs)
+        model = compiled(model.train(), images, targets, graphs)
     if processes.LAUNCHED:
         with extra('torchrun'):
             from extras.torchrun.shared_batch import distributed
@@ -251,13 +254,13 @@ def build_state(cfg: Settings, data: Data, weights: setup.InitialWeights, saved:
             from extras.teacher import build_teacher
         teach = build_teacher(cfg.TEACHER, cfg.TEACHER_WEIGHT, data.transform, cfg.TOKEN_LABEL, device, cfg.USE_DP)
         image_flop = teach.add_flop(image_flop)
-    blank = run_length.blank_batch(data, device, teach)
-    model = build_model(cfg, built, data, blank, device, amp_dtype)
+    blank = run_length.blank_batch(data, device)
+    model = build_model(cfg, built, data, blank.images, teach(*blank), device, amp_dtype)
     validation = run_length.validation_cost(net, len(data.val), len(data.plain), cfg.USE_EMA, cfg.ACCUMULATE_STEPS)
     updates_per_epoch = math.ceil(len(data.train) / cfg.ACCUMULATE_STEPS)
     plan = run_length.make_plan(cfg.EPOCHS, updates_per_epoch, validation, cfg.VALIDATE_EVERY)
     if cfg.TIME_BUDGET:  # how fast the machine is, updates with blank images tell
-        rehearse = partial(run_length.rehearse, clock, model, optimizer, *blank, cfg.ACCUMULATE_STEPS)
+        rehearse = partial(run_length.rehearse, clock, model, optimizer, *blank, cfg.ACCUMULATE_STEPS, teach)
         plan = run_length.fit_time_budget(plan, cfg.TIME_BUDGET, clock, saved, rehearse)
     state = step.TrainState(
         net=net,
@@ -303,8 +306,8 @@ def main(cfg: Settings) -> None:
         split = open_split(cfg.DATA_DIR)
         if cfg.TEACHER:
             with extra('TEACHER'):
-                from extras.teacher import add_unlabelled
-            add_unlabelled(split, cfg.TEACHER, cfg.NUM_WORKERS, cfg.USE_GPU)
+                from extras.teacher import add_unlabelled, load_teachers
+            add_unlabelled(split, load_teachers(cfg.TEACHER, split.classes, out), cfg.NUM_WORKERS, cfg.USE_GPU)
         cfg = processes.from_first(choices.choose_settings(
             cfg, weights.provenance, len(split.train), len(split.classes), saved, split.train.usual_side()))
         transform = make_transform(cfg.IMG_SIZE, cfg.CROP, cfg.MODEL, cfg.NORMALISATION,

@@ -92,9 +92,11 @@ def create_model(name: str, /, img_size: int | tuple[int, int] = 224, drop_path_
         raise
     except Exception as error:  # each of timm's networks refuses settings with errors of its own
         raise ValueError(f'{name}: {first_line(error)}') from error
-    if name in VARIANTS:
-        return net
-    return net.to(memory_format=torch.channels_last)  # in which convolutions are up to twice as fast
+    if name not in VARIANTS:
+        for module in net.modules():
+            if isinstance(module, nn.Conv2d):
+                module.to(memory_format=torch.channels_last)  # in which convolutions are up to twice as fast
+    return net
 
 
 def build_with_timm(name: str, drop_path_rate: float, /, **kwargs: Any) -> nn.Module:

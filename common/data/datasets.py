@@ -81,7 +81,6 @@ class ImageFolder(datasets.ImageFolder):
         self.samples = self.imgs = samples
         self.targets = samples.targets
 
-
     def some(self) -> list[tuple[str, int]]:
         """Return up to SAMPLED samples, evenly spread."""
         count = min(SAMPLED, len(self.samples))
@@ -155,13 +154,20 @@ def table_stamps(root: Path) -> list[list[int]]:
 
 
 def fingerprint(*sets: ImageFolder) -> str:
-    """Return a text that changes with the names, classes and sizes in bytes of the files in data sets."""
+    """Return a text that changes with the names, classes and sizes in bytes of the files in data sets. Of images from
+    elsewhere the class does not count: a network has given it, and may decide otherwise on another machine.
+    """
     digest = hashlib.sha256()  # of the JSON of a list, which as a whole would take much memory
     separator = '['
     for dataset in sets:
-        start = len(str(Path(dataset.root, ' '))) - 1
+        below = str(Path(dataset.root, ' '))[:-1]
         for path, target in dataset.samples:
-            entry = [path[start:].replace(os.sep, '/'), target, dataset.store.stamp(path)[0]]
+            if path.startswith(below):
+                name = path[len(below):]
+            else:
+                name = os.path.relpath(path, dataset.root)
+                target = None
+            entry = [name.replace(os.sep, '/'), target, dataset.store.stamp(path)[0]]
             digest.update(f'{separator}{json.dumps(entry)}'.encode())
             separator = ', '
     digest.update(b']')

@@ -39,7 +39,7 @@ def paths_of(checkpoints: str | Sequence[str]) -> tuple[str, ...]:
         return tuple(checkpoints)
     if Path(checkpoints).exists():  # its name may have a comma
         return (checkpoints,)
-    return tuple(checkpoints.split(','))
+    return tuple(path.strip() for path in checkpoints.split(','))
 
 
 def load(path: Path | str) -> dict[str, Any]:

@@ -67,6 +67,11 @@ def is_share(value: Any) -> bool:
     return is_number(value) and 0 <= value <= 1
 
 
+def is_switch(value: Any) -> bool:
+    """Return whether something is True or False."""
+    return isinstance(value, bool)
+
+
 def is_percent(value: Any) -> bool:
     """Return whether something is a number from 0 to 100, but for rounding."""
     return is_number(value) and 0 <= value < 101

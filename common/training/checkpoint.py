@@ -21,6 +21,7 @@ from common.runtime.schema import (
     is_percent,
     is_positive_count,
     is_share,
+    is_switch,
     is_text,
     optional,
     wrong_place,
@@ -62,7 +63,7 @@ LAST = {  # what a resumed run reads in last.pth, besides what models.check_save
         'MODEL': is_text, 'MODEL_KWARGS': is_setting, 'IMG_SIZE': is_img_size,
         'USE_EMA': is_setting, 'TOKEN_LABEL': is_setting, 'LAYER_DECAY': is_number, 'OPTIMIZER': is_text,
         'BATCH_SIZE': is_positive_count, 'ACCUMULATE_STEPS': is_positive_count, 'SEED': is_count,
-        'LR': is_amount, 'AUGMENTATION': is_share, 'TIME_BUDGET': optional(is_amount),
+        'LR': is_amount, 'USE_AMP': is_switch, 'AUGMENTATION': is_share, 'TIME_BUDGET': optional(is_amount),
         'PATIENCE': optional(is_positive_count), 'EPOCHS': is_positive_count},
     'fingerprint': is_text,
     'history': [{
@@ -87,7 +88,7 @@ LAST = {  # what a resumed run reads in last.pth, besides what models.check_save
     'margins': {'sums': is_ordinary, 'counts': is_ordinary, 'guesses': is_ordinary}}
 FIXED = ('MODEL', 'MODEL_KWARGS', 'IMG_SIZE', 'USE_EMA', 'TOKEN_LABEL', 'LAYER_DECAY', 'OPTIMIZER')  # of the whole run
 FIXED_IN_EPOCH = ('BATCH_SIZE', 'ACCUMULATE_STEPS', 'SEED')  # while an epoch that was stopped in the middle goes on
-ALSO_NEEDED = ('LR', 'AUGMENTATION', 'TIME_BUDGET', 'PATIENCE', 'EPOCHS')  # in the settings of last.pth
+ALSO_NEEDED = ('LR', 'USE_AMP', 'AUGMENTATION', 'TIME_BUDGET', 'PATIENCE', 'EPOCHS')  # in the settings of last.pth
 
 
 def save(path: Path, content: dict) -> None:

@@ -15,7 +15,15 @@ from common.settings import Settings, check_range
 from common.training.losses import LossModel, choose_loss
 from common.training.optimizer import build_optimizer
 from common.training.run_length import Clock, rehearse
-from common.training.setup import Demand, Provenance, Size, largest_batch, network_spec
+from common.training.setup import (
+    Demand,
+    Provenance,
+    Size,
+    check_forward,
+    largest_batch,
+    network_spec,
+    refuse_small_batch,
+)
 from models import VARIANTS, default_cfg, has_fixed_size
 from models.volo import STRIDE
 from models.weights import MOST_PIXELS, is_img_size
@@ -145,7 +153,7 @@ def check_preprocessing(crop: float | str | None, normalisation: str | tuple) ->
 MANY_IMAGES = 10_000      # training images, from which on AdamW's batches are larger
 ENOUGH_FOR_MUON = 1_000   # training images, from which on Muon was better: with 944, not with 474 (docs/recipe.md)
 USUAL_SIDE = 224          # pixels
-SPEED_SIDE = 112          # pixels, of the images that tell how fast a machine is
+SPEED_SIDE = 128          # pixels, of the images that tell how fast a machine is; some networks need a multiple of 32
 SIDES = range(64, USUAL_SIDE + 1, STRIDE)
 ENLARGEMENT = 1.5         # of small images: of 32 pixels at 48 more were right than at 32 and 64 (docs/recipe.md)
 IMAGES_AT_LEAST = 15_000  # that a run from scratch should train on, each again and again
@@ -238,7 +246,7 @@ def choose_img_size(images: int, own_side: float, pixels: float | None, minutes:
     reason = 'as published'
     if ENLARGEMENT * own_side <= USUAL_SIDE - STRIDE:
         largest = math.ceil(ENLARGEMENT * own_side / STRIDE) * STRIDE
-        reason = f'since the images have {own_side:.0f}'
+        reason = f'since the shorter side of the images has {own_side:.0f}'
     if pixels is not None:
         seen_enough = [side for side in SIDES if images_wanted(side, images) * side ** 2 <= pixels]
         side = max(seen_enough, default=SIDES[0])
@@ -308,23 +316,30 @@ def choose_augmentation(passes: float) -> Choice:
 
 def training_speed(cfg: Settings, images: int, classes: int) -> float:
     """Return the pixels of images that can be trained on in a second, tried with blank ones on a network that is thrown
-    away. No random number is drawn.
+    away. No random number is drawn. Raises UserError for a network that cannot be trained so.
     """
     cfg = Settings(**vars(cfg))
     if cfg.IMG_SIZE == 'auto':
-        cfg.IMG_SIZE = (SPEED_SIDE, SPEED_SIDE)
+        side = USUAL_SIDE if has_fixed_size(cfg.MODEL) else SPEED_SIDE
+        cfg.IMG_SIZE = (side, side)
     if cfg.BATCH_SIZE == 'auto':
         cfg.BATCH_SIZE = choose_batch_size(cfg, images, classes).value
     device = choose_device(cfg.USE_GPU)
     amp_dtype = choose_amp_dtype(device) if cfg.USE_AMP else None
     spec = network_spec(cfg, classes)
     with torch.random.fork_rng():
-        net = spec.create().to(device)
+        net = spec.create()
+    check_forward(spec, net)
+    net.to(device)
     optimizer = build_optimizer(cfg.OPTIMIZER, net, 1., cfg.WEIGHT_DECAY, cfg.LAYER_DECAY, amp_dtype)
     loss = choose_loss(cfg.TOKEN_LABEL, spec.kwargs.get('return_dense', False))
     model = parallel(LossModel(net, loss, amp_dtype), device, cfg.USE_DP)
     rows = len(own_rows(cfg.BATCH_SIZE))
     blank = torch.zeros(rows, 3, *cfg.IMG_SIZE, device=device)
     clock = Clock()
-    rehearse(clock, model, optimizer, blank, torch.zeros(rows, classes, device=device), cfg.ACCUMULATE_STEPS)
+    try:
+        rehearse(clock, model, optimizer, blank, torch.zeros(rows, classes, device=device), cfg.ACCUMULATE_STEPS)
+    except ValueError as error:
+        refuse_small_batch(error, cfg.BATCH_SIZE, cfg.MODEL)
+        raise
     return cfg.BATCH_SIZE * cfg.ACCUMULATE_STEPS * math.prod(cfg.IMG_SIZE) / clock.update_seconds

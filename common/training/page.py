@@ -15,6 +15,7 @@ from PIL import Image
 from torch.utils.data import default_collate
 from torchvision.transforms.v2.functional import to_pil_image
 
+from common.data.datasets import ImageFolder
 from common.data.loaders import Data
 from common.data.split import MALFORMED, read_split_table
 from common.reporting.page import (
@@ -39,6 +40,7 @@ from common.training.step import TrainState, seed_batch
 TIME_SHARE = 0.02       # of the time of a run, which its pages may take before the last
 AUGMENTED_IMAGES = 12   # as the network saw them
 TWIN_GROUPS = 24        # of near-identical images with different labels
+LEAST_SIDE = 256        # pixels, of an image as it is read for the page, if its file has them
 
 
 class RunPage:
@@ -94,10 +96,13 @@ class RunPage:
         """Return training images whose label may be wrong, as those of val in report.json."""
         dataset = self.data.train.dataset
         classes = self.data.classes
-        return [{'file': f'train/{Path(dataset.samples[index][0]).relative_to(dataset.root).as_posix()}',
-                 'class': classes[dataset.targets[index]], 'perhaps': classes[guess], 'score': score}
-                for index, guess, score in self.state.margins.suspects()
-                if Path(dataset.samples[index][0]).is_relative_to(dataset.root)]  # others have a label of TEACHER's
+        found = []
+        for index, guess, score in self.state.margins.suspects():
+            file = name_in_split(dataset, index)
+            if file is not None:
+                found.append({'file': file, 'class': classes[dataset.targets[index]], 'perhaps': classes[guess],
+                              'score': score})
+        return found
 
     def review_section(self, report: dict[str, Any], is_last: bool) -> Section:
         """Return the section in which labels are corrected, {} without the extra or if nothing is worth a look."""
@@ -132,22 +137,26 @@ class RunPage:
         images, labels = default_collate([dataset[index, seed] for index, seed in keys])
         seed_batch(self.settings['SEED'], epoch * self.state.plan.updates_per_epoch + 1, 0)  # as every batch does
         images, targets = self.state.mix(images.to(self.state.device), labels.to(self.state.device))
+        learnt = self.state.teach(images, targets).cpu()
+        if learnt.ndim == 3:
+            learnt = learnt[:, 0]  # of the images; the others are of tokens
         images = images.float().cpu()
-        targets = targets.cpu()
         mean = torch.tensor(self.data.transform.mean)[:, None, None]
         std = torch.tensor(self.data.transform.std)[:, None, None]
+        from_elsewhere = Thumbnails(partial(dataset.store.open, at_least=LEAST_SIDE))
         pictures = []
-        for (index, _), image, target in zip(keys[:AUGMENTED_IMAGES], images, targets, strict=False):
-            file = f'train/{Path(dataset.samples[index][0]).relative_to(dataset.root).as_posix()}'
+        for (index, _), image, target in zip(keys[:AUGMENTED_IMAGES], images, learnt, strict=False):
+            file = name_in_split(dataset, index)
+            small = from_elsewhere(dataset.samples[index][0]) if file is None else self.thumbnail(file)
             shares, labelled = target.topk(min(2, len(target)))
             mixed = [f'{self.data.classes[i]} {share:.0%}' for share, i in zip(shares, labelled, strict=True)
                      if share > self.settings['SMOOTHING'] / len(target) + 0.01]
             seen = to_pil_image((image * std + mean).clamp(0, 1))
-            pictures.append({'images': [self.thumbnail(file), as_uri(seen)],
+            pictures.append({'images': [small, as_uri(seen)],
                              'lines': [('', printable(', '.join(mixed)))]})
         return {'name': 'batch', 'heading': 'As the network saw them', 'pictures': pictures, 'note':
                 f'Images of the first batch of epoch {epoch + 1}, beside them what augmentation made of them, and the '
-                'labels that they were trained on.'}
+                'labels that they were trained on, or what the TEACHER says of them.'}
 
     def twin_section(self) -> Section:
         """Return near-identical images of different classes, as makedata.py found them."""
@@ -180,7 +189,15 @@ class RunPage:
             for heading, facts in (('Constants of train.py', self.settings), ('Versions and data', origin))]}
 
 
-def open_image(data: Data, file: str, at_least: int = 256) -> Image.Image:
+def name_in_split(dataset: ImageFolder, index: int) -> str | None:
+    """Return what split.csv calls a training image, or None for one from elsewhere, which TEACHER has labelled."""
+    path = Path(dataset.samples[index][0])
+    if not path.is_relative_to(dataset.root):
+        return None
+    return f'train/{path.relative_to(dataset.root).as_posix()}'
+
+
+def open_image(data: Data, file: str, at_least: int = LEAST_SIDE) -> Image.Image:
     """Return an image named as in split.csv: train/CLASS/NAME or val/CLASS/NAME, which has `at_least` so many pixels on
     its shorter side if the file has them. Raises UserError.
     """

@@ -14,6 +14,7 @@ from common.data.loaders import Data
 from common.evaluation.validate import has_statistics
 from common.runtime.console import format_duration
 from common.runtime.processes import from_first, largest
+from common.training.mixup import keep_targets
 from common.training.optimizer import can_skip
 from models import VOLO
 
@@ -171,22 +172,22 @@ class Clock:
 # ---- TIME_BUDGET -----------------------------------------------------------------------------------------------------
 
 class BlankBatch(NamedTuple):
-    """Blank images (B, 3, H, W) with targets, as many as this process has of a batch."""
+    """Images (B, 3, H, W) and targets (B, classes) of zeros, as many as this process has of a batch."""
     images: torch.Tensor
     targets: torch.Tensor
 
 
-def blank_batch(data: Data, device: torch.device, teach: Callable) -> BlankBatch:
-    """Return a blank batch on the device, of the size that those of `data` have; `teach` is as in TrainState."""
+def blank_batch(data: Data, device: torch.device) -> BlankBatch:
+    """Return a blank batch on the device, of the size that those of `data` have."""
     rows = len(data.own_rows)
-    images = torch.zeros(rows, 3, *data.transform.img_size, device=device)
-    return BlankBatch(images, teach(images, torch.zeros(rows, len(data.classes), device=device)))
+    return BlankBatch(torch.zeros(rows, 3, *data.transform.img_size, device=device),
+                      torch.zeros(rows, len(data.classes), device=device))
 
 
 def rehearse(clock: Clock, model: nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor,
-             targets: torch.Tensor, accumulate_steps: int) -> None:
-    """Tell the clock what updates take, from a blank batch, images (B, 3, H, W) and targets, on the device of the
-    model, which returns logits and losses. The updates leave no trace in the network.
+             targets: torch.Tensor, accumulate_steps: int, teach: Callable = keep_targets) -> None:
+    """Tell the clock what updates take, from blank images (B, 3, H, W) and targets (B, classes) on the device of the
+    model, which returns logits and losses; `teach` is as in TrainState. The updates leave no trace in the network.
     """
     buffers = [buffer.clone() for buffer in model.buffers()]
     model.train()
@@ -196,7 +197,7 @@ def rehearse(clock: Clock, model: nn.Module, optimizer: torch.optim.Optimizer, i
         while going_on:
             start = time.perf_counter()
             for _ in range(accumulate_steps):
-                _, losses = model(images, targets)
+                _, losses = model(images, teach(images, targets))
                 losses.mean().backward()
             if can_skip(optimizer, images.device):
                 optimizer.found_inf = torch.ones((), device=images.device)  # it works and changes nothing

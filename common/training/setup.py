@@ -293,6 +293,12 @@ def largest_batch(spec: NetworkSpec, demand: Demand) -> int:
         demand = replace(demand, batch_size=smaller)
 
 
+def refuse_small_batch(error: Exception, batch_size: int, model: str) -> None:
+    """Raise UserError if the error of a training step is that BatchNorm finds no variance in so few images."""
+    if 'more than 1 value per channel' in str(error):
+        raise UserError(f'BATCH_SIZE = {batch_size}: too few for the BatchNorm of {model}') from error
+
+
 def work_out_cost(spec: NetworkSpec, net: nn.Module, demand: Demand) -> float | None:
     """Print a line with the network's parameters, multiply-adds and memory.
 
@@ -310,8 +316,7 @@ def work_out_cost(spec: NetworkSpec, net: nn.Module, demand: Demand) -> float | 
         text += (f', {macs / 1e9:.2f} G multiply-adds an image; a batch of {demand.images} images needs at least '
                  f'{memory / 2 ** 30:.1f} GiB of memory{where}')
     except Exception as error:  # a network of timm that looks into its numbers: they are fake there
-        if 'more than 1 value per channel' in str(error):
-            raise UserError(f'BATCH_SIZE = {demand.batch_size}: too few for the BatchNorm of {spec.model}') from error
+        refuse_small_batch(error, demand.batch_size, spec.model)
         text += f'; its multiply-adds and memory could not be worked out ({type(error).__name__})'
     print(text)
     return flop

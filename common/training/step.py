@@ -144,6 +144,7 @@ class TrainState:
         self.optimizer.load_state_dict(saved['optimizer'])
         for group, values in zip(self.optimizer.param_groups, current, strict=True):
             group.update(values)
+        lay_out_as_parameters(self.optimizer)
         self.margins.load(saved['margins'])
         self.progress = Progress.from_dict(saved['progress'])
         if self.lr_scale != saved['lr_scale']:
@@ -152,6 +153,18 @@ class TrainState:
         self.scheduler.step_update(100 * self.plan.share(done))
         if saved['scaler']:  # empty where the run had no float16 so far
             self.scaler.load_state_dict(saved['scaler'])
+
+
+def lay_out_as_parameters(optimizer: torch.optim.Optimizer) -> None:
+    """Give what an optimizer knows of each parameter the parameter's layout in memory.
+
+    Fused optimizers take that for granted. A file may have it in another: earlier versions had no channels last.
+    """
+    for parameter, known in optimizer.state.items():
+        for name, value in known.items():
+            is_alike = isinstance(value, torch.Tensor) and value.shape == parameter.shape
+            if is_alike and value.stride() != parameter.stride():
+                known[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 # ---- the batches of an update ----------------------------------------------------------------------------------------

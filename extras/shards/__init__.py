@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from common.data.folders import SHARDS_COLUMNS, SHARDS_TABLE, Rows, Samples, refuse_class_names
-from common.data.images import MAX_BYTES, bad_image, decode
+from common.data.folders import SHARDS_COLUMNS, SHARDS_TABLE, Rows, Samples, refuse_class_names, stamp
+from common.data.images import MAX_BYTES, bad_image, decode, read_content
 from common.runtime.disks import regular
 from common.runtime.errors import UserError
 from common.runtime.names import BadName, inside, is_one_part
@@ -34,7 +34,8 @@ class Shards:
     """A folder of shards, whose images have paths as if they were files: ROOT/CLASS/NAME.
 
     Any image can be read at any time, so that the order of an epoch and the share of each process are up to the
-    sampler. Raises UserError for shards that are not whole, or whose items are not the bytes of files.
+    sampler. Other paths are those of files, which TEACHER may add. Raises UserError for shards that are not whole, or
+    whose items are not the bytes of files.
     """
     left_out: Counter = Counter()  # nothing: the shards hold what makedata.py took
 
@@ -78,13 +79,21 @@ class Shards:
         return Samples((path, classes[self.names[index]]) for path, index in self.all)
 
     def blocks(self, samples: Samples) -> np.ndarray:
-        """Return the number of the shard (N,) that each sample is in."""
-        rows = np.fromiter((self.rows.get(path) for path, _ in samples), np.int64, len(samples))
-        return self.ends.searchsorted(rows, 'right')
+        """Return the number of the shard (N,) that each sample is in; files follow, as many to a number as to a shard.
+        """
+        end = len(self.all)
+        rows = np.fromiter((self.rows.get(path, end) for path, _ in samples), np.int64, len(samples))
+        numbers = self.ends.searchsorted(rows, 'right')
+        files, = (rows == end).nonzero()
+        numbers[files] += np.arange(len(files)) * len(self.files) // end
+        return numbers
 
     def stamp(self, path: str | Path) -> list[int]:
         """Return [size in bytes, modification time in ns of the shards' index]."""
-        return [int(self.sizes[self.rows.get(str(path))]), self.time]
+        number = self.rows.get(str(path))
+        if number is None:
+            return stamp(path)
+        return [int(self.sizes[number]), self.time]
 
     def open(self, path: str | Path, at_least: int | None = None) -> Image.Image:
         """Return what open_image makes of a file."""
@@ -97,7 +106,10 @@ class Shards:
 
     def content(self, path: str | Path) -> bytes:
         """Return the bytes of an image's file. Raises OSError."""
-        return self.read(self.rows.get(str(path)))
+        number = self.rows.get(str(path))
+        if number is None:
+            return read_content(path)
+        return self.read(number)
 
     def read(self, number: int) -> bytes:
         """Return the bytes of an image's file. Raises OSError.

@@ -20,7 +20,7 @@ import test
 import train
 from common import settings
 from common.data import loaders
-from common.data.datasets import SeededImageFolder, open_split
+from common.data.datasets import SeededImageFolder, fingerprint, open_split
 from common.data.images import BadImage
 from common.data.loaders import EpochSampler, start_loader
 from common.runtime.errors import Stopped, UserError
@@ -69,6 +69,22 @@ def test_pictures_lie_in_random_order_and_each_shard_is_a_block(sharded):
     left = [path for path, _ in dataset.samples[::2]]
     dataset.leave_out(left)
     assert (dataset.blocks() == blocks[1::2]).all()
+
+
+def test_files_may_come_along(sharded):
+    """As many to a block as there are pictures in a shard."""
+    dataset = open_split('data').train
+    of_shards = dataset.blocks()
+    folder = draw_folder(sharded / 'more', {'x': 50})
+    dataset.add((str(path), 1) for path in sorted(folder.rglob('*.png')))
+    blocks = dataset.blocks()
+    assert (blocks[:-50] == of_shards).all() and blocks[-50] == of_shards.max() + 1
+    assert np.bincount(blocks)[blocks[-50]:-1].max() <= np.bincount(of_shards).max()
+    path, _ = dataset.samples[-1]
+    assert dataset.store.open(path).size == (24, 20) and dataset.store.stamp(path)[0] == Path(path).stat().st_size
+    assert fingerprint(dataset) != fingerprint(open_split('data').train)
+    with pytest.raises(BadImage, match='nowhere.png'):
+        dataset.store.open('nowhere.png')
 
 
 def test_an_epoch_takes_each_picture_once_and_few_shards_at_a_time(monkeypatch):

@@ -3,18 +3,21 @@
 The teacher sees the same crop, turned and mixed in the same way (Beyer et al., arXiv:2106.05237). With TOKEN_LABEL it
 says what each token shows (Jiang et al., arXiv:2104.10858). It also labels the images of DATA_DIR/unlabelled.
 """
+from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from common.data.datasets import Split
-from common.data.folders import list_images
+from common.data.listing import describe_left_out, list_images
 from common.data.transforms import Transform
 from common.evaluation.predictor import Predictor, load_network, paths_of, restore, temperature_of, trained_with_amp
 from common.runtime.console import Bar
 from common.runtime.device import choose_amp_dtype, parallel
+from common.runtime.disks import is_folder
 from common.runtime.errors import UserError
 from common.runtime.machine import worker_count
 from models import VOLO, combine_logits
@@ -44,16 +47,18 @@ class Member(nn.Module):
                                         for values in (learner.mean, learner.std, own.mean, own.std))
         self.register_buffer('scale', std / own_std)
         self.register_buffer('shift', (mean - own_mean) / own_std)
-        if grid is not None:
-            self.check_places(name, learner)
 
-    def check_places(self, name: str, learner: Transform) -> None:
-        """Raise UserError for a network that does not say what it sees where."""
+    def check(self, name: str, learner: Transform) -> None:
+        """Raise UserError for a network that does not say what it sees where, or says no numbers."""
         try:
-            self(torch.zeros(1, 3, *learner.img_size))
+            found = self(torch.zeros(1, 3, *learner.img_size, device=self.scale.device))
         except Exception as error:  # each network fails in a way of its own
+            if self.grid is None:
+                raise
             raise UserError(f'TEACHER: {name} does not say what each part of an image shows: set TOKEN_LABEL = False, '
                             'or choose a VOLO with return_dense or a convolutional network') from error
+        if not found.isfinite().all():
+            raise UserError(f'TEACHER: {name}: its weights give non-finite logits')
 
     @torch.no_grad()
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -118,7 +123,11 @@ def build_teacher(checkpoints: str | tuple[str, ...], weight: float, learner: Tr
     grid = None
     if by_token:
         grid = tuple(side // STRIDE for side in learner.img_size)
-    members = [Member(path, load_network(path), learner, grid, device).to(device) for path in paths_of(checkpoints)]
+    members = []
+    for path in paths_of(checkpoints):
+        member = Member(path, load_network(path), learner, grid, device).to(device)
+        member.check(path, learner)
+        members.append(member)
     return Teacher([parallel(member, device, use_dp) for member in members], weight, count_flop(members))
 
 
@@ -130,22 +139,42 @@ def count_flop(members: Sequence[Member]) -> float | None:
         return None
 
 
-def add_unlabelled(split: Split, checkpoints: str | tuple[str, ...], num_workers: int | str,
-                   use_gpu: bool | str) -> None:
-    """Add the images of DATA_DIR/unlabelled to the training set, each with the class that the networks of TEACHER give
-    it. Raises UserError for networks of other classes than those of the split.
+def load_teachers(checkpoints: str | tuple[str, ...], classes: list[str], out: Path) -> dict[str, dict]:
+    """Return {path: content} of the checkpoints of TEACHER. Raises UserError for networks of other classes, and for a
+    file in OUTPUT_DIR = `out`, which a checkpoint of this run would replace: resumed, the run would learn from itself.
     """
-    teacher = Predictor(paths_of(checkpoints), use_gpu=use_gpu)
-    if teacher.classes != split.classes:
-        raise UserError(f'TEACHER: {teacher.members[0].name}: its classes, {", ".join(teacher.classes)}, are not those '
-                        f'of {split.root}')
+    teachers = {}
+    for path in paths_of(checkpoints):
+        saved = load_network(path)
+        if saved['classes'] != classes:
+            raise UserError(f'TEACHER: {path}: its classes, {", ".join(saved["classes"])}, are not those of DATA_DIR')
+        if Path(path).resolve().parent == out.resolve():
+            raise UserError(f'TEACHER: {path} lies in OUTPUT_DIR, where this run keeps its own checkpoints: choose '
+                            'another OUTPUT_DIR')
+        teachers[path] = saved
+    return teachers
+
+
+def add_unlabelled(split: Split, teachers: dict[str, dict], num_workers: int | str, use_gpu: bool | str) -> None:
+    """Add the images of DATA_DIR/unlabelled to the training set, each with the class that the networks of TEACHER,
+    {path: content of its checkpoint}, give it.
+    """
     folder = split.root / UNLABELLED
-    if not folder.is_dir():
+    if not is_folder(folder):
         return
-    paths = list(list_images(folder))
-    found = teacher(paths, workers=worker_count(num_workers))
-    found = Bar(found, desc=f'labelling {folder}', total=len(paths), unit='img')
-    samples = [(prediction.image, teacher.classes.index(prediction.top[0][0])) for prediction in found
-               if not prediction.error]
+    left_out: Counter = Counter()
+    paths = list(list_images(folder, left_out))
+    samples = []
+    with torch.random.fork_rng():  # the initial weights are those of a run without a teacher
+        teacher = Predictor(teachers, use_gpu=use_gpu)
+        found = teacher(paths, workers=worker_count(num_workers))
+        for prediction in Bar(found, desc=f'labelling {folder}', total=len(paths), unit='img'):
+            if prediction.error:
+                left_out['not readable'] += 1
+                Bar.write(f'left out: {prediction.error}')
+            else:
+                samples.append((prediction.image, teacher.classes.index(prediction.top[0][0])))
     split.train.add(samples)
     print(f'{folder}: {len(samples)} images, each labelled by TEACHER')
+    if left_out:
+        print(f'left out of {folder}: {describe_left_out(left_out)}')

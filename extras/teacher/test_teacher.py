@@ -14,6 +14,7 @@ from common.data.transforms import Transform
 from common.evaluation.predictor import FORMAT, load_network, restore
 from common.runtime.errors import UserError
 from common.training import run_length
+from common.training.page import RunPage
 from extras.teacher import Member, Teacher, build_teacher
 from models import token_label_loss
 
@@ -141,7 +142,7 @@ def test_what_is_learnt_is_said_of_the_very_image(data, changes, shape):
     train.train_one_epoch(cfg, state, batches, 0, lambda result, batches: setattr(state.progress, 'updates', 9))
     [(images, targets)] = given
     assert targets.shape == shape and targets.equal(state.teach.members[0](images))
-    assert run_length.blank_batch(batches, CPU, state.teach).targets.shape == shape
+    assert state.teach(*run_length.blank_batch(batches, CPU)).shape == shape
 
 
 def test_a_run_with_a_teacher_counts_its_compute_and_can_be_balanced(data):
@@ -159,17 +160,71 @@ def test_the_bench_counts_it_too(data, monkeypatch):
     assert alone < taught and twice - taught == pytest.approx(taught - alone)
 
 
+def test_a_time_budget_counts_the_time_of_the_teacher(data, monkeypatch):
+    asked = []
+    real = Teacher.__call__
+    monkeypatch.setattr(Teacher, '__call__', lambda *given: asked.append(1) or real(*given))
+    monkeypatch.setattr(run_length, 'REHEARSAL_SECONDS', 0)
+    _, _, state = build(teacher='x.pth', time_budget=1, accumulate_steps=3)
+    assert len(asked) == 1 + 3 * state.clock.count
+
+
+def test_the_initial_weights_are_those_without_a_teacher(data, monkeypatch):
+    draw_folder(data / 'unlabelled', {'x': 2}, seed=9)
+    save('c.pth', 'test_resnet')
+    first = []
+    monkeypatch.setattr(train, 'train_epochs', lambda cfg, state, *others: first.append(state.net.state_dict()))
+    monkeypatch.setattr(train.log, 'print_result', lambda *given: None)
+    run()
+    run(teacher='c.pth')
+    assert all(first[0][name].equal(value) for name, value in first[1].items())
+
+
 def test_unlabelled_images_learn_along(data, capsys, monkeypatch):
     """With the class that the teacher gives them; what is no image is left out, and none is suspected."""
     draw_folder(data / 'unlabelled', {'from a camera': 5}, seed=9)
-    (data / 'unlabelled' / 'bad.png').write_text('no image')
+    for name in ('bad.png', 'notes.txt'):
+        (data / 'unlabelled' / name).write_text('no image')
     monkeypatch.setattr('common.evaluation.suspects.Margins.suspects', lambda self: [(i, 0, -.5) for i in range(29)])
     run(teacher='x.pth', epochs=1)
     out = capsys.readouterr().out
     assert '5 images, each labelled by TEACHER' in out and 'checking 29 images for training' in out
+    assert 'left out: data/unlabelled/bad.png: not a readable image' in out
+    assert 'left out of data/unlabelled: 1 .txt, 1 not readable' in out
     rows = [line for line in Path('out/suspects.csv').read_text('utf-8').splitlines() if 'train/' in line]
     assert len(rows) == 24
     run(teacher='x.pth', epochs=2, resume='true')
+
+
+def test_a_run_goes_on_where_the_teacher_decides_otherwise(data, capsys):
+    """As it may on another machine, by rounding."""
+    draw_folder(data / 'unlabelled', {'x': 5}, seed=9)
+    run(teacher='x.pth', epochs=1)
+    saved = load_network('x.pth')
+    for name in ('head.weight', 'head.bias', 'aux_head.weight', 'aux_head.bias'):
+        saved['state_dict'][name] = -saved['state_dict'][name]
+    torch.save(saved, 'x.pth')
+    run(teacher='x.pth', epochs=2, resume='true')
+    (data / 'unlabelled' / 'x' / '000.png').unlink()
+    with pytest.raises(UserError, match='other images than DATA_DIR has now'):
+        run(teacher='x.pth', epochs=3, resume='true')
+
+
+def test_the_page_shows_unlabelled_images_too(data):
+    draw_folder(data / 'unlabelled', {'x': 40}, seed=9)
+    run(teacher='x.pth', epochs=1)
+    page = Path('out/report.html').read_text('utf-8')
+    assert page[page.index('As the network saw them</h2>'):].count('data:image/jpeg') == 2 * 8
+
+
+@pytest.mark.parametrize('changes', [{}, {'token_label': 'true'}])
+def test_the_page_says_what_the_teacher_says(data, changes):
+    """In place of the labels, which are not learnt then."""
+    cfg, batches, state = build(teacher='x.pth', mixup_prob=0, **changes)
+    word = torch.tensor([0.25, 0.05, 0.7]).expand(8, 3)
+    state.teach = lambda images, targets: word[:, None].expand(8, 5, 3) if changes else word
+    pictures = RunPage({'settings': vars(cfg)}, state, batches, data).batch_section(0)['pictures']
+    assert [picture['lines'] for picture in pictures] == [[('', 'c 70%, a 25%')]] * 8
 
 
 def test_damaged_images_are_no_change_of_the_folder(data, capsys):
@@ -182,10 +237,28 @@ def test_damaged_images_are_no_change_of_the_folder(data, capsys):
 
 def test_what_cannot_teach_is_refused_at_once(data):
     untrained('other.pth', classes=('a', 'b', 'd'))
-    with pytest.raises(UserError, match='TEACHER: other.pth: its classes, a, b, d, are not those of data'):
+    with pytest.raises(UserError, match='TEACHER: other.pth: its classes, a, b, d, are not those of DATA_DIR'):
         run(teacher='other.pth')
     with pytest.raises(UserError, match='nowhere.pth'):
         run(teacher='nowhere.pth')
     save('plain.pth', 'volo_d1', **TINY, return_dense=False)
     with pytest.raises(UserError, match='TEACHER: plain.pth does not say what each part of an image shows'):
         build_teacher('plain.pth', 1., OWN, True, CPU, False)
+
+
+def test_a_teacher_that_says_no_numbers_is_refused(data):
+    """Else every update would be skipped, for which LR would be blamed."""
+    saved = load_network('x.pth')
+    saved['state_dict']['head.bias'][1] = float('nan')
+    torch.save(saved, 'nan.pth')
+    with pytest.raises(UserError, match='TEACHER: nan.pth: its weights give non-finite logits'):
+        run(teacher='x.pth, nan.pth')
+
+
+def test_a_run_does_not_learn_from_itself(data):
+    """A checkpoint in OUTPUT_DIR is replaced by those of the run, from which a resumed one would then learn."""
+    run(epochs=1, use_ema='false')
+    for path in ('out/best.pth', Path('out/best.pth').absolute()):
+        with pytest.raises(UserError, match='TEACHER: .*best.pth lies in OUTPUT_DIR'):
+            run(teacher=path)
+    assert not Path('out/previous_best.pth').exists()

@@ -14,7 +14,7 @@ from PIL import Image
 
 from common.data.folders import list_images
 from common.evaluation import predictor as module
-from common.evaluation.predictor import Predictor, is_validation_set
+from common.evaluation.predictor import Predictor, is_validation_set, paths_of
 from common.runtime.errors import UserError
 
 
@@ -247,3 +247,10 @@ def test_an_error_names_the_weights_that_diverged(photos):
     torch.save(saved, 'nan.pth')
     with pytest.raises(UserError, match='nan.pth: its weights give non-finite logits'):
         list(Predictor(['x.pth', 'nan.pth'])(photos))
+
+
+def test_several_paths_may_have_spaces_between_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert paths_of('a.pth, b c.pth') == ('a.pth', 'b c.pth') and paths_of((' a.pth', 'b')) == (' a.pth', 'b')
+    Path('a, b.pth').touch()
+    assert paths_of('a, b.pth') == ('a, b.pth',)

@@ -129,6 +129,14 @@ def test_convolutions_of_timms_networks_are_channels_last():
     assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
 
 
+def test_networks_with_other_convolutions_are_built_too():
+    """Those of three dimensions cannot be channels last."""
+    with torch.device('meta'):
+        net = models.create_model('lambda_resnet26t', num_classes=3)
+    assert any(parameter.ndim == 5 for parameter in net.parameters())
+    assert not net.stages[0][0].conv2_kxk.conv.weight.is_contiguous()
+
+
 def test_unknown_names_and_sizes_are_refused():
     with pytest.raises(ValueError, match='volo_d1'):
         models.create_model('volo_d9')

@@ -217,7 +217,7 @@ def resumable(tmp_path_factory):
         content['progress'].update(updates=1, images=4, seconds=1.)
         torch.save(content, 'out/last.pth')
         cfg, data, state = build(epochs=2, optimizer='adamw', output_dir='out')
-        auto = configure(optimizer='auto', img_size='auto', batch_size='auto', lr='auto', augmentation='auto')
+        auto = configure(**dict.fromkeys((name.lower() for name in choices.CHOSEN), 'auto'))
         yield Resumable(folder, Path('out/last.pth').read_bytes(), content, auto, cfg, data, state)
 
 

@@ -69,8 +69,9 @@ def test_batches_are_smaller_where_memory_is_short(capsys, monkeypatch, img_size
 
 
 def test_small_images_leave_memory_for_the_batch(monkeypatch):
-    """So few minutes are enough for images of 64 pixels, of which 16 fit, as of the 112 that try the speed."""
-    monkeypatch.setattr(choices, 'largest_batch', lambda spec, demand: 16 if spec.img_size[0] <= 112 else 2)
+    """So few minutes are enough for images of 64 pixels, of which 16 fit, as of those that try the speed."""
+    monkeypatch.setattr(choices, 'largest_batch',
+                        lambda spec, demand: 16 if spec.img_size[0] <= choices.SPEED_SIDE else 2)
     monkeypatch.setattr(choices, 'training_speed', lambda cfg, images, classes: 1e3)
     _, found = choose('scratch', batch_size='auto', img_size='auto', time_budget=1)
     assert (found.IMG_SIZE, found.BATCH_SIZE, found.LR) == ((64, 64), 16, 1e-4)
@@ -124,7 +125,7 @@ def test_small_images_are_not_enlarged_much(capsys, monkeypatch, own_side, budge
     monkeypatch.setattr(choices, 'training_speed', lambda cfg, images, classes: 1e6)
     _, found = choose(source, own_side=own_side, img_size='auto', time_budget=budget)
     assert (size, size) == found.IMG_SIZE
-    said = f"IMG_SIZE = 'auto': ({size}, {size}), since the images have {own_side}\n"
+    said = f"IMG_SIZE = 'auto': ({size}, {size}), since the shorter side of the images has {own_side}\n"
     assert (said in capsys.readouterr().out) == (size not in (64, 224))
 
 
@@ -158,11 +159,36 @@ def test_the_speed_is_that_of_the_images_of_the_run(monkeypatch):
             clock.add(2.)
 
     monkeypatch.setattr(choices, 'rehearse', rehearse)
-    for img_size, side in (('auto', 112), ('64', 64)):
+    for img_size, side in (('auto', choices.SPEED_SIDE), ('64', 64)):
         changes = {'img_size': img_size, 'accumulate_steps': 3, 'optimizer': 'adamw'}
         cfg = choices.check_settings(configure(**changes))
         assert choices.training_speed(cfg, 100, 2) == pytest.approx(8 * 3 * side * side / 2)
         assert tried.pop() == ((8, 3, side, side), (8, 2), 3)
+
+
+@pytest.mark.parametrize('model, side', [('test_vit', 224), ('test_resnet', 128)])
+def test_precision_is_tried_with_images_that_the_network_takes(monkeypatch, model, side):
+    """A network of one size is built for that of the run; many others halve their images five times."""
+    tried = []
+
+    def rehearse(clock, model, optimizer, images, *others):
+        tried.append(images.shape[2:])
+        for _ in range(2):
+            clock.add(2.)
+
+    monkeypatch.setattr(choices, 'rehearse', rehearse)
+    monkeypatch.setattr(choices, 'choose_amp_dtype', lambda device: torch.bfloat16)
+    choose('scratch', model=model, img_size='auto', use_amp='auto', batch_size=8)
+    assert tried == [(side, side)] * 2
+
+
+@pytest.mark.parametrize('changes, words', [
+    ({'model': 'test_vit', 'img_size': 40}, r'test_vit takes no images of \(40, 40\) pixels'),
+    ({'model': 'test_resnet', 'batch_size': 1, 'mixup_prob': 0}, 'BATCH_SIZE = 1: too few for the BatchNorm')])
+def test_what_cannot_be_tried_is_a_mistake_of_the_settings(monkeypatch, changes, words):
+    monkeypatch.setattr(choices, 'choose_amp_dtype', lambda device: torch.bfloat16)
+    with pytest.raises(UserError, match=words):
+        choose('scratch', use_amp='auto', **changes)
 
 
 def test_a_resumed_run_keeps_what_was_chosen(capsys):

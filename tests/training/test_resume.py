@@ -100,6 +100,21 @@ def test_with_other_settings_too(data, monkeypatch, changes):
     assert_same_run(whole, finished())
 
 
+def test_what_the_optimizer_knows_may_lie_in_memory_otherwise(data, monkeypatch):
+    """As in a last.pth of before convolutions were channels last: the fused AdamW reads it as its parameter lies."""
+    for name, value in {'model': 'test_resnet', 'model_kwargs': {}, 'optimizer': 'adamw'}.items():
+        monkeypatch.setitem(CHANGES, name, value)
+    whole = run_without_stop()
+    stop_at(monkeypatch, 'add', BATCHES + 2)
+    saved = finished()
+    for known in saved['optimizer']['state'].values():
+        for name in known:
+            known[name] = known[name].contiguous()
+    torch.save(saved, 'out/last.pth')
+    run(**CHANGES, resume='auto')
+    assert_same_run(whole, finished())
+
+
 def test_workers_and_float16_scaling_resume_too(data, monkeypatch):
     monkeypatch.setitem(CHANGES, 'num_workers', 1)
     monkeypatch.setattr(train.devices, 'choose_amp_dtype', lambda device: torch.float16)
@@ -274,14 +289,15 @@ def test_a_last_pth_that_is_older_than_a_setting(data, capsys):
     """Where the setting makes no other run, it goes on; where it may, that is said."""
     run(**CHANGES)
     saved = torch.load('out/last.pth', weights_only=True)
-    for name in ('MIXUP_PROB', 'TOKEN_LABEL'):
+    for name in ('TOKEN_LABEL', 'USE_AMP', 'MIXUP_PROB'):
         settings = {key: value for key, value in saved['settings'].items() if key != name}
         torch.save({**saved, 'settings': settings}, 'out/last.pth')
-        if name == 'TOKEN_LABEL':
-            with pytest.raises(UserError, match='of a version of this project without TOKEN_LABEL: choose another'):
-                run(**{**CHANGES, 'epochs': 3}, resume='true')
+        changes = {**CHANGES, 'epochs': 3, 'use_amp': 'auto', 'resume': 'true'}
+        if name == 'MIXUP_PROB':
+            run(**changes)
         else:
-            run(**{**CHANGES, 'epochs': 3}, resume='true')
+            with pytest.raises(UserError, match=f'of a version of this project without {name}: choose another'):
+                run(**changes)
     assert 'resume: MIXUP_PROB is new, now 0.5' in capsys.readouterr().out
 
 
