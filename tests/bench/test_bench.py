@@ -231,6 +231,7 @@ def test_a_recipe_has_the_batch_that_fits_with_images_of_its_size(folder, monkey
     """So little compute is enough for images of 64 pixels, of which 16 fit into the memory, and of the usual ones 2."""
     monkeypatch.syspath_prepend(ROOT / 'tests' / 'bench')
     recipes, begun = importlib.import_module('recipes'), []
+    monkeypatch.setattr(ImageFolder, 'usual_side', lambda dataset: 300.)
     monkeypatch.setattr(choices, 'largest_batch', lambda spec, load: 16 if spec.img_size[0] <= 64 else 2)
     monkeypatch.setattr(recipes.train, 'main', begun.append)
     with pytest.raises(UserError, match='run train.py first'):
