@@ -70,7 +70,7 @@ class Member(nn.Module):
                 return self.probabilities(self.net(images))
             logits, maps = self.look_at_places(images)
         maps = self.probabilities(maps)                                   # (B, classes, h, w)
-        maps = F.interpolate(maps, self.grid, mode='bilinear')            # (B, classes, height, width)
+        maps = F.interpolate(maps, self.grid, mode='bilinear', antialias=True)  # (B, classes, height, width)
         return torch.cat([self.probabilities(logits)[:, None], maps.flatten(2).mT], 1)
 
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:

@@ -107,6 +107,16 @@ def test_so_does_a_convolutional_network():
     torch.testing.assert_close(member(images).sum(2), torch.ones(2, 9))
 
 
+def test_a_coarser_grid_leaves_no_place_out(monkeypatch):
+    member = Member('x.pth', load_network('x.pth'), OWN, (1, 1), CPU)
+    maps = torch.zeros(1, 3, 4, 4)
+    maps[0, 0, 0, 0] = 99.
+    monkeypatch.setattr(member, 'look_at_places', lambda images: (torch.zeros(1, 3), maps))
+    found = member(torch.zeros(1, 3, 32, 32))
+    torch.testing.assert_close(found[0, 0], torch.full((3,), 1 / 3))
+    assert found[0, 1, 0] > 0.34
+
+
 def test_targets_of_tokens_are_those_of_the_image_where_they_are_alike():
     torch.manual_seed(0)
     outputs = torch.randn(4, 3), torch.randn(4, 6, 3), (0, 1, 2, 2)
