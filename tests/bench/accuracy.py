@@ -104,9 +104,11 @@ def main(cfg):
 
 
 def refuse_other_run(run):
-    """Raise UserError in the folder of another run, whose checkpoint would be taken for this one's."""
+    """Raise UserError in the folder of another run, whose checkpoint would be taken for this one's, or of one that has
+    left no run.json.
+    """
     path = Path('run.json')
-    if Path('out').exists() and path.exists() and json.loads(path.read_text(encoding='utf-8')) != run:
+    if Path('out').exists() and (not path.exists() or json.loads(path.read_text(encoding='utf-8')) != run):
         raise UserError(f'WORK_DIR: {Path.cwd()} belongs to another run, that of run.json: choose another WORK_DIR')
     path.write_text(json.dumps(run), encoding='utf-8')
 

@@ -89,6 +89,9 @@ def test_a_folder_where_nothing_was_trained_is_taken_by_the_next_run(tmp_path, m
     accuracy.refuse_other_run({'KEEP': 2})
     with pytest.raises(UserError, match='choose another WORK_DIR'):
         accuracy.refuse_other_run({'KEEP': 1})
+    (tmp_path / 'run.json').unlink()  # as earlier versions left it
+    with pytest.raises(UserError, match='choose another WORK_DIR'):
+        accuracy.refuse_other_run({'KEEP': 2})
 
 
 def test_images_that_are_kept_are_chosen_by_the_hashes_of_their_paths(tmp_path, monkeypatch):
