@@ -56,9 +56,10 @@ PRETRAINED: bool | str = 'auto'   # ImageNet weights: 'auto' if they can be fetc
                                   # path of a file of weights.
 FREEZE_EPOCHS = 0                 # Number of first epochs in which only the head of a pretrained network learns.
 DROP_PATH = 0.1                   # Maximum stochastic-depth rate, reached in the last block.
-TEACHER: str | tuple | None = None  # Checkpoint of a trained network of the same classes, or several: what they say of
-                                  # an image takes the place of its label (extras/teacher).
-TEACHER_WEIGHT = 1.0              # Share of the teacher's word in that, from 0 to 1; the rest is the label.
+TEACHER: str | tuple | None = None  # Checkpoint of a trained network of the same classes, or several with commas: what
+                                  # they say of an image takes the place of its label (extras/teacher).
+TEACHER_WEIGHT = 1.0              # Share of TEACHER's word in what is learnt of an image, from 0 to 1; the rest is the
+                                  # label.
 TOKEN_LABEL = False               # VOLO only: the paper's training, with MixToken and a loss on every token. It needs
                                   # MIXUP_PROB = 0.
 GRAD_CHECKPOINTING = False        # True computes each block twice instead of storing it: slower, for less memory.

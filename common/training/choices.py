@@ -246,7 +246,7 @@ def choose_img_size(images: int, own_side: float, pixels: float | None, minutes:
     reason = 'as published'
     if ENLARGEMENT * own_side <= USUAL_SIDE - STRIDE:
         largest = math.ceil(ENLARGEMENT * own_side / STRIDE) * STRIDE
-        reason = f'since the shorter side of the images has {own_side:.0f}'
+        reason = f'since the shorter side of the images has {own_side:.0f} pixels'
     if pixels is not None:
         seen_enough = [side for side in SIDES if images_wanted(side, images) * side ** 2 <= pixels]
         side = max(seen_enough, default=SIDES[0])

@@ -49,7 +49,7 @@ class Member(nn.Module):
         self.register_buffer('shift', (mean - own_mean) / own_std)
 
     def check(self, name: str, learner: Transform) -> None:
-        """Raise UserError for a network that does not say what it sees where, or says no numbers."""
+        """Raise UserError for a network that does not say what it sees where, or whose logits are not finite."""
         try:
             found = self(torch.zeros(1, 3, *learner.img_size, device=self.scale.device))
         except Exception as error:  # each network fails in a way of its own
@@ -149,8 +149,8 @@ def load_teachers(checkpoints: str | tuple[str, ...], classes: list[str], out: P
         if saved['classes'] != classes:
             raise UserError(f'TEACHER: {path}: its classes, {", ".join(saved["classes"])}, are not those of DATA_DIR')
         if Path(path).resolve().parent == out.resolve():
-            raise UserError(f'TEACHER: {path} lies in OUTPUT_DIR, where this run keeps its own checkpoints: choose '
-                            'another OUTPUT_DIR')
+            raise UserError(f'TEACHER: {path} lies in OUTPUT_DIR, where this run keeps its own checkpoints: copy it '
+                            'elsewhere, or choose another OUTPUT_DIR')
         teachers[path] = saved
     return teachers
 

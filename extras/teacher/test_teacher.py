@@ -256,8 +256,8 @@ def test_what_cannot_teach_is_refused_at_once(data):
         build_teacher('plain.pth', 1., OWN, True, CPU, False)
 
 
-def test_a_teacher_that_says_no_numbers_is_refused(data):
-    """Else every update would be skipped, for which LR would be blamed."""
+def test_a_teacher_with_non_finite_logits_is_refused(data):
+    """Else every update would be skipped, and LR would be blamed."""
     saved = load_network('x.pth')
     saved['state_dict']['head.bias'][1] = float('nan')
     torch.save(saved, 'nan.pth')

@@ -125,7 +125,7 @@ def test_small_images_are_not_enlarged_much(capsys, monkeypatch, own_side, budge
     monkeypatch.setattr(choices, 'training_speed', lambda cfg, images, classes: 1e6)
     _, found = choose(source, own_side=own_side, img_size='auto', time_budget=budget)
     assert (size, size) == found.IMG_SIZE
-    said = f"IMG_SIZE = 'auto': ({size}, {size}), since the shorter side of the images has {own_side}\n"
+    said = f"IMG_SIZE = 'auto': ({size}, {size}), since the shorter side of the images has {own_side} pixels\n"
     assert (said in capsys.readouterr().out) == (size not in (64, 224))
 
 
