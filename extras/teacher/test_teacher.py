@@ -1,5 +1,7 @@
 """TEACHER: what is learnt is a trained network's word of the very image, and unlabelled images learn along."""
+import errno
 import importlib
+import os
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from common.evaluation.predictor import FORMAT, load_network, restore
 from common.runtime.errors import UserError
 from common.training import run_length
 from common.training.page import RunPage
-from extras.teacher import Member, Teacher, build_teacher
+from extras.teacher import Member, Teacher, add_unlabelled, build_teacher, load_teachers
 from models import token_label_loss
 
 CPU = torch.device('cpu')
@@ -235,6 +237,23 @@ def test_the_page_says_what_the_teacher_says(data, changes):
     state.teach = lambda images, targets: word[:, None].expand(8, 5, 3) if changes else word
     pictures = RunPage({'settings': vars(cfg)}, state, batches, data).batch_section(0)['pictures']
     assert [picture['lines'] for picture in pictures] == [[('', 'c 70%, a 25%')]] * 8
+
+
+def test_a_hiccup_of_the_disk_loses_no_unlabelled_image(data, monkeypatch):
+    draw_folder(data / 'unlabelled', {'x': 2}, seed=9)
+    failures = [1]
+    real = os.stat
+
+    def stat(path, **options):
+        if str(path).endswith('unlabelled') and failures:
+            failures.pop()
+            raise OSError(errno.EIO, 'the network is away')
+        return real(path, **options)
+
+    monkeypatch.setattr(os, 'stat', stat)
+    split = train.open_split('data')
+    add_unlabelled(split, load_teachers('x.pth', split.classes, Path('out')), 0, False)
+    assert len(split.train) == 24 + 2 and not failures
 
 
 def test_damaged_images_are_no_change_of_the_folder(data, capsys):
