@@ -119,6 +119,24 @@ def measure_norms(state, loader):
     measure_batch_norm([*state.weights().values()], loader, state.device, state.amp_dtype)
 
 
+def update_without_waiting(state):
+    """An update of a network of two classes, of 32 pixels, on a GPU; an error where it is waited for."""
+    setup.set_train_mode(state.net, heads_only=False)
+    images = torch.randn(4, 3, 32, 32, device=state.device)
+    targets = torch.full((4, 2), 0.5, device=state.device)
+    state.model(images, targets)  # chooses kernels
+    torch.cuda.set_sync_debug_mode('error')
+    try:
+        _, losses = state.model(images, targets)
+        losses.mean().backward()
+        norm = torch.nn.utils.clip_grad_norm_(state.net.parameters(), 1.)
+        state.optimizer.found_inf = 1. - norm.isfinite().float()
+        state.scaler.step(state.optimizer)
+        state.ema.update(state.net, step=1)
+    finally:
+        torch.cuda.set_sync_debug_mode('default')
+
+
 def classify(*arguments):
     """Run test.py in this process, in the current folder; returns its exit code and what it printed."""
     out = io.StringIO()
