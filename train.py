@@ -99,6 +99,8 @@ JITTER = 0.4                      # Brightness, contrast and saturation are mult
 CUTOUT = 0.5                      # Probability of a grey box (torchtoolbox's Cutout).
 MIXUP_PROB = 0.1                  # Probability that a batch is mixed, by Mixup or by CutMix (timm).
 SMOOTHING = 0.1                   # Label smoothing.
+GPU_AUGMENT: bool | str = 'auto'  # Where images are turned, coloured and so on: True on the device, a batch at a time
+                                  # (extras/gpu_augment), False in the worker processes. 'auto' is True on a GPU.
 # ---- Run
 OUTPUT_DIR = 'checkpoints/volo_d1'  # Folder for checkpoints and reports.
 RESUME: bool | str = False        # True goes on from OUTPUT_DIR/last.pth, 'auto' does so if it is there.
@@ -121,6 +123,7 @@ def train_one_epoch(cfg: Settings, state: step.TrainState, data: Data, epoch: in
     batches = step.UpdateBatches(data.train, state, epoch, cfg.ACCUMULATE_STEPS)
     for images, labels in batches:                          # on the device
         step.seed_batch(cfg.SEED, batches.update, batches.place)  # so that a resumed run draws the same numbers
+        images = data.augment(images)                       # what GPU_AUGMENT leaves of it for the device
         images, targets = state.mix(images, labels)         # Mixup or CutMix now and then; smoothed targets
         learnt = state.teach(images, targets)               # the targets, or what a TEACHER says of the images
         logits, each_loss = state.model(images, learnt)     # forward: autocast, in each replica of DataParallel

@@ -19,8 +19,8 @@ from common.data import images
 from common.data.cache import ImageCache, choose_cache
 from common.data.datasets import ImageFolder, Split, fingerprint, leave_out
 from common.data.transforms import Transform, eval_transform, fit, least_side
-from common.runtime.device import to_device
-from common.runtime.errors import UserError
+from common.runtime.device import choose_device, to_device
+from common.runtime.errors import UserError, extra
 from common.runtime.machine import lacking_for_processes, retain_freed_memory, worker_count
 from common.runtime.processes import RANK, WORLD_SIZE, from_first, gather, on_each_machine
 from common.runtime.signals import kill_workers, leave_signals_to_parent
@@ -129,27 +129,38 @@ class TimedBatches:
     def __iter__(self):
         return self
 
-    def __next__(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def __next__(self) -> list[Any]:
         batch = self.following if self.copying else self.read()
         if batch is None:
             raise StopIteration
         if self.copying:
             torch.cuda.current_stream().wait_stream(self.copying)
-            for tensor in batch:
+            for tensor in tensors_in(batch):
                 tensor.record_stream(torch.cuda.current_stream())  # its memory is free for others only after that
             self.following = self.read()
         return batch
 
-    def read(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+    def read(self) -> list[Any] | None:
         """Return the next batch, on its way to the device; None at the end."""
         start = time.perf_counter()
         batch = next(self.batches, None)
         self.seconds += time.perf_counter() - start
         if batch is None:
             return None
-        images, labels = batch
         with torch.cuda.stream(self.copying) if self.copying else nullcontext():
-            return to_device(images, self.device), to_device(labels, self.device)
+            return to_device(list(batch), self.device)
+
+
+def tensors_in(value: Any) -> list[torch.Tensor]:
+    """Return the tensors in a list of tensors and such lists."""
+    if isinstance(value, list):
+        return [tensor for part in value for tensor in tensors_in(part)]
+    return [value]
+
+
+def keep_images(images: torch.Tensor) -> torch.Tensor:
+    """Return the images: worker processes have augmented them."""
+    return images
 
 
 def init_worker(number: int) -> None:
@@ -251,7 +262,8 @@ class Data:
     transform: Transform
     fingerprint: str         # of the names, classes and sizes of all files
     grey: bool               # whether the training images have no colours
-    train: DataLoader        # (images (B, 3, H, W), labels (B,)), shuffled and augmented; this process's rows of them
+    train: DataLoader        # (images (B, 3, H, W), labels (B,)), shuffled; this process's rows of them
+    augment: Callable        # what is left of their augmentation for the device: images -> images
     plain: DataLoader        # some of them without augmentation, always the same; this process's rows of each batch
     val: DataLoader          # the validation set in order, without augmentation; the batches of this process
 
@@ -269,7 +281,8 @@ def build_data(cfg: Settings, split: Split, transform: Transform, augment: Calla
     """
     train_set = split.train
     val_set = split.val
-    train_set.transform = augment
+    device = choose_device(cfg.USE_GPU)
+    train_set.transform, on_device = divide_augmentation(augment, cfg.GPU_AUGMENT, device)
     val_set.transform = eval_transform(transform)
     workers = worker_count(cfg.NUM_WORKERS)
     read_images(split, transform, cfg.CACHE, Path(cfg.OUTPUT_DIR, 'bad_images.txt'))
@@ -286,14 +299,33 @@ def build_data(cfg: Settings, split: Split, transform: Transform, augment: Calla
     plain_batches = list(itertools.islice(plain_sampler, PLAIN_IMAGES // cfg.BATCH_SIZE or 1))
     half = (workers + 1) // 2
     (for_train, for_plain, for_val), through_pipes = choose_handover(
-        [workers, half, half], cfg.BATCH_SIZE * image_bytes(transform))
+        [workers, half, half], cfg.BATCH_SIZE * image_bytes(transform), tensors=3)
     return Data(
         train_set.classes, transform, found, is_grey(train_set),
         train=start_loader(train_set, for_train, through_pipes=through_pipes, batch_sampler=EpochSampler(
             len(train_set), cfg.BATCH_SIZE, cfg.SEED, blocks, shares)),
         plain=start_loader(plain_set, for_plain, through_pipes=through_pipes, batch_sampler=plain_batches),
         val=start_loader(val_set, for_val, through_pipes=through_pipes,
-                         batch_sampler=own_batches(len(val_set), cfg.BATCH_SIZE)))
+                         batch_sampler=own_batches(len(val_set), cfg.BATCH_SIZE)),
+        augment=on_device)
+
+
+def divide_augmentation(augment: Callable, wanted: bool | str, device: torch.device) -> tuple[Callable, Callable]:
+    """Return what worker processes do to an image, and what is left for the device to do to a batch of them, as
+    GPU_AUGMENT = `wanted` has it.
+    """
+    if wanted is False or (wanted == 'auto' and device.type != 'cuda'):
+        return augment, keep_images
+    try:
+        with extra('GPU_AUGMENT'):
+            from extras.gpu_augment import divide
+        in_workers, on_device = divide(augment)
+    except UserError as error:
+        if wanted is True:
+            raise
+        print(f"GPU_AUGMENT = 'auto': False, since {error}")
+        return augment, keep_images
+    return in_workers, on_device.to(device)
 
 
 def is_grey(dataset: ImageFolder) -> bool:

@@ -1,6 +1,7 @@
 """The processor that computes, the precision, and the number of threads."""
 import platform
 import time
+from typing import Any
 
 import torch
 from torch import nn
@@ -36,13 +37,15 @@ def gpu() -> torch.device | None:
     return torch.accelerator.current_accelerator(check_available=True)
 
 
-def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return the tensor on the device. A CUDA GPU copies it while the program goes on.
+def to_device(value: Any, device: torch.device) -> Any:
+    """Return a tensor, or a list of them, on the device. A CUDA GPU copies it while the program goes on.
 
     An Apple GPU must not: the tensor's memory may be given to another tensor before it is copied
     (pytorch/pytorch#189690).
     """
-    return tensor.to(device, non_blocking=device.type == 'cuda')
+    if isinstance(value, list):
+        return [to_device(part, device) for part in value]
+    return value.to(device, non_blocking=device.type == 'cuda')
 
 
 def free_device_memory(device: torch.device) -> int | None:

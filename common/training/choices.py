@@ -39,7 +39,7 @@ RANGES = {  # least and most that make sense
 CHOICES = {
     'CACHE': ('auto', 'ram', 'disk', None), 'USE_GPU': ('auto', True, False), 'BALANCE': (None, 'weights', 'sampler'),
     'VIEW': ('upright', 'above', 'text', None), 'RESUME': (True, False, 'auto'),
-    'USE_AMP': ('auto', True, False), 'BEST_BY': ('acc1', 'balanced_accuracy')}
+    'USE_AMP': ('auto', True, False), 'GPU_AUGMENT': ('auto', True, False), 'BEST_BY': ('acc1', 'balanced_accuracy')}
 
 SET_BY_TRAIN = {'img_size', 'num_classes', 'in_chans', 'drop_path_rate', 'mix_token'}  # not for MODEL_KWARGS
 

@@ -31,7 +31,7 @@ from common.reporting.page import (
 )
 from common.reporting.tables import write_suspects
 from common.runtime.console import format_duration, printable
-from common.runtime.device import describe_device
+from common.runtime.device import describe_device, to_device
 from common.runtime.disks import regular
 from common.runtime.errors import UserError, extra, warn_instead
 from common.runtime.names import BadName, inside
@@ -136,7 +136,8 @@ class RunPage:
         keys = self.data.train.batch_sampler.order()[:self.settings['BATCH_SIZE']].tolist()
         images, labels = default_collate([dataset[index, seed] for index, seed in keys])
         seed_batch(self.settings['SEED'], epoch * self.state.plan.updates_per_epoch + 1, 0)  # as every batch does
-        images, targets = self.state.mix(images.to(self.state.device), labels.to(self.state.device))
+        images, labels = to_device([images, labels], self.state.device)
+        images, targets = self.state.mix(self.data.augment(images), labels)
         learnt = self.state.teach(images, targets).cpu()
         if learnt.ndim == 3:
             learnt = learnt[:, 0]  # of the images; the others are of tokens

@@ -29,6 +29,7 @@ BATCH_SIZE = 32                   # pictures a step
 CACHE: str | None = 'auto'         # as in train.py
 NUM_WORKERS: int | str = 'auto'   # as in train.py
 COMPILE = False                   # as in train.py
+GPU_AUGMENT: bool | str = 'auto'  # as in train.py
 EPOCHS = 3                        # to time
 SECONDS = 20                      # of bare steps before each epoch
 PICTURES = 200                    # for the stages, one thread
@@ -36,7 +37,8 @@ PICTURES = 200                    # for the stages, one thread
 
 def main(cfg):
     argv = ['--pretrained', 'false', '--epochs', '100']
-    for name in ('DATA_DIR', 'MODEL', 'IMG_SIZE', 'BATCH_SIZE', 'CACHE', 'NUM_WORKERS', 'COMPILE'):
+    for name in ('DATA_DIR', 'MODEL', 'IMG_SIZE', 'BATCH_SIZE', 'CACHE', 'NUM_WORKERS', 'COMPILE',
+                 'GPU_AUGMENT'):
         argv += ['--' + name.lower().replace('_', '-'), str(getattr(cfg, name))]
     training, data, state = build_training(argv)
     print_stages(data.train.dataset, cfg.PICTURES)
@@ -75,9 +77,10 @@ def print_stages(dataset, count):
     torch.set_num_threads(1)
     time.sleep(2)  # the workers have begun to read ahead
     read = ImageCache(dataset.loader.fit, dataset.loader.size, dataset.loader.least)  # without a cache
+    transforms = getattr(dataset.transform, 'transforms', [dataset.transform])  # with GPU_AUGMENT one alone
     for path, _ in dataset.samples[:count]:
         value = timed(seconds, 'read', read, path)
-        for transform in dataset.transform.transforms:
+        for transform in transforms:
             value = timed(seconds, type(transform).__name__, transform, value)
     torch.set_num_threads(threads)
     number = min(count, len(dataset.samples))

@@ -40,15 +40,16 @@ PART: str | None = None           # Part that this process is; None starts them.
 
 _ROOT = Path(__file__).resolve().parents[2]
 _LIMITS = {  # part: seconds
-    'cuda_tests': 80,       # tests/test_cuda.py
-    'updates': 80,          # the loss of ten updates in each way to train, beside the CPU's
-    'speed': 80,            # ours beside timm's, eager and in CUDA graphs
+    'cuda_tests': 70,       # tests/test_cuda.py
+    'updates': 75,          # the loss of ten updates in each way to train, beside the CPU's
+    'speed': 70,            # ours beside timm's, eager and in CUDA graphs
     'epochs': 40,           # whole epochs beside bare steps
+    'worker_epochs': 35,    # the same with augmentation in the worker processes
     'profile': 20,          # the kernels of an update
     'memory': 20,           # beside what train.py foretells
     'predict': 20,          # test.py
-    'compiled_tests': 50,   # extras/compile/test_on_gpu.py
-    'compiled_epochs': 45,
+    'compiled_tests': 45,   # extras/compile/test_on_gpu.py
+    'compiled_epochs': 40,
     'speed_d3': 45}
 _COPIES = 12       # times that each image is in data/train
 _FEW = 20          # images of each class in few/, an epoch of ten updates
@@ -115,6 +116,7 @@ def command(part, cfg):
         'speed': [*speed, '--compiled', "('graphs',)"],
         'speed_d3': [*speed, '--model', 'volo_d3', '--compiled', '()'],
         'epochs': epochs,
+        'worker_epochs': [*epochs, '--gpu-augment', 'false'],
         'compiled_epochs': [*epochs, '--compile', 'true'],
         'predict': [_ROOT / 'test.py', '--checkpoint', 'adamw/best.pth', '--test-dir', 'data/val']}.get(part, own)
     return [sys.executable, *map(str, found)]
