@@ -1,8 +1,11 @@
 """classifier.html in a real browser: the same pixels, the same answers, and nothing leaves the page."""
 import base64
 import csv
+import functools
+import http.server
 import io
 import shutil
+import threading
 import time
 from pathlib import Path
 
@@ -276,6 +279,68 @@ def test_a_folder_has_its_images_by_path(page, tmp_path):
     page.locator('#folder').set_input_files(tmp_path / 'chosen')
     wait(page, 'entries.length === 2 && !isWorking')
     assert page.evaluate('entries.map(entry => entry.row.path)') == ['a/2.png', 'b/1.png']
+
+
+def drop(page, *paths):
+    """Let go of files and folders over the page, as a file manager does."""
+    protocol = page.context.new_cdp_session(page)
+    dragged = {'items': [], 'files': [str(path) for path in paths], 'dragOperationsMask': 1}
+    for kind in ('dragEnter', 'dragOver', 'drop'):
+        protocol.send('Input.dispatchDragEvent', {'type': kind, 'x': 200, 'y': 200, 'data': dragged})
+        if kind == 'dragOver':
+            assert page.evaluate("at('sources').classList.contains('over')")
+    assert not page.evaluate("at('sources').classList.contains('over')")
+
+
+def test_images_and_folders_are_dropped(page, tmp_path):
+    """A folder's own name is part of its images' only where something else is dropped with it."""
+    for name in ('one.png', 'set/b/1.png', 'set/a/2.png', 'set/a/.hidden.png', 'set/notes.txt'):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        scene(1, (50, 50)).save(tmp_path / name, 'PNG')
+    (tmp_path / 'empty').mkdir()
+    drop(page, tmp_path / 'set')
+    wait(page, 'entries.length === 2 && !isWorking')
+    drop(page, tmp_path / 'one.png', tmp_path / 'set')
+    wait(page, 'entries.length === 5 && !isWorking')
+    assert page.evaluate('entries.map(entry => entry.row.path)') == [
+        'a/2.png', 'b/1.png', 'one.png', 'set/a/2.png', 'set/b/1.png']
+    drop(page, tmp_path / 'empty')
+    wait(page, "!at('problem').hidden")
+    assert page.inner_text('#problem') == 'There are no images in it.'
+
+
+@pytest.mark.parametrize('has_handles', [True, False])
+def test_a_large_folder_is_dropped_whole(chromium, page_file, tmp_path, has_handles):
+    """On a page from a server, where Chromium can do without handles, as Firefox does: a hundred names at a time."""
+    (tmp_path / 'set' / 'below').mkdir(parents=True)
+    names = ['below/x.png', *(f'{number:03}.png' for number in range(250))]
+    for name in names:
+        (tmp_path / 'set' / name).write_bytes(b'')
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=page_file.parent)
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        opened = chromium.new_page()
+        opened.goto(f'http://127.0.0.1:{server.server_port}/{page_file.name}', wait_until='commit')
+        wait(opened, 'document.body?.dataset.ready')
+        if not has_handles:
+            opened.evaluate('delete DataTransferItem.prototype.getAsFileSystemHandle')
+        drop(opened, tmp_path / 'set')
+        wait(opened, 'entries.length === 251 && !isWorking')
+        assert sorted(opened.evaluate('entries.map(entry => entry.row.path)')) == sorted(names)
+        opened.close()
+        server.shutdown()
+
+
+def test_an_image_is_pasted(page):
+    page.evaluate('dispatchEvent(new ClipboardEvent("paste", {clipboardData: new DataTransfer()}))')  # of a text
+    page.evaluate("""text => {
+        const bytes = Uint8Array.from(atob(text), character => character.charCodeAt(0))
+        const data = new DataTransfer()
+        data.items.add(new File([bytes], 'image.png', {type: 'image/png'}))
+        dispatchEvent(new ClipboardEvent('paste', {clipboardData: data}))
+      }""", base64.b64encode(encoded(scene(1, (50, 50)), 'PNG')).decode())
+    wait(page, 'entries.length === 1 && !isWorking')
+    assert page.inner_text('#caption') == 'image.png' and page.inner_text('#answer') in CLASSES
 
 
 def test_the_camera_gives_an_answer_until_it_is_stopped(page):

@@ -414,34 +414,48 @@ function addFolder(input) {
 }
 
 async function addDropped(transfer) {
-  const items = [...transfer.items].map(item => item.webkitGetAsEntry?.()).filter(Boolean)
-  if (!items.length) {
-    add([...transfer.files].map(file => ({file, path: file.name})))
-    return
-  }
+  // All at once: after the event the browser forgets them. Chrome reads no entries on a page that is a local file, so
+  // that handles come first, which not every browser has.
+  const dropped = await Promise.all([...transfer.items].filter(item => item.kind === 'file').map(async item => {
+    const file = item.getAsFile()
+    const entry = item.webkitGetAsEntry?.()
+    if (!entry?.isDirectory) return {file}
+    return {folder: await item.getAsFileSystemHandle?.() ?? entry}
+  }))
   const found = []
-  const isOneFolder = items.length === 1 && items[0].isDirectory
-  for (const item of items) {
-    if (item.isFile) found.push({file: await fileOf(item), path: item.name})
-    else found.push(...(await filesBelow(item, isOneFolder ? '' : `${item.name}/`)).filter(looksLikeImage).sort(byPath))
+  const isOneFolder = dropped.length === 1 && dropped[0].folder
+  for (const {file, folder} of dropped) {
+    if (file) found.push({file, path: file.name})
+    else found.push(...(await filesBelow(folder, isOneFolder ? '' : `${folder.name}/`)).filter(looksLikeImage).sort(byPath))
   }
   add(found)
 }
 
-const fileOf = item => new Promise((resolve, reject) => item.file(resolve, reject))
-
+// Of a FileSystemDirectoryHandle or a FileSystemDirectoryEntry.
 async function filesBelow(folder, path) {
   const found = []
+  for await (const item of itemsOf(folder)) {
+    const isFolder = item.isDirectory ?? item.kind === 'directory'
+    if (isFolder) found.push(...await filesBelow(item, `${path}${item.name}/`))
+    else found.push({file: await fileOf(item), path: path + item.name})
+  }
+  return found
+}
+
+async function* itemsOf(folder) {
+  if (folder.values) {
+    yield* folder.values()
+    return
+  }
   const reader = folder.createReader()
   for (;;) {
     const items = await new Promise((resolve, reject) => reader.readEntries(resolve, reject))  // at most 100 at a time
-    if (!items.length) return found
-    for (const item of items) {
-      if (item.isFile) found.push({file: await fileOf(item), path: path + item.name})
-      else found.push(...await filesBelow(item, `${path}${item.name}/`))
-    }
+    if (!items.length) return
+    yield* items
   }
 }
+
+const fileOf = item => item.getFile ? item.getFile() : new Promise((resolve, reject) => item.file(resolve, reject))
 
 const isReady = () => !at('sources').hidden
 

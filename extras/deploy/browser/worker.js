@@ -123,17 +123,17 @@ async function selfTest() {
 async function run(pixels) {
   const [height, width] = settings.imgSize
   const outputs = await session.run({pictures: new ort.Tensor('uint8', pixels, [1, height, width, 3])})
-  return {logits: outputs.logits.data, certainty: outputs.certainty.data[0], attention: outputs.attention?.data}
+  return {logits: outputs.logits.data, certainty: outputs.certainty.data[0]}
 }
 
 async function classify({id, source}) {
   const begun = performance.now()
   const pixels = await networkInput(source)
   const decoded = performance.now()
-  const {logits, certainty, attention} = await run(pixels)
+  const {logits, certainty} = await run(pixels)
   if (!logits.every(Number.isFinite)) throw new Error('the network gives logits that are not finite')
   postMessage({kind: 'result', id, probabilities: softmax(logits, settings.temperature), certainty,
-               attention, decodeMs: decoded - begun, networkMs: performance.now() - decoded})
+               decodeMs: decoded - begun, networkMs: performance.now() - decoded})
 }
 
 function softmax(logits, temperature) {
