@@ -281,6 +281,19 @@ def test_a_folder_has_its_images_by_path(page, tmp_path):
     assert page.evaluate('entries.map(entry => entry.row.path)') == ['a/2.png', 'b/1.png']
 
 
+def test_a_folder_may_come_in_any_order(page):
+    page.evaluate("""() => {
+        const files = ['x/b.png', 'x/c/a.png', 'x/a.png'].map(path => {
+          const file = new File([], path.split('/').pop())
+          Object.defineProperty(file, 'webkitRelativePath', {value: path})
+          return file
+        })
+        addFolder({files})
+      }""")
+    wait(page, 'entries.length === 3 && !isWorking')
+    assert page.evaluate('entries.map(entry => entry.row.path)') == ['a.png', 'b.png', 'c/a.png']
+
+
 def drop(page, *paths):
     """Let go of files and folders over the page, as a file manager does."""
     protocol = page.context.new_cdp_session(page)
@@ -333,6 +346,7 @@ def test_a_large_folder_is_dropped_whole(chromium, page_file, tmp_path, has_hand
 
 def test_an_image_is_pasted(page):
     page.evaluate('dispatchEvent(new ClipboardEvent("paste", {clipboardData: new DataTransfer()}))')  # of a text
+    assert page.is_hidden('#problem')
     page.evaluate("""text => {
         const bytes = Uint8Array.from(atob(text), character => character.charCodeAt(0))
         const data = new DataTransfer()
