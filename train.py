@@ -99,8 +99,8 @@ JITTER = 0.4                      # Brightness, contrast and saturation are mult
 CUTOUT = 0.5                      # Probability of a grey box (torchtoolbox's Cutout).
 MIXUP_PROB = 0.1                  # Probability that a batch is mixed, by Mixup or by CutMix (timm).
 SMOOTHING = 0.1                   # Label smoothing.
-GPU_AUGMENT: bool | str = 'auto'  # Where images are turned, coloured and so on: True on the device, a batch at a time
-                                  # (extras/gpu_augment), False in the worker processes. 'auto' is True on a GPU.
+GPU_AUGMENT: bool | str = 'auto'  # True turns and colours images on the device, a batch at a time, and False in the
+                                  # worker processes. 'auto' is True on a GPU from NVIDIA or AMD (extras/gpu_augment).
 # ---- Run
 OUTPUT_DIR = 'checkpoints/volo_d1'  # Folder for checkpoints and reports.
 RESUME: bool | str = False        # True goes on from OUTPUT_DIR/last.pth, 'auto' does so if it is there.

@@ -18,9 +18,9 @@ RUN = ('-q', '-p', 'no:cacheprovider', '-m', 'not slow and not root')
 # Each constant that asks for an extra, and what else its script needs.
 ASKING = [('makedata', '--labels=table.csv'), ('makedata', '--folds=3'), ('makedata', '--shards'),
           ('makedata', '--corrections=table.csv'), ('test', '--review'),
-          ('train', '--tracker=tensorboard'), ('train', '--compile'), ('train', '--teacher=x.pth'), ('train', '--gpu-augment'),
-          ('test', '--tta'), ('test', '--explain'),
-          ('test', '--sort-to=sorted'), ('test', '--watch')]
+          ('train', '--tracker=tensorboard'), ('train', '--compile'), ('train', '--teacher=x.pth'),
+          ('train', '--gpu-augment'), ('test', '--tta'), ('test', '--explain'), ('test', '--sort-to=sorted'),
+          ('test', '--watch')]
 
 FOUR_STEPS = f'''
 import sys

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from common.data import images
@@ -158,9 +159,8 @@ def tensors_in(value: Any) -> list[torch.Tensor]:
     return [value]
 
 
-def keep_images(images: torch.Tensor) -> torch.Tensor:
-    """Return the images: worker processes have augmented them."""
-    return images
+# What is left to do to images that worker processes have augmented.
+keep_images = nn.Identity()
 
 
 def init_worker(number: int) -> None:
@@ -263,7 +263,7 @@ class Data:
     fingerprint: str         # of the names, classes and sizes of all files
     grey: bool               # whether the training images have no colours
     train: DataLoader        # (images (B, 3, H, W), labels (B,)), shuffled; this process's rows of them
-    augment: Callable        # what is left of their augmentation for the device: images -> images
+    augment: nn.Module       # what is left of their augmentation for the device: images -> images
     plain: DataLoader        # some of them without augmentation, always the same; this process's rows of each batch
     val: DataLoader          # the validation set in order, without augmentation; the batches of this process
 
@@ -307,10 +307,10 @@ def build_data(cfg: Settings, split: Split, transform: Transform, augment: Calla
         plain=start_loader(plain_set, for_plain, through_pipes=through_pipes, batch_sampler=plain_batches),
         val=start_loader(val_set, for_val, through_pipes=through_pipes,
                          batch_sampler=own_batches(len(val_set), cfg.BATCH_SIZE)),
-        augment=on_device)
+        augment=on_device.to(device))  # last: worker processes start before anything is on the device
 
 
-def divide_augmentation(augment: Callable, wanted: bool | str, device: torch.device) -> tuple[Callable, Callable]:
+def divide_augmentation(augment: Callable, wanted: bool | str, device: torch.device) -> tuple[Callable, nn.Module]:
     """Return what worker processes do to an image, and what is left for the device to do to a batch of them, as
     GPU_AUGMENT = `wanted` has it.
     """
@@ -325,7 +325,7 @@ def divide_augmentation(augment: Callable, wanted: bool | str, device: torch.dev
             raise
         print(f"GPU_AUGMENT = 'auto': False, since {error}")
         return augment, keep_images
-    return in_workers, on_device.to(device)
+    return in_workers, on_device
 
 
 def is_grey(dataset: ImageFolder) -> bool:

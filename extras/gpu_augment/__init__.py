@@ -60,6 +60,8 @@ class Rotation(Part):
         return [self.transform.make_params([])['angle']]
 
     def forward(self, images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+        if not any(self.transform.degrees):
+            return images
         height, width = images.shape[2:]
         angle = draws[:, 0].deg2rad()
         cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)

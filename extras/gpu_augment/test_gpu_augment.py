@@ -23,9 +23,9 @@ from common.data.transforms import Transform
 from common.runtime.errors import Stopped, UserError
 from common.training.page import RunPage
 from common.training.step import UpdateMeter
-from extras.gpu_augment import divide
+from extras.gpu_augment import Augment, Fetch, divide
 
-TRANSFORM = Transform([48, 64], [0.5, 0.4, 0.3], [0.2, 0.2, 0.1])
+TRANSFORM = Transform([160, 224], [0.5, 0.4, 0.3], [0.2, 0.2, 0.1])
 ALL = {'view': 'above', 'blur': 0.5, 'jitter': 0.4, 'cutout': 0.5}
 
 
@@ -38,8 +38,8 @@ def pictures(count=30):
     """Smooth and noisy ones, from dark to light."""
     rng = np.random.default_rng(0)
     for number in range(count):
-        small = rng.integers(0, 256, (6, 8, 3) if number % 2 else (48, 64, 3), dtype=np.uint8)
-        yield Image.fromarray(small // (1 + number % 3)).resize((64, 48), Image.Resampling.BICUBIC)
+        small = rng.integers(0, 256, (6, 8, 3) if number % 2 else (160, 224, 3), dtype=np.uint8)
+        yield Image.fromarray(small // (1 + number % 3)).resize((224, 160), Image.Resampling.BICUBIC)
 
 
 def seed(number):
@@ -63,7 +63,7 @@ def test_an_image_becomes_what_it_becomes_in_a_worker_process(changes):
         fetched.append(fetch(picture))
         assert (torch.get_rng_state().tolist(), random.getstate()) == states[-1]
     difference = ((augment(default_collate(fetched)) - torch.stack(expected)) * levels).abs()
-    assert difference.max() < 4.5 and (difference > 0.5).float().mean() < 0.005
+    assert difference.max() < 4.5 and (difference > 0.5).float().mean() < 0.003
     moved = torch.stack(expected) - torch.stack([transform()(picture) for picture in pictures()])
     assert (moved.abs().amax((1, 2, 3)) > 0).float().mean() > 0.3 or not changes
 
@@ -113,12 +113,12 @@ def test_a_transform_that_only_workers_can_do(own, capsys):
     assert "GPU_AUGMENT = 'auto': False" in capsys.readouterr().out
 
 
-def test_auto_follows_the_device(monkeypatch):
+def test_auto_follows_the_device():
     augment = transform(**ALL)
     assert divide_augmentation(augment, 'auto', torch.device('cpu')) == (augment, keep_images)
     assert divide_augmentation(augment, False, torch.device('cuda')) == (augment, keep_images)
-    monkeypatch.setattr('extras.gpu_augment.Augment.to', lambda augment, device: device)
-    assert divide_augmentation(augment, 'auto', torch.device('cuda'))[1].type == 'cuda'
+    fetch, on_device = divide_augmentation(augment, 'auto', torch.device('cuda'))
+    assert isinstance(fetch, Fetch) and isinstance(on_device, Augment)
 
 
 @pytest.mark.parametrize('workers', [0, 2])
@@ -128,7 +128,7 @@ def test_a_run_learns_the_same(data, workers):
         run(gpu_augment=wanted, num_workers=workers, view='above', output_dir=wanted)
         with open(f'{wanted}/log.csv', encoding='utf-8') as file:
             losses.append([float(row['train_loss']) for row in csv.DictReader(file)])
-    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    assert losses[1] == pytest.approx(losses[0], rel=5e-3)
 
 
 def test_a_run_through_pipes(data, monkeypatch):

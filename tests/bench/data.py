@@ -3,8 +3,8 @@
     python tests/bench/data.py                       on data/, as train.py would
     python tests/bench/data.py --img-size 112 --cache ram
 
-A bare step is forward, backward, clipping and AdamW on one batch that is there. An epoch is train.py's own, with
-reading, augmentation, EMA and the log's numbers. Bare steps and epochs take turns.
+A bare step is forward, backward, clipping and the optimizer's step on one batch that is there. An epoch is train.py's
+own, with reading, augmentation, EMA and the log's numbers. Bare steps and epochs take turns.
 """
 import statistics
 import sys

@@ -1,19 +1,23 @@
-"""What a machine with a GPU has to show, in at most eight minutes, with the pictures of data1/.
+"""What a machine with a GPU has to show, in at most eight minutes, with the images of data1/.
 
     python tests/bench/gpu.py
-    python tests/bench/gpu.py --device cpu --parts 'updates memory' --img-size 64 --batch-size 8 --models volo_d1
+    python tests/bench/gpu.py --device cpu --parts 'updates memory' --img-size 32 --batch-size 48 --models volo_d1
 
-Each part is a process of its own with a limit on its time. What it prints goes to OUTPUT_DIR/<part>.txt line by line,
-so a part that fails or hangs, or a machine that is lost, costs little. The parts come in the order of their worth;
-summary.txt says how each ended. DEVICE = 'cpu' rehearses those that a CPU can run.
+Each part is a process of its own with a limit on its time. All that they print goes to RESULTS line by line, so a part
+that fails or hangs, or a machine that is lost, costs little. The parts come in the order of their worth; what is left
+of the time falls to the later ones. DEVICE = 'cpu' rehearses those that a CPU can run.
 """
 import contextlib
 import csv
+import importlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
 import time
+import traceback
 from pathlib import Path
 from unittest import mock
 
@@ -30,39 +34,42 @@ from common.runtime.errors import UserError
 from common.training import step
 from common.training.setup import Demand
 
-OUTPUT_DIR = 'gpu'                # Folder for the results.
+RESULTS = 'gpu_results.txt'       # File that gets what the parts print. It must not exist.
 DEVICE = 'cuda'                   # 'cuda' or 'cpu'.
 PARTS: str | None = None          # Some of _LIMITS, with spaces in between; None: all.
+SECONDS = 480.                    # For all of them.
 IMG_SIZE = 224                    # Pixels.
 BATCH_SIZE = 128                  # Images in an update, where speed and memory are measured.
 MODELS = 'volo_d1 volo_d3'        # Networks whose memory is measured. The first is profiled.
 PART: str | None = None           # Part that this process is; None starts them.
 
 _ROOT = Path(__file__).resolve().parents[2]
-_LIMITS = {  # part: seconds
-    'cuda_tests': 70,       # tests/test_cuda.py
-    'updates': 75,          # the loss of ten updates in each way to train, beside the CPU's
-    'speed': 70,            # ours beside timm's, eager and in CUDA graphs
-    'epochs': 40,           # whole epochs beside bare steps
-    'worker_epochs': 35,    # the same with augmentation in the worker processes
-    'profile': 20,          # the kernels of an update
-    'memory': 20,           # beside what train.py foretells
+_LIMITS = {  # part: seconds on a GPU
+    'cuda_tests': 100,      # tests/test_cuda.py, extras/gpu_augment/test_on_gpu.py
+    'updates': 80,          # the loss of ten updates in each way to train, beside the CPU's
+    'speed': 30,            # ours beside timm's
+    'epochs': 45,           # whole epochs beside bare steps
+    'worker_epochs': 45,    # the same with augmentation in the worker processes
+    'memory': 30,           # beside what train.py foretells
+    'profile': 25,          # the kernels of an update
     'predict': 20,          # test.py
-    'compiled_tests': 45,   # extras/compile/test_on_gpu.py
-    'compiled_epochs': 40,
-    'speed_d3': 45}
-_COPIES = 12       # times that each image is in data/train
+    'graphs': 150,          # ours beside timm's, compiled with CUDA graphs
+    'compiled_epochs': 90,
+    'speed_d3': 40,
+    'compiled_tests': 200}  # extras/compile/test_on_gpu.py
+_NEEDED = ('einops', 'matplotlib', 'plotly', 'pytest', 'sklearn', 'timm', 'torchtoolbox', 'torchvision', 'tqdm')
+_COPIES = 40       # times that each image is in data/train
 _FEW = 20          # images of each class in few/, an epoch of ten updates
 _UPDATES = {       # way to train: options of train.py, and the way whose loss on the CPU it must have
     'adamw': ('', 'adamw'),
     'muon': ('--optimizer muon', 'muon'),
     'token_label': ('--token-label true --mixup-prob 0', 'token_label'),
     'fp32': ('--use-amp false', 'adamw'),
+    'worker_augment': ('--gpu-augment false', 'adamw'),
     'torchrun': ('', 'adamw'),
     'data_parallel': ('', 'adamw'),
-    'fp16': ('', 'adamw'),
-    'compiled': ('--compile true', 'adamw')}
-_ON_GPU = ('data_parallel', 'fp16', 'compiled')  # ways that a CPU does not rehearse
+    'fp16': ('', 'adamw')}
+_ON_GPU = ('data_parallel', 'fp16')  # ways that a CPU does not rehearse
 
 
 def main(cfg):
@@ -71,24 +78,26 @@ def main(cfg):
         return
     if cfg.DEVICE == 'cuda' and not torch.cuda.is_available():
         raise UserError('DEVICE: there is no GPU, --device cpu rehearses what needs none')
-    out = Path(cfg.OUTPUT_DIR)
-    out.mkdir(parents=True, exist_ok=True)
-    os.chdir(out)
-    lay_out_images()
-    for part in cfg.PARTS.split() if cfg.PARTS else _LIMITS:
-        start = time.perf_counter()
-        patience = 1 if cfg.DEVICE == 'cuda' else 10
-        ending = run_part(part, command(part, cfg), patience * _LIMITS[part])
-        line = f'{part}: {ending}, {time.perf_counter() - start:.0f} s'
-        print(line, flush=True)
-        with open('summary.txt', 'a', encoding='utf-8') as file:
-            file.write(line + '\n')
+    for name in _NEEDED:
+        importlib.import_module(name)
+    with open(cfg.RESULTS, 'x', encoding='utf-8') as results, tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        lay_out_images()
+        end = time.monotonic() + cfg.SECONDS
+        for part in cfg.PARTS.split() if cfg.PARTS else _LIMITS:
+            start = time.monotonic()
+            limit = end - start
+            if cfg.DEVICE == 'cuda':
+                limit = min(limit, _LIMITS[part])
+            results.write(f'==== {part}\n')
+            results.flush()
+            line = f'==== {part}: {run_part(command(part, cfg), results, limit)}, {time.monotonic() - start:.0f} s'
+            print(line, flush=True)
+            results.write(line + '\n')
 
 
 def lay_out_images():
     """Make data/, whose training set has every image _COPIES times, and few/, both with train/ and val/."""
-    if Path('few').exists():
-        return
     for folder in sorted(path for path in (_ROOT / 'data1').iterdir() if path.is_dir()):
         paths = [*map(Path, list_images(folder))]
         for target, found, copies in (('data/train', paths, _COPIES), ('data/val', paths, 1),
@@ -103,7 +112,7 @@ def lay_out_images():
 def command(part, cfg):
     """The command line of a part."""
     bench = Path(__file__).parent
-    tests = ['-m', 'pytest', '-q', '--rootdir', _ROOT]
+    tests = ['-m', 'pytest', '-v', '--maxfail=3', '-p', 'no:cacheprovider', '--rootdir', _ROOT]
     speed = [bench / 'model.py', '--img-size', cfg.IMG_SIZE, '--batch-sizes', f'{cfg.BATCH_SIZE},', '--repeats', 3,
              '--precisions', "('auto',)"]
     epochs = [bench / 'data.py', '--img-size', cfg.IMG_SIZE, '--batch-size', cfg.BATCH_SIZE, '--cache', 'ram',
@@ -111,9 +120,10 @@ def command(part, cfg):
     own = [__file__, '--part', part, '--device', cfg.DEVICE, '--img-size', cfg.IMG_SIZE, '--batch-size', cfg.BATCH_SIZE,
            '--models', cfg.MODELS]
     found = {
-        'cuda_tests': [*tests, _ROOT / 'tests' / 'test_cuda.py'],
+        'cuda_tests': [*tests, _ROOT / 'extras' / 'gpu_augment' / 'test_on_gpu.py', _ROOT / 'tests' / 'test_cuda.py'],
         'compiled_tests': [*tests, _ROOT / 'extras' / 'compile' / 'test_on_gpu.py'],
-        'speed': [*speed, '--compiled', "('graphs',)"],
+        'speed': [*speed, '--compiled', '()'],
+        'graphs': [*speed, '--compiled', "('graphs',)"],
         'speed_d3': [*speed, '--model', 'volo_d3', '--compiled', '()'],
         'epochs': epochs,
         'worker_epochs': [*epochs, '--gpu-augment', 'false'],
@@ -122,17 +132,21 @@ def command(part, cfg):
     return [sys.executable, *map(str, found)]
 
 
-def run_part(part, command, limit):
+def run_part(command, results, limit):
     """Run it for at most `limit` seconds; returns how it ended."""
+    if limit < 5:
+        return 'no time left'
     environment = {**os.environ, 'PYTHONUNBUFFERED': '1', 'HF_HUB_OFFLINE': '1'}
-    with open(f'{part}.txt', 'w', encoding='utf-8') as file:
-        try:
-            done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
-                                  env=environment, timeout=limit)
-        except subprocess.TimeoutExpired:
-            return 'out of time'
-    if done.returncode:
-        return f'failed with {done.returncode}'
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=results, stderr=subprocess.STDOUT,
+                               env=environment, start_new_session=True)
+    try:
+        code = process.wait(limit)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # its own processes, too
+        process.wait()
+        return 'out of time'
+    if code:
+        return f'failed with {code}'
     return 'done'
 
 
@@ -141,28 +155,35 @@ def run_part(part, command, limit):
 def compare_updates(cfg):
     """Print the mean loss of ten updates in each way to train, beside that of the CPU in single precision."""
     on_cpu = {}
+    failed = []
     for way, (options, reference) in _UPDATES.items():
         if cfg.DEVICE == 'cpu' and way in _ON_GPU:
             continue
-        if reference not in on_cpu:
-            on_cpu[reference] = ten_updates(
-                f'cpu_{reference}', f'{_UPDATES[reference][0]} --use-amp false --use-gpu false')
-        loss = ten_updates(way, f'{options} --use-gpu {cfg.DEVICE == "cuda"}')
+        try:
+            if reference not in on_cpu:
+                on_cpu[reference] = ten_updates(
+                    f'cpu_{reference}', f'{_UPDATES[reference][0]} --use-amp false --use-gpu false')
+            loss = ten_updates(way, f'{options} --use-gpu {cfg.DEVICE == "cuda"}')
+        except Exception:  # the other ways go on
+            traceback.print_exc()
+            failed.append(way)
+            continue
         print(f'RESULT {way}: loss {loss:.4f}, on the CPU {on_cpu[reference]:.4f}, '
               f'{loss / on_cpu[reference] - 1:+.2%}', flush=True)
+    if failed:
+        sys.exit(f'these failed: {", ".join(failed)}')
 
 
 def ten_updates(way, options):
     """Train in the folder `way` with these options of train.py; returns the mean loss."""
-    argv = ['--data-dir', 'few', '--output-dir', way, '--epochs', '1', '--batch-size', '24', '--img-size', '32',
-            '--optimizer', 'adamw', '--lr', '1e-4', '--drop-path', '0', '--pretrained', 'false', '--use-amp', 'true',
-            *options.split()]
+    options = ('--data-dir few --epochs 1 --batch-size 24 --img-size 32 --optimizer adamw --lr 1e-4 --augmentation 1 '
+               f'--drop-path 0 --pretrained false --use-amp true --gpu-augment true --output-dir {way} {options}')
     if way == 'torchrun':
         subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=1',
-                        _ROOT / 'train.py', *argv], check=True)
+                        _ROOT / 'train.py', *options.split()], check=True)
     else:
         with instead(way):
-            train.main(settings.read(train, argv))
+            train.main(settings.read(train, options.split()))
     with open(Path(way, 'log.csv'), newline='', encoding='utf-8') as file:
         return float(next(csv.DictReader(file))['train_loss'])
 

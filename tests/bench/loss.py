@@ -35,7 +35,7 @@ def main(cfg):
     means = {'timm': [], 'ours': []}
     for seed in cfg.SEEDS:
         argv = [f'--data-dir={cfg.DATA_DIR}', f'--img-size={cfg.IMG_SIZE}', f'--batch-size={cfg.BATCH_SIZE}',
-                f'--seed={seed}', '--pretrained=false', '--augmentation=1']
+                f'--seed={seed}', '--pretrained=false', '--augmentation=1', '--gpu-augment=false']
         _, data, _ = build_training(argv)
         torch.manual_seed(seed)
         theirs = timm.create_model('volo_d1_224', img_size=cfg.IMG_SIZE, num_classes=len(data.classes),

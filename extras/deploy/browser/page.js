@@ -414,30 +414,33 @@ function addFolder(input) {
 }
 
 async function addDropped(transfer) {
-  // All at once: after the event the browser forgets them. Chrome reads no entries on a page that is a local file, so
-  // that handles come first, which not every browser has.
-  const dropped = await Promise.all([...transfer.items].filter(item => item.kind === 'file').map(async item => {
-    const file = item.getAsFile()
-    const entry = item.webkitGetAsEntry?.()
-    if (!entry?.isDirectory) return {file}
-    return {folder: await item.getAsFileSystemHandle?.() ?? entry}
-  }))
+  const dropped = [...transfer.items].filter(item => item.kind === 'file').map(droppedItem)  // before they are forgotten
   const found = []
-  const isOneFolder = dropped.length === 1 && dropped[0].folder
-  for (const {file, folder} of dropped) {
+  for (const item of dropped) {
+    const {file, folder} = await item
     if (file) found.push({file, path: file.name})
-    else found.push(...(await filesBelow(folder, isOneFolder ? '' : `${folder.name}/`)).filter(looksLikeImage).sort(byPath))
+    else if (folder) found.push(...(await filesBelow(folder, dropped.length === 1 ? '' : `${folder.name}/`)).sort(byPath))
   }
   add(found)
 }
 
-// Of a FileSystemDirectoryHandle or a FileSystemDirectoryEntry.
+// Chrome reads no entries on a page that is a local file, and other browsers have no handles.
+async function droppedItem(item) {
+  const file = item.getAsFile()
+  const entry = item.webkitGetAsEntry?.()
+  if (!entry?.isDirectory) return {file}
+  const handle = item.getAsFileSystemHandle?.().catch(() => null)
+  return {folder: await handle ?? entry}
+}
+
+// The images below a FileSystemDirectoryHandle or a FileSystemDirectoryEntry.
 async function filesBelow(folder, path) {
   const found = []
   for await (const item of itemsOf(folder)) {
+    const below = {path: path + item.name}
     const isFolder = item.isDirectory ?? item.kind === 'directory'
-    if (isFolder) found.push(...await filesBelow(item, `${path}${item.name}/`))
-    else found.push({file: await fileOf(item), path: path + item.name})
+    if (isFolder && !isHidden(below.path)) found.push(...await filesBelow(item, `${below.path}/`))
+    else if (!isFolder && looksLikeImage(below)) found.push({...below, file: await fileOf(item)})
   }
   return found
 }
