@@ -54,7 +54,6 @@ MODEL = 'volo_d1'                 # volo_d1 (27 M parameters) to volo_d5 (296 M)
 MODEL_KWARGS = {}                 # More keyword arguments of the network, for example {'drop_rate': 0.1}.
 PRETRAINED: bool | str = 'auto'   # ImageNet weights: 'auto' if they can be fetched, True required, False none; or the
                                   # path of a file of weights.
-FREEZE_EPOCHS = 0                 # Number of first epochs in which only the head of a pretrained network learns.
 DROP_PATH = 0.1                   # Maximum stochastic-depth rate, reached in the last block.
 TEACHER: str | tuple | None = None  # Checkpoint of a trained network of the same classes, or several with commas: what
                                   # they say of an image takes the place of its label (extras/teacher).
@@ -76,7 +75,6 @@ OPTIMIZER = 'auto'                # 'muon', 'adamw', or another of timm's, such 
 LR: float | str = 'auto'          # Peak learning rate. 'auto' is √(images in an update / 16) times 1e-4, with Muon
                                   # 6e-4, for networks of timm with loaded weights 3e-4.
 WARMUP = 0.1                      # Fraction of the run in which the learning rate rises. The tutorial has no warm-up.
-LAYER_DECAY = 1.0                 # Learning rate of a layer relative to the next; 0.75 keeps more of loaded weights.
 WEIGHT_DECAY = 0.05               # Decoupled weight decay. Norms, biases, pos_embed and cls_token have none.
 CLIP_GRAD = 5.0                   # Largest norm of the gradient; 0 does not clip.
 USE_GPU: bool | str = 'auto'      # 'auto' takes an NVIDIA or AMD GPU if there is one. True also takes others, such as
@@ -117,7 +115,7 @@ def train_one_epoch(cfg: Settings, state: step.TrainState, data: Data, epoch: in
 
     `after_update(result, batches)` is called after each update of the weights.
     """
-    setup.set_train_mode(state.net, heads_only=epoch < state.frozen_epochs)
+    state.net.train()
     guarded_step = step.GuardedStep(state.net, state.optimizer, state.scaler, state.device)
     meter = step.UpdateMeter(smoothing=cfg.SMOOTHING, batch_size=cfg.BATCH_SIZE, rows=data.own_rows)
     batches = step.UpdateBatches(data.train, state, epoch, cfg.ACCUMULATE_STEPS)
@@ -224,7 +222,7 @@ def build_model(cfg: Settings, built: setup.BuiltNetwork, data: Data, images: to
     if processes.LAUNCHED:
         with extra('torchrun'):
             from extras.torchrun.shared_batch import distributed
-        model = distributed(model, unused=cfg.FREEZE_EPOCHS > 0 or cfg.MODEL not in VARIANTS)
+        model = distributed(model, unused=cfg.MODEL not in VARIANTS)
     return model
 
 
@@ -242,13 +240,12 @@ def build_state(cfg: Settings, data: Data, weights: setup.InitialWeights, saved:
     net = built.net.to(device)
     demand = setup.Demand(cfg.BATCH_SIZE, device, amp_dtype, cfg.USE_DP, cfg.USE_EMA)
     image_flop = setup.work_out_cost(spec, net, demand)
-    frozen_epochs = setup.choose_frozen_epochs(net, cfg.FREEZE_EPOCHS, built.provenance)
     if processes.LAUNCHED:
         with extra('torchrun'):
             from extras.torchrun.shared_batch import share_batches
         share_batches(net, cfg.BATCH_SIZE)
     lr = lr_scale * cfg.LR
-    optimizer = build_optimizer(cfg.OPTIMIZER, net, lr, cfg.WEIGHT_DECAY, cfg.LAYER_DECAY, amp_dtype)  # Muon or AdamW
+    optimizer = build_optimizer(cfg.OPTIMIZER, net, lr, cfg.WEIGHT_DECAY, amp_dtype)  # Muon or AdamW
     ema = None
     if cfg.USE_EMA:  # an average over about the last fiftieth of all updates so far, at most 5,000
         ema = ModelEmaV3(net, decay=0.9998, use_warmup=True, warmup_gamma=50, warmup_power=1)
@@ -281,7 +278,6 @@ def build_state(cfg: Settings, data: Data, weights: setup.InitialWeights, saved:
         clock=clock,
         margins=Margins(len(data.train.dataset)),
         image_flop=image_flop,
-        frozen_epochs=frozen_epochs,
         lr_scale=lr_scale)
     if saved:
         checkpoint.check_fits(saved, state)

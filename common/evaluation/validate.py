@@ -63,11 +63,10 @@ def measure_batch_norm(nets: Sequence[nn.Module], loader: DataLoader, device: to
     weights: the mean over the batches of the loader, training images without augmentation.
 
     While a network trains, its statistics follow the last ten batches, of augmented images. Those of many images as
-    evaluation has them suit what it has learnt better (arXiv:2105.07576, 1906.06423). Layers that are in evaluation
-    mode in the first of `nets`, because they are frozen, keep theirs. The networks are in evaluation mode afterwards.
-    Under torchrun every process has its rows of each batch.
+    evaluation has them suit what it has learnt better (arXiv:2105.07576, 1906.06423). The networks are in evaluation
+    mode afterwards. Under torchrun every process has its rows of each batch.
     """
-    names = [name for name, module in nets[0].named_modules() if module.training and has_statistics(module)]
+    names = [name for name, module in nets[0].named_modules() if has_statistics(module)]
     norms = [net.get_submodule(name) for net in nets for name in names]
     if not norms:
         return

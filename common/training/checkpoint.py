@@ -61,7 +61,7 @@ METER = {'val': is_number, 'avg': is_number, 'sum': is_number, 'count': is_count
 LAST = {  # what a resumed run reads in last.pth, besides what models.check_saved looks at and check_fits compares
     'settings': {
         'MODEL': is_text, 'MODEL_KWARGS': is_setting, 'IMG_SIZE': is_img_size,
-        'USE_EMA': is_setting, 'TOKEN_LABEL': is_setting, 'LAYER_DECAY': is_number, 'OPTIMIZER': is_text,
+        'USE_EMA': is_setting, 'TOKEN_LABEL': is_setting, 'OPTIMIZER': is_text,
         'BATCH_SIZE': is_positive_count, 'ACCUMULATE_STEPS': is_positive_count, 'SEED': is_count,
         'LR': is_amount, 'USE_AMP': is_switch, 'AUGMENTATION': is_share, 'TIME_BUDGET': optional(is_amount),
         'PATIENCE': optional(is_positive_count), 'EPOCHS': is_positive_count},
@@ -86,7 +86,7 @@ LAST = {  # what a resumed run reads in last.pth, besides what models.check_save
     'optimizer': {'state': lambda state: isinstance(state, dict), 'param_groups': [{'params': [is_count]}]},
     'scaler': lambda scaler: isinstance(scaler, dict) and all(map(is_amount, scaler.values())),
     'margins': {'sums': is_ordinary, 'counts': is_ordinary, 'guesses': is_ordinary}}
-FIXED = ('MODEL', 'MODEL_KWARGS', 'IMG_SIZE', 'USE_EMA', 'TOKEN_LABEL', 'LAYER_DECAY', 'OPTIMIZER')  # of the whole run
+FIXED = ('MODEL', 'MODEL_KWARGS', 'IMG_SIZE', 'USE_EMA', 'TOKEN_LABEL', 'OPTIMIZER')  # of the whole run
 FIXED_IN_EPOCH = ('BATCH_SIZE', 'ACCUMULATE_STEPS', 'SEED')  # while an epoch that was stopped in the middle goes on
 ALSO_NEEDED = ('LR', 'USE_AMP', 'AUGMENTATION', 'TIME_BUDGET', 'PATIENCE', 'EPOCHS')  # in the settings of last.pth
 

@@ -31,8 +31,8 @@ from models.weights import MOST_PIXELS, is_img_size
 # ---- what cannot work ------------------------------------------------------------------------------------------------
 
 RANGES = {  # least and most that make sense
-    'EPOCHS': (1, math.inf), 'ACCUMULATE_STEPS': (1, math.inf), 'FREEZE_EPOCHS': (0, math.inf),
-    'WARMUP': (0, 0.99), 'LAYER_DECAY': (0.01, 1), 'WEIGHT_DECAY': (0, math.inf), 'CLIP_GRAD': (0, math.inf),
+    'EPOCHS': (1, math.inf), 'ACCUMULATE_STEPS': (1, math.inf),
+    'WARMUP': (0, 0.99), 'WEIGHT_DECAY': (0, math.inf), 'CLIP_GRAD': (0, math.inf),
     'DROP_PATH': (0, 1), 'BLUR': (0, 1), 'JITTER': (0, math.inf), 'CUTOUT': (0, 1), 'MIXUP_PROB': (0, 1),
     'TEACHER_WEIGHT': (0, 1), 'SMOOTHING': (0, 0.99), 'SAVE_EVERY_MINUTES': (0, math.inf), 'SEED': (0, 2 ** 32 - 1)}
 
@@ -55,7 +55,7 @@ def check_settings(cfg: Settings) -> Settings:
         if value not in choices:
             others = ', '.join(map(repr, choices[:-1]))
             raise UserError(f'{name} = {value!r}: choose {others} or {choices[-1]!r}')
-    check_model(cfg.MODEL, cfg.MODEL_KWARGS, cfg.TOKEN_LABEL, cfg.FREEZE_EPOCHS, cfg.PRETRAINED)
+    check_model(cfg.MODEL, cfg.MODEL_KWARGS, cfg.TOKEN_LABEL)
     check_optimizer(cfg.OPTIMIZER, cfg.LR)
     check_batch(cfg.BATCH_SIZE, cfg.MIXUP_PROB, cfg.TOKEN_LABEL)
     check_preprocessing(cfg.CROP, cfg.NORMALISATION)
@@ -96,7 +96,7 @@ def check_img_size(img_size: int | tuple | str, crop: float | str | None, model:
     return sides
 
 
-def check_model(model: str, kwargs: dict, token_label: bool, freeze_epochs: int, pretrained: bool | str) -> None:
+def check_model(model: str, kwargs: dict, token_label: bool) -> None:
     """Raise UserError for an unknown network, and for settings that it does not go with."""
     if kwargs.keys() & SET_BY_TRAIN:
         raise UserError(f'MODEL_KWARGS: {", ".join(sorted(kwargs.keys() & SET_BY_TRAIN))} is set by train.py itself')
@@ -106,8 +106,6 @@ def check_model(model: str, kwargs: dict, token_label: bool, freeze_epochs: int,
         raise UserError(f'MODEL: {error}') from error
     if token_label and model not in VARIANTS:
         raise UserError(f'TOKEN_LABEL: {model} gives no logits for tokens, only {", ".join(VARIANTS)} do')
-    if freeze_epochs and pretrained is False:
-        raise UserError('FREEZE_EPOCHS needs weights to freeze: set it to 0, or PRETRAINED to something')
 
 
 def check_optimizer(name: str, lr: float | str) -> None:
@@ -331,7 +329,7 @@ def training_speed(cfg: Settings, images: int, classes: int) -> float:
         net = spec.create()
     check_forward(spec, net)
     net.to(device)
-    optimizer = build_optimizer(cfg.OPTIMIZER, net, 1., cfg.WEIGHT_DECAY, cfg.LAYER_DECAY, amp_dtype)
+    optimizer = build_optimizer(cfg.OPTIMIZER, net, 1., cfg.WEIGHT_DECAY, amp_dtype)
     loss = choose_loss(cfg.TOKEN_LABEL, spec.kwargs.get('return_dense', False))
     model = parallel(LossModel(net, loss, amp_dtype), device, cfg.USE_DP)
     rows = len(own_rows(cfg.BATCH_SIZE))

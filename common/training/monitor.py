@@ -79,8 +79,6 @@ class Monitor:
         """Yield the hook for an epoch, counted from 0, which may have begun before the run was resumed."""
         self.epoch_started = time.perf_counter()
         plan = self.state.plan
-        if epoch and epoch == self.state.frozen_epochs:
-            self.state.clock.restart()
         with Bar(initial=self.state.progress.updates, total=plan.updates_in(epoch),
                  desc=f'epoch {epoch + 1}/{plan.epochs}', unit='update') as bar:
 
@@ -143,8 +141,7 @@ class Monitor:
         progress = self.state.progress
         plan = self.state.plan
         seconds_left = self.state.clock.seconds_left(plan, number)
-        typical = epoch >= self.state.frozen_epochs and (
-            progress.seconds > FORECAST_AFTER or progress.updates == plan.updates_in(epoch))
+        typical = progress.seconds > FORECAST_AFTER or progress.updates == plan.updates_in(epoch)
         if not self.forecast_given and seconds_left is not None and typical:
             self.forecast_given = True
             Bar.write(self.forecast(seconds_left))

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 import torch
-from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
+from timm.optim import create_optimizer_v2, param_groups_weight_decay
 from torch import nn
 from torch.optim.adamw import adamw
 
@@ -124,19 +124,15 @@ def can_skip(optimizer: torch.optim.Optimizer, device: torch.device) -> bool:
     return bool(optimizer.defaults.get('fused')) and device.type in ('cpu', 'cuda')
 
 
-def build_optimizer(name: str, net: nn.Module, lr: float, weight_decay: float, layer_decay: float,
+def build_optimizer(name: str, net: nn.Module, lr: float, weight_decay: float,
                     amp_dtype: torch.dtype | None) -> torch.optim.Optimizer:
     """Return OPTIMIZER = `name` for the parameters of the network. Raises UserError if it cannot be built.
 
-    Norms, biases, pos_embed and cls_token have no weight decay. With a `layer_decay` below 1 the learning rate of a
-    layer is that share of the next one's. Muon multiplies in bfloat16 where autocast does.
+    Norms, biases, pos_embed and cls_token have no weight decay. Muon multiplies in bfloat16 where autocast does.
     """
     try:
         exempt = getattr(net, 'no_weight_decay', set)()
-        if layer_decay < 1:
-            groups = param_groups_layer_decay(net, weight_decay, no_weight_decay_list=exempt, layer_decay=layer_decay)
-        else:
-            groups = param_groups_weight_decay(net, weight_decay, no_weight_decay_list=exempt)
+        groups = param_groups_weight_decay(net, weight_decay, no_weight_decay_list=exempt)
         if name == 'muon':
             dtype = torch.bfloat16 if amp_dtype is torch.bfloat16 else torch.float32
             return Muon(groups, lr, betas=BETAS, dtype=dtype)

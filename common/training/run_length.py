@@ -96,10 +96,6 @@ class Clock:
     def __init__(self, elapsed: float = 0.):
         self.started = time.perf_counter() - elapsed
         self.validations: deque[float] = deque(maxlen=RECENT_VALIDATIONS)  # seconds
-        self.restart()
-
-    def restart(self) -> None:
-        """Forget the updates so far: those of the head alone do not tell how long the others take."""
         self.count = 0
         self.recent: deque[float] = deque(maxlen=RECENT)  # seconds
 

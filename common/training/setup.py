@@ -1,4 +1,4 @@
-"""The network of a training run: its initial weights, how it is built, what it costs, what is frozen."""
+"""The network of a training run: its initial weights, how it is built, what it costs."""
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -24,7 +24,6 @@ from models import (
     create_model,
     default_cfg,
     fetch_weights,
-    heads_of,
     load_weights,
     normalisation_of,
     read_file,
@@ -213,29 +212,6 @@ def check_forward(spec: NetworkSpec, net: nn.Module) -> None:
     shape = getattr(logits, 'shape', None)
     if shape != (1, spec.classes):
         raise UserError(f'MODEL: {spec.model} is no classifier, it gives {shape} instead of a logit for each class')
-
-
-def choose_frozen_epochs(net: nn.Module, wanted: int, provenance: Provenance) -> int:
-    """Return the number of first epochs in which only the heads learn: FREEZE_EPOCHS = `wanted`, from scratch 0."""
-    if not wanted:
-        return 0
-    if not heads_of(net):
-        raise UserError('FREEZE_EPOCHS: timm does not say which part of this MODEL is the head, set it to 0')
-    if provenance.from_scratch:
-        print('FREEZE_EPOCHS is ignored: no weights were loaded')
-        return 0
-    return wanted
-
-
-def set_train_mode(net: nn.Module, heads_only: bool) -> None:
-    """Set training mode. With `heads_only` all but the heads is frozen, with BatchNorm and dropout as in evaluation."""
-    net.train()
-    heads = tuple(f'{head}.' for head in heads_of(net))
-    for name, parameter in net.named_parameters():
-        parameter.requires_grad_(not heads_only or name.startswith(heads))
-    if heads_only:
-        for child in net.children():  # not the network itself: token labels need its training mode
-            child.eval()
 
 
 # ---- what it costs ---------------------------------------------------------------------------------------------------

@@ -93,14 +93,12 @@ class TrainState:
     clock: Clock
     margins: Margins
     image_flop: float | None         # floating-point operations to train on one image; None: unknown
-    frozen_epochs: int = 0           # first epochs, in which only the heads learn
     lr_scale: float = 1.             # 0.1 after the run went back to an earlier save
     progress: Progress = field(default_factory=Progress)
 
     @property
     def learning_rate(self) -> float:
-        """The head's: with LAYER_DECAY the largest."""
-        return max(group['lr'] for group in self.optimizer.param_groups)
+        return self.optimizer.param_groups[0]['lr']
 
     def update_flop(self, images: int) -> float:
         """Return the floating-point operations of an update with so many images, 0 where they are unknown."""

@@ -20,7 +20,6 @@ from common import settings
 from common.data.cache import ImageCache
 from common.runtime.machine import retain_freed_memory
 from common.training import choices, run_length, setup, step
-from common.training.setup import set_train_mode
 
 DATA_DIR = 'data'                 # what makedata.py made
 MODEL = 'volo_d1'
@@ -99,7 +98,7 @@ def bare_step(cfg, state, images, classes, wanted):
     """Mean seconds of a step, over `wanted` seconds of them."""
     targets = torch.full((len(images), classes), 1 / classes, device=state.device)
     images, seconds, steps = images.to(state.device), [], 1 if state.device.type == 'cpu' else 10
-    set_train_mode(state.net, heads_only=False)
+    state.net.train()
     while steps * sum(seconds) < wanted or len(seconds) < 5:
         start = time.perf_counter()
         for _ in range(steps):

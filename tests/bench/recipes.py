@@ -129,7 +129,7 @@ def image_flop(cfg: settings.Settings, dataset: ImageFolder, size: tuple[int, in
     """Operations of training on an image of a batch, with its share of the optimizer's, and of asking a TEACHER."""
     spec = replace(network_spec(cfg, len(dataset.classes)), img_size=size)
     net = spec.create()
-    optimizer = build_optimizer(cfg.OPTIMIZER, net, 1., cfg.WEIGHT_DECAY, cfg.LAYER_DECAY, None)
+    optimizer = build_optimizer(cfg.OPTIMIZER, net, 1., cfg.WEIGHT_DECAY, None)
     flop = 3 * 2 * multiply_adds(net, size) + optimizer_flop(optimizer) / (cfg.BATCH_SIZE * cfg.ACCUMULATE_STEPS)
     if cfg.TEACHER:
         from extras.teacher import build_teacher  # an extra may be missing

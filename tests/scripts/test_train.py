@@ -115,7 +115,6 @@ def test_an_earlier_runs_checkpoints_are_kept_once(data, tmp_path, capsys):
     ({'model': 'volo_d1.sail_in1k'}, 'volo_d1.sail_in1k'),
     ({'token_label': 'true'}, 'TOKEN_LABEL .* set MIXUP_PROB = 0'),
     ({'token_label': 'true', 'mixup_prob': 0, 'model': 'resnet18', 'model_kwargs': {}}, 'TOKEN_LABEL: resnet18'),
-    ({'freeze_epochs': 1}, 'FREEZE_EPOCHS'), ({'layer_decay': 0}, 'LAYER_DECAY'),
     ({'accumulate_steps': 0}, 'ACCUMULATE_STEPS'), ({'crop': 5}, 'CROP'),
     ({'normalisation': 'imagenet'}, 'NORMALISATION'), ({'normalisation': 'weights'}, 'no weights are loaded'),
     ({'model': 'vgg11', 'model_kwargs': {}, 'drop_path': 0.1}, 'set DROP_PATH = 0, vgg11 has none'),

@@ -6,7 +6,6 @@ from torch import nn
 
 import train
 from common.data import loaders
-from common.training.setup import set_train_mode
 
 AUGMENTED = {'view': 'above', 'blur': 1, 'jitter': 0.9, 'cutout': 1, 'batch_size': 4, 'use_amp': 'false'}
 
@@ -39,7 +38,7 @@ def measured(**changes):
     with torch.no_grad():
         for parameter in state.ema.module.parameters():
             parameter.mul_(1.5)
-    set_train_mode(state.net, heads_only=False)
+    state.net.train()
     measure_norms(state, data.plain)
     return data, state
 
@@ -76,20 +75,10 @@ def test_what_was_there_before_does_not_count():
     for norm in norms_of(state.net):
         norm.running_mean.fill_(float('nan'))
         norm.running_var.fill_(7)
-    set_train_mode(state.net, heads_only=False)
+    state.net.train()
     measure_norms(state, data.plain)
     for one, other in zip(before, statistics(state.net), strict=True):
         assert torch.equal(one, other)
-
-
-def test_a_frozen_network_keeps_its_own():
-    data, state = measured()
-    for norm in norms_of(state.net):
-        norm.running_mean.fill_(3)
-    before = statistics(state.net)
-    set_train_mode(state.net, heads_only=True)
-    measure_norms(state, data.plain)
-    assert all(torch.equal(one, other) for one, other in zip(before, statistics(state.net), strict=True))
 
 
 def test_all_layers_of_a_network_of_timm_have_them():
@@ -98,9 +87,6 @@ def test_all_layers_of_a_network_of_timm_have_them():
     for net in (state.net, state.ema.module):
         for norm in norms_of(net):
             norm.running_mean.fill_(float('nan'))
-    measure_norms(state, data.plain)  # in evaluation mode since it was built
-    assert all(buffer.isnan().any() for buffer in statistics(state.net)[::2])
-    state.net.train()
     measure_norms(state, data.plain)
     for net in (state.net, state.ema.module):
         assert len(norms_of(net)) == 20 and all(buffer.isfinite().all() for buffer in statistics(net))

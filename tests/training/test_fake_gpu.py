@@ -41,7 +41,7 @@ def on_gpu(cfg, state, data):
     loss = choose_loss(cfg.TOKEN_LABEL, spec.kwargs['return_dense'])
     if cfg.BALANCE:
         loss = balanced(loss, data.train.dataset.targets)
-    optimizer = build_optimizer(cfg.OPTIMIZER, net, cfg.LR, cfg.WEIGHT_DECAY, cfg.LAYER_DECAY, torch.bfloat16)
+    optimizer = build_optimizer(cfg.OPTIMIZER, net, cfg.LR, cfg.WEIGHT_DECAY, torch.bfloat16)
     return dataclasses.replace(state, net=net, model=LossModel(net, loss, torch.bfloat16), ema=None, device=GPU,
                                amp_dtype=torch.bfloat16, optimizer=optimizer)
 

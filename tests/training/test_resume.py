@@ -84,10 +84,10 @@ def test_stopped_anywhere_and_resumed_is_the_same_run(data, monkeypatch, stops):
 
 
 @pytest.mark.parametrize('changes', [
-    {'num_workers': 1}, {'accumulate_steps': 1, 'layer_decay': 0.7},
+    {'num_workers': 1}, {'accumulate_steps': 1},
     {'validate_every': 2}, {'optimizer': 'sgd'}, {'optimizer': 'muon'},
     {'token_label': 'true', 'mixup_prob': 0, 'grad_checkpointing': 'true'},
-    {'freeze_epochs': 1, 'pretrained': 'first/best.pth'}])
+    {'pretrained': 'first/best.pth'}])
 def test_with_other_settings_too(data, monkeypatch, changes):
     if 'pretrained' in changes:
         run(epochs=1, output_dir='first')
@@ -187,8 +187,8 @@ def test_resume_refuses_another_run_and_lists_changes(data, capsys):
     run(epochs=1)
     with pytest.raises(UserError, match='IMG_SIZE = .32, 32'):
         run(resume='true', img_size=48)
-    with pytest.raises(UserError, match='LAYER_DECAY = 1.0: set it back'):
-        run(resume='true', layer_decay=0.5)
+    with pytest.raises(UserError, match='TOKEN_LABEL = False: set it back'):
+        run(resume='true', token_label='true', mixup_prob=0)
     with pytest.raises(UserError, match='raise EPOCHS'):
         run(resume='true', epochs=1)
     with pytest.raises(UserError, match='MEAN'):

@@ -1,59 +1,14 @@
-"""common/training/setup.py and the optimizer: what is frozen, how fast each layer learns, networks other than VOLO."""
+"""common/training/setup.py and the optimizer: what has no weight decay, networks other than VOLO."""
 import pytest
 import torch
-from helpers import TINY, build, prepare, result, run, scene
+from helpers import TINY, build, prepare, run, scene
 from PIL import Image
 
 import models
-import train
 from common.runtime.device import free_device_memory
 from common.runtime.errors import UserError
 from common.training import setup
 from models.cost import training_memory
-
-
-@pytest.mark.parametrize('model, kwargs', [('volo_d1', TINY), ('test_resnet', {})])
-def test_a_frozen_network_learns_in_its_head_alone(data, monkeypatch, capsys, model, kwargs):
-    common = {'model': model, 'model_kwargs': kwargs, 'mixup_prob': 0}
-    run(epochs=1, output_dir='first', **common)
-    states, real = [], train.train_one_epoch
-
-    def epoch(cfg, state, *rest):
-        real(cfg, state, *rest)
-        states.append({name: tensor.clone() for name, tensor in state.net.state_dict().items()})
-
-    monkeypatch.setattr(train, 'train_one_epoch', epoch)
-    run(epochs=3, pretrained='first/best.pth', freeze_epochs=1, **common)
-    first = torch.load('first/best.pth', weights_only=True)['state_dict']
-    assert capsys.readouterr().out.count('forecast: ') == 2  # one for each run, none of the frozen epoch
-    changed = [{name for name in first if not torch.equal(before[name], after[name])}
-               for before, after in ((first, states[0]), (states[0], states[1]))]
-    heads = ('head', 'aux_head') if model == 'volo_d1' else ('fc',)
-    assert changed[0] == {f'{head}.{part}' for head in heads for part in ('weight', 'bias')}
-    assert changed[1] == first.keys()
-
-
-def test_without_weights_nothing_is_frozen(data, monkeypatch, capsys):
-    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
-    monkeypatch.setattr('huggingface_hub.try_to_load_from_cache', lambda *args, **kwargs: None)
-    assert build(pretrained='auto', freeze_epochs=1)[2].frozen_epochs == 0
-    assert 'FREEZE_EPOCHS is ignored' in capsys.readouterr().out
-
-
-def test_lower_layers_learn_more_slowly(data):
-    *_, built = build(layer_decay=0.5, lr=1e-2, warmup=0)
-    built.scheduler.step_update(0)
-    rate = {id(p): group['lr'] for group in built.optimizer.param_groups for p in group['params']}
-    rates = {name: rate[id(p)] for name, p in built.net.named_parameters()}
-    assert rates['head.weight'] == pytest.approx(1e-2) and rates['post_network.1.mlp.fc1.bias'] == pytest.approx(5e-3)
-    assert rates['patch_embed.proj.weight'] == pytest.approx(1e-2 * 0.5 ** 8)
-    decayed = {group['weight_decay'] for group in built.optimizer.param_groups}
-    assert decayed == {0, 0.05}
-    run(layer_decay=0.5, epochs=1)
-    assert result()['last']['lr'] == pytest.approx(1e-6)  # the log has the head's
-    with pytest.raises(UserError, match='LAYER_DECAY = 0.5'):
-        run(layer_decay=0.7, epochs=2, resume='true')
-    run(layer_decay=0.5, epochs=2, resume='true')
 
 
 def test_no_decay_on_norms_biases_and_embeddings(data):
