@@ -9,6 +9,7 @@ log.csv and class.json. README.md has measured accuracies and times to expect.
 """
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -212,7 +213,7 @@ def build_model(cfg: Settings, built: setup.BuiltNetwork, data: Data, images: to
     loss = losses.choose_loss(cfg.TOKEN_LABEL, built.kwargs.get('return_dense', False))
     if cfg.BALANCE == 'weights':
         loss = losses.balanced(loss, data.train.dataset.targets)
-    model = losses.LossModel(built.net, loss, amp_dtype)
+    model = losses.LossModel(built.net, loss, amp_dtype, tuple(cfg.IMG_SIZE))
     model = devices.parallel(model, device, cfg.USE_DP)     # torch.nn.DataParallel where there are several GPUs
     if cfg.COMPILE:
         with extra('COMPILE'):
@@ -304,15 +305,19 @@ def main(cfg: Settings) -> None:
         else:
             weights = processes.on_first(setup.find_weights, cfg.PRETRAINED, cfg.MODEL, cfg.IMG_SIZE)
         split = open_split(cfg.DATA_DIR)
+        sizes = []
         if cfg.TEACHER:
             with extra('TEACHER'):
                 from extras.teacher import add_unlabelled, load_teachers
-            add_unlabelled(split, load_teachers(cfg.TEACHER, split.classes, out), cfg.NUM_WORKERS, cfg.USE_GPU)
+            teachers = load_teachers(cfg.TEACHER, split.classes, out)
+            add_unlabelled(split, teachers, cfg.NUM_WORKERS, cfg.USE_GPU)
+            sizes = [teacher['transform']['img_size'] for teacher in teachers.values()]
         cfg = processes.from_first(choices.choose_settings(
             cfg, weights.provenance, len(split.train), len(split.classes), saved, split.train.usual_side()))
         transform = make_transform(cfg.IMG_SIZE, cfg.CROP, cfg.MODEL, cfg.NORMALISATION,
                                    weights.provenance.normalisation, split.classes)
-        data = build_data(cfg, split, transform, train_transform(cfg, transform))
+        for_training = replace(transform, img_size=[max(sides) for sides in zip(cfg.IMG_SIZE, *sizes, strict=True)])
+        data = build_data(cfg, split, transform, for_training, train_transform(cfg, for_training))
         history = []
         lr_scale = 1.
         if saved:

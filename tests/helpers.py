@@ -101,7 +101,7 @@ def run(**changes):
 def load(cfg, of_weights=None):
     split = train.open_split(cfg.DATA_DIR)
     transform = train.make_transform(cfg.IMG_SIZE, cfg.CROP, cfg.MODEL, cfg.NORMALISATION, of_weights, split.classes)
-    return train.build_data(cfg, split, transform, train.train_transform(cfg, transform))
+    return train.build_data(cfg, split, transform, transform, train.train_transform(cfg, transform))
 
 
 def build(**changes):

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torchvision.transforms import v2
 
 from common.data import images
 from common.data.cache import ImageCache, choose_cache
@@ -260,6 +261,7 @@ class Data:
     """Both sides of a split, ready to train on."""
     classes: list[str]       # in the order of the logits
     transform: Transform
+    train_size: list[int]    # [height, width] of the training images, which the network may see smaller
     fingerprint: str         # of the names, classes and sizes of all files
     grey: bool               # whether the training images have no colours
     train: DataLoader        # (images (B, 3, H, W), labels (B,)), shuffled; this process's rows of them
@@ -273,11 +275,11 @@ class Data:
         return self.train.batch_sampler.rows
 
 
-def build_data(cfg: Settings, split: Split, transform: Transform, augment: Callable) -> Data:
+def build_data(cfg: Settings, split: Split, transform: Transform, for_training: Transform, augment: Callable) -> Data:
     """Return the data of a run: files checked, loaders started.
 
-    `transform` is what training, validation and test have in common, `augment` what training does to an image that was
-    fitted to IMG_SIZE: image -> float tensor (3, H, W). Raises UserError.
+    `transform` is what training, validation and test have in common; `for_training` may have larger images, which the
+    network sees smaller. `augment` is what training does to one: image -> float tensor (3, H, W). Raises UserError.
     """
     train_set = split.train
     val_set = split.val
@@ -285,7 +287,7 @@ def build_data(cfg: Settings, split: Split, transform: Transform, augment: Calla
     train_set.transform, on_device = divide_augmentation(augment, cfg.GPU_AUGMENT, device)
     val_set.transform = eval_transform(transform)
     workers = worker_count(cfg.NUM_WORKERS)
-    read_images(split, transform, cfg.CACHE, Path(cfg.OUTPUT_DIR, 'bad_images.txt'))
+    read_images(split, transform, for_training, cfg.CACHE, Path(cfg.OUTPUT_DIR, 'bad_images.txt'))
     if len(train_set) < cfg.BATCH_SIZE:
         raise UserError(f'{len(train_set)} training images but BATCH_SIZE = {cfg.BATCH_SIZE}: lower BATCH_SIZE')
     found = fingerprint(train_set, val_set)
@@ -294,14 +296,14 @@ def build_data(cfg: Settings, split: Split, transform: Transform, augment: Calla
     blocks = train_set.blocks()
     shares = equal_shares(train_set.targets) if cfg.BALANCE == 'sampler' else None
     plain_set = copy.copy(train_set)
-    plain_set.transform = val_set.transform
+    plain_set.transform = v2.Compose([v2.Resize(transform.img_size), val_set.transform])
     plain_sampler = EpochSampler(len(train_set), cfg.BATCH_SIZE, cfg.SEED, blocks)
     plain_batches = list(itertools.islice(plain_sampler, PLAIN_IMAGES // cfg.BATCH_SIZE or 1))
     half = (workers + 1) // 2
     (for_train, for_plain, for_val), through_pipes = choose_handover(
-        [workers, half, half], cfg.BATCH_SIZE * image_bytes(transform), tensors=3)
+        [workers, half, half], cfg.BATCH_SIZE * image_bytes(for_training), tensors=3)
     return Data(
-        train_set.classes, transform, found, is_grey(train_set),
+        train_set.classes, transform, for_training.img_size, found, is_grey(train_set),
         train=start_loader(train_set, for_train, through_pipes=through_pipes, batch_sampler=EpochSampler(
             len(train_set), cfg.BATCH_SIZE, cfg.SEED, blocks, shares)),
         plain=start_loader(plain_set, for_plain, through_pipes=through_pipes, batch_sampler=plain_batches),
@@ -348,17 +350,18 @@ def equal_shares(targets: np.ndarray) -> np.ndarray:
     return 1 / counts[targets] / np.count_nonzero(counts)
 
 
-def read_images(split: Split, transform: Transform, wanted: str | None, listing: Path) -> None:
+def read_images(split: Split, transform: Transform, for_training: Transform, wanted: str | None,
+                listing: Path) -> None:
     """Decode every file once: those that are no images are left out and listed in the file `listing`, the others cached
     where CACHE = `wanted` says.
     """
-    where = from_first(choose_cache(wanted, len(split.train) + len(split.val), transform.img_size))
+    where = from_first(choose_cache(wanted, len(split.train) + len(split.val), for_training.img_size))
     print(f'checking {len(split.train)} images for training and {len(split.val)} for validation, '
           + ('each is decoded again in every epoch' if where is None else
-             f'kept at {tuple(transform.img_size)} pixels: {where}'))
+             f'kept at {tuple(for_training.img_size)} pixels: {where}'))
     bad = {}
-    for dataset in (split.train, split.val):
-        dataset.loader, problems = on_each_machine(cached, transform, dataset, where)
+    for dataset, fitted in ((split.train, for_training), (split.val, transform)):
+        dataset.loader, problems = on_each_machine(cached, fitted, dataset, where)
         bad |= problems
     if bad and not split.is_as_opened():
         raise UserError(f'{split.root} changed while its images were read, perhaps by makedata.py: start again')

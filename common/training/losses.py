@@ -14,19 +14,24 @@ Loss = Callable[[torch.Tensor | tuple, torch.Tensor], tuple[torch.Tensor, torch.
 class LossModel(nn.Module):
     """The network with its loss: (images (B, 3, H, W), targets (B, classes)) -> (logits (B, classes), losses (B,)).
 
-    The token_loss also takes targets of each token, (B, 1 + N, classes).
+    The token_loss also takes targets of each token, (B, 1 + N, classes). Images are resized to `img_size`, if that is
+    given: a TEACHER may have seen larger ones.
 
     Both results are in fp32. Autocast is entered here, and not around the call, because DataParallel's threads forget
     the dtype of the caller's autocast; the loss is computed here so that DataParallel gathers one row for each image.
     """
 
-    def __init__(self, net: nn.Module, loss: Loss, amp_dtype: torch.dtype | None):
+    def __init__(self, net: nn.Module, loss: Loss, amp_dtype: torch.dtype | None,
+                 img_size: tuple[int, int] | None = None):
         super().__init__()
+        self.img_size = img_size
         self.net = net
         self.loss = loss
         self.amp_dtype = amp_dtype
 
     def forward(self, images: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.img_size and images.shape[2:] != self.img_size:
+            images = F.interpolate(images, self.img_size, mode='bilinear', antialias=True)
         with torch.autocast(images.device.type, self.amp_dtype, enabled=self.amp_dtype is not None):
             outputs = self.net(images)
         return self.loss(outputs, targets)

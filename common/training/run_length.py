@@ -176,7 +176,7 @@ class BlankBatch(NamedTuple):
 def blank_batch(data: Data, device: torch.device) -> BlankBatch:
     """Return a blank batch on the device, of the size that those of `data` have."""
     rows = len(data.own_rows)
-    return BlankBatch(torch.zeros(rows, 3, *data.transform.img_size, device=device),
+    return BlankBatch(torch.zeros(rows, 3, *data.train_size, device=device),
                       torch.zeros(rows, len(data.classes), device=device))
 
 

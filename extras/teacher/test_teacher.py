@@ -157,6 +157,35 @@ def test_what_is_learnt_is_said_of_the_very_image(data, changes, shape):
     assert state.teach(*run_length.blank_batch(batches, CPU)).shape == shape
 
 
+def test_a_teacher_sees_images_of_its_own_size(data, monkeypatch):
+    """Of 32 pixels; a network of 16 gets the same ones reduced, and is validated with its own."""
+    seen = {True: [], False: []}  # by whether it trains
+    measured = []
+    forward = models.VOLO.forward
+    asked = Member.forward
+    monkeypatch.setattr(models.VOLO, 'forward',
+                        lambda net, x: seen[net.training].append(x.shape[2:]) or forward(net, x))
+    monkeypatch.setattr(train, 'measure_batch_norm', lambda nets, loader, *rest: measured.extend(loader))
+    run(teacher='x.pth', img_size=16, epochs=1, mixup_prob=0)
+    assert {*seen[True]} == {(16, 16)} and {*seen[False]} == {(16, 16), (32, 32)}
+    assert all(images.shape[2:] == (16, 16) for images, _ in measured)
+    shapes = []
+    monkeypatch.setattr(Member, 'forward', lambda member, x: shapes.append(x.shape[2:]) or asked(member, x))
+    run(teacher='x.pth', img_size=16, epochs=2, mixup_prob=0, resume='true')
+    assert shapes.count((16, 16)) == 1 and {*shapes} == {(16, 16), (32, 32)}, 'the smaller ones are of its check'
+
+
+def test_of_several_sizes_the_largest_is_taken(data, monkeypatch):
+    saved = load_network(save('wide.pth', 'test_resnet'))
+    saved['transform']['img_size'] = [16, 48]
+    torch.save(saved, 'wide.pth')
+    sizes = []
+    real = train.build_data
+    monkeypatch.setattr(train, 'build_data', lambda *given: sizes.append(given[3].img_size) or real(*given))
+    run(teacher='x.pth,wide.pth', img_size='16,64', epochs=1)
+    assert sizes == [[32, 64]]
+
+
 def test_a_run_with_a_teacher_counts_its_compute_and_can_be_balanced(data):
     flop = [build(**changes)[2].image_flop for changes in ({}, {'teacher': 'x.pth'}, {'teacher': 'x.pth,x.pth'})]
     assert flop[0] < flop[1] and flop[2] - flop[1] == flop[1] - flop[0]

@@ -65,7 +65,7 @@ def build_training(argv):
     split = train.open_split(cfg.DATA_DIR)
     cfg = choices.choose_settings(cfg, weights.provenance, len(split.train), len(split.classes), None)
     transform = train.make_transform(cfg.IMG_SIZE, cfg.CROP, cfg.MODEL, cfg.NORMALISATION, None, split.classes)
-    data = train.build_data(cfg, split, transform, train.train_transform(cfg, transform))
+    data = train.build_data(cfg, split, transform, transform, train.train_transform(cfg, transform))
     state, _ = train.build_state(cfg, data, weights, None, run_length.Clock())
     return cfg, data, state
 
