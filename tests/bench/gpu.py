@@ -184,6 +184,9 @@ def ten_updates(way, options):
     else:
         with instead(way):
             train.main(settings.read(train, options.split()))
+    for path in Path(way).glob('*.pth'):  # of all ways they are 8 GB
+        if path != Path('adamw', 'best.pth'):  # for `predict`
+            path.unlink()
     with open(Path(way, 'log.csv'), newline='', encoding='utf-8') as file:
         return float(next(csv.DictReader(file))['train_loss'])
 
