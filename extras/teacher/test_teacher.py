@@ -184,7 +184,12 @@ def test_of_several_sizes_the_largest_is_taken(data, monkeypatch):
     torch.save(saved, 'wide.pth')
     sizes = []
     real = train.build_data
-    monkeypatch.setattr(train, 'build_data', lambda *given: sizes.append(given[3].img_size) or real(*given))
+
+    def noted(*given):
+        sizes.append(given[3].img_size)
+        return real(*given)
+
+    monkeypatch.setattr(train, 'build_data', noted)
     run(teacher='x.pth,wide.pth', img_size='16,64', epochs=1)
     assert sizes == [[32, 64]]
 
