@@ -225,6 +225,22 @@ class VOLO(nn.Module):
             token_logits = swap_box(token_logits.unflatten(1, grid), box).flatten(1, 2)  # (B, N, num_classes)
         return logits, token_logits, box
 
+    def class_attention(self, x: torch.Tensor) -> torch.Tensor:
+        """Return where the class token looks, of the tokens (B, H/16, W/16, dim) that forward_features returns.
+
+        It is what the class token takes from each of them, (B, H/16, W/16), on average over the heads of the class
+        blocks; with what it takes from itself the sum is 1.
+        """
+        grid = x.shape[1:3]
+        x = x.flatten(1, 2)
+        cls = self.cls_token.expand(x.shape[0], -1, -1)
+        found = []
+        for block in self.post_network:
+            weights = block.attn.weights(block.norm1(torch.cat([cls, x], dim=1)))  # (B, heads, 1 + N)
+            found.append(weights[:, :, 1:].mean(1))
+            cls = block(cls, x)
+        return torch.stack(found).mean(0).unflatten(1, grid)
+
 
 def resize_pos_embed(pos_embed: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Resize (1, H, W, C) to (1, *size, C) as the official code does: bicubic, without antialiasing."""

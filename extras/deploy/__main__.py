@@ -9,9 +9,10 @@ writes beside the checkpoint
                          normalises itself (of the checkpoint's img_size, cropped, if training had a CROP)
     best_int8.onnx       is the same with weights and activations of 8 bits (QDQ, static quantization)
     classifier.html      classifies images in a browser, without a network connection: one of these files in a page
-The ONNX files return `logits` (batch, classes) and `certainty` (batch,), that of test.py. The metadata of all files
-hold, as JSON, `classes` in the order of the logits, `preprocessing`, which common/data/transforms.py explains,
-`bit_depth`, the BIT_DEPTH of common/data/images.py, and `temperature`, by which to divide the logits before a softmax.
+The ONNX files return `logits` (batch, classes), `certainty` (batch,), that of test.py, and of a VOLO `attention`
+(batch, height/16, width/16), what the class token takes from each place. The metadata of all files hold, as JSON,
+`classes` in the order of the logits, `preprocessing`, which common/data/transforms.py explains, `bit_depth`, the
+BIT_DEPTH of common/data/images.py, and `temperature`, by which to divide the logits before a softmax.
 ONNX files also have `agreement`: the fraction of images of val that they classify as PyTorch does, opened as
 extras/deploy/predict_onnx.py opens them. A file that classifies under 99 % of them alike is not kept, except for INT8,
 which is warned of.

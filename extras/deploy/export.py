@@ -18,11 +18,10 @@ from common.evaluation.outliers import RARE
 from common.evaluation.predictor import outliers_of, temperature_of
 from common.runtime.console import Bar, as_json
 from common.runtime.files import replacing
-from models import WeightsError, logits_and_features
+from models import VOLO, WeightsError, logits_and_features
 from models.errors import first_line
 
 PACKAGES = ('onnx', 'onnxscript', 'onnxruntime')
-OUTPUTS = ['logits', 'certainty']
 OPSET = 18          # the oldest that PyTorch writes
 TOLERANCE = 1e-3    # largest difference of a logit between onnxruntime and PyTorch, both in fp32
 
@@ -67,16 +66,19 @@ def write_safetensors(net: nn.Module, metadata: dict[str, str], path: Path) -> N
 
 
 class Classifier(nn.Module):
-    """The network with all that an answer needs: normalised images (B, 3, H, W) -> logits (B, classes), certainty (B,).
+    """The network with all that an answer needs: normalised images (B, 3, H, W) -> logits (B, classes), certainty (B,)
+    and, of a VOLO, attention (B, H/16, W/16).
 
     The certainty is that of common/evaluation/outliers.py, from 0 to 1. `known` is what a checkpoint knows of the
-    features of val; without it the certainty is the confidence.
+    features of val; without it the certainty is the confidence. The attention is where the class token looks.
     """
 
     def __init__(self, net: nn.Module, known: dict[str, torch.Tensor] | None, temperature: float) -> None:
         super().__init__()
         self.net = net
         self.temperature = temperature
+        self.has_attention = isinstance(net, VOLO) and not net.return_mean
+        self.outputs = ['logits', 'certainty'] + ['attention'] * self.has_attention
         self.has_outliers = known is not None
         if known is not None:
             variances, directions = torch.linalg.eigh(known['precision'].double())
@@ -85,15 +87,21 @@ class Classifier(nn.Module):
             self.register_buffer('mean', known['mean'])
             self.register_buffer('squares', known['squares'])
 
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        logits, features = logits_and_features(self.net, images)
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        if self.has_attention:
+            tokens, box = self.net.forward_features(images)
+            logits, features = self.net.forward_head(tokens, box), tokens.mean((1, 2))
+            attention = (self.net.class_attention(tokens),)
+        else:
+            logits, features = logits_and_features(self.net, images)
+            attention = ()
         certainty = (logits / self.temperature).softmax(1).amax(1)
         if self.has_outliers:
             squares = ((features - self.mean) @ self.whiten).square().sum(1, keepdim=True)  # (B, 1)
             further = (self.squares >= squares).float().sum(1)  # known images that lie as far out
             typical = (further + 1) / (len(self.squares) + 1)
             certainty = torch.minimum(certainty, typical / RARE)
-        return logits, certainty
+        return logits, certainty, *attention
 
 
 def classifier_of(saved: dict[str, Any], net: nn.Module) -> Classifier:
@@ -135,7 +143,7 @@ def write_network(classifier: Classifier, img_size: list[int], metadata: dict[st
 
     Its logits are compared with PyTorch's; on one that onnxruntime computes otherwise, the file is deleted.
     """
-    convert(classifier, torch.zeros(2, 3, *img_size), 'images', OUTPUTS, {}, metadata, path)
+    convert(classifier, torch.zeros(2, 3, *img_size), 'images', classifier.outputs, {}, metadata, path)
     try:
         session = open_session(path)
         difference = max(compare(classifier, session, torch.randn(batch, 3, *img_size)) for batch in (1, 3))

@@ -17,7 +17,7 @@ from helpers import ROOT, scene, untrained
 from PIL import Image
 
 from common.data.images import BadImage, open_image
-from common.data.transforms import Transform, fit, least_side
+from common.data.transforms import Transform, eval_transform, fit, least_side
 from common.evaluation.predictor import Predictor, load_network
 from common.evaluation.report import table_row
 from common.reporting.tables import Tables
@@ -346,6 +346,51 @@ def test_a_large_folder_is_dropped_whole(chromium, page_file, tmp_path, change):
         assert sorted(opened.evaluate('entries.map(entry => entry.row.path)')) == sorted(names)
         opened.close()
         server.shutdown()
+
+
+def test_where_it_looked(page, page_file, tmp_path):
+    """The picture is darkened where the class token does not look, once the button is pressed."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (96, 48, 3), np.uint8))
+    image.save(tmp_path / 'tall.png')
+    choose(page, [tmp_path / 'tall.png'])
+    assert page.is_hidden('#map')
+    page.click('#look')
+    assert page.is_visible('#map') and page.get_attribute('#look', 'aria-pressed') == 'true'
+    saved = load_network(page_file.with_name('x.pth'))
+    net = restore_model(saved).eval()
+    transform = Transform.from_dict(saved['transform'])
+    with torch.inference_mode():
+        tokens, _ = net.forward_features(eval_transform(transform)(fit(transform)(image))[None])
+        expected = net.class_attention(tokens)[0]
+    found = page.evaluate('({...map, data: [...map.data]})')
+    assert (found['height'], found['width']) == expected.shape
+    assert found['data'] == pytest.approx(expected.flatten().tolist(), abs=1e-4)
+    assert page.evaluate("[at('map').width, at('map').height]") == [256, 512]
+    middle = np.array(page.evaluate('''() => {
+        const pixels = at('map').getContext('2d').getImageData(0, 0, 256, 512).data
+        const places = []
+        for (let y = 0; y < 3; y++) for (let x = 0; x < 3; x++) {
+          const row = Math.round(512 * (y + 0.5) / 3)
+          places.push(pixels[4 * (256 * row + Math.round(256 * (x + 0.5) / 3)) + 3])
+        }
+        return places
+      }'''))
+    shade = 215 * (1 - expected / expected.max()).flatten().numpy()
+    assert middle.argmin() == shade.argmin() and middle[shade.argmin()] < 40 and np.corrcoef(middle, shade)[0, 1] > 0.9
+    page.click('#look')
+    assert page.is_hidden('#map') and page.get_attribute('#look', 'aria-pressed') == 'false'
+
+
+def test_what_lies_outside_of_a_crop_is_dark(page, tmp_path):
+    scene(1, (90, 60)).save(tmp_path / 'wide.png')
+    page.evaluate('settings.crop = 0.8')
+    choose(page, [tmp_path / 'wide.png'])
+    page.click('#look')
+    left, top, width, height = page.evaluate("seenBox(at('map').width, at('map').height)")
+    assert (width, height) == pytest.approx((512 * 48 / 90, 512 * 48 / 90), abs=12) and left > 100 and top > 20
+    pixels = page.evaluate("[...at('map').getContext('2d').getImageData(0, 0, 512, 341).data]")
+    assert [pixels[4 * (512 * y + x) + 3] for x, y in ((2, 170), (510, 170), (256, 2), (256, 338))] == [215] * 4
+    assert min(pixels[3::4]) < 40
 
 
 def test_an_image_is_pasted(page):

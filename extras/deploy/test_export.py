@@ -13,7 +13,7 @@ from common.data.transforms import Transform, eval_transform, fit
 from common.evaluation.outliers import certainty, fit_outliers, typicality
 from extras.deploy import export
 from extras.deploy.export import Classifier, Preprocessing, convert, open_session, write_network, write_safetensors
-from models import WeightsError, load_weights
+from models import VOLO, WeightsError, load_weights
 
 CLASSES = [*(f'种 {i}' for i in range(11)), 'no UTF-8: \udce9']
 TRANSFORM = Transform([48, 64], [0.4, 0.5, 0.6], [0.2, 0.25, 0.3])
@@ -44,6 +44,13 @@ def check_onnx(path, net, img_size):
         found = torch.from_numpy(session.run(['logits'], {'images': images.numpy()})[0])
         assert found.shape == (batch, 12) and (found - expected).abs().max() < 1e-3
         assert expected.std() > 0.01  # else any answer would be near
+        if isinstance(net, VOLO) and not net.return_mean:
+            attention = net.class_attention(net.forward_features(images)[0])
+            found = torch.from_numpy(session.run(['attention'], {'images': images.numpy()})[0])
+            torch.testing.assert_close(found, attention, rtol=1e-3, atol=1e-5)
+            assert attention.std() > 1e-4
+        else:
+            assert len(session.get_outputs()) == 2
     metadata = session.get_modelmeta().custom_metadata_map
     assert json.loads(metadata['classes']) == CLASSES
     assert json.loads(metadata['preprocessing'])['img_size'] == list(img_size)
@@ -98,26 +105,32 @@ def test_a_wrong_onnx_file_is_not_kept(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+class Given(nn.Module):
+    """A network that takes (logits, features) and returns them."""
+
+    def forward_features(self, given):
+        return given
+
+    def forward_head(self, given, pre_logits=False):
+        return given[pre_logits]
+
+
 def test_the_certainty_is_that_of_test_py():
     """For images that are as usual as those of val, and for others."""
     torch.manual_seed(0)
     features = torch.randn(200, 48) @ torch.diag(torch.linspace(0.01, 3, 48))
     known = fit_outliers(features)
-    net = trained('volo_d1', (32, 32), **TINY)
-    classifier = Classifier(net, known, 2.)
+    classifier = Classifier(Given(), known, 2.)
     for scale in (0.1, 1., 3.):
-        images = torch.randn(8, 3, 32, 32)
         usual = scale * torch.randn(7, 48) @ torch.diag(torch.linspace(0.01, 3, 48))
         given = torch.cat([usual, 1e4 * torch.ones(1, 48)])
         logits = torch.randn(8, 12)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(export, 'logits_and_features', lambda net, images, found=(logits, given): found)
-            found_logits, found = classifier(images)
+        found_logits, found = classifier((logits, given))
         assert torch.equal(found_logits, logits)
         confidence = (logits / 2).softmax(1).amax(1)
         torch.testing.assert_close(found, certainty(confidence, typicality(given, known)), rtol=0, atol=0.02)
         assert 0 < found[7] < 0.2
-    assert torch.equal(Classifier(net, None, 2.)(images)[1], (net(images) / 2).softmax(1).amax(1))
+    assert torch.equal(Classifier(Given(), None, 2.)((logits, given))[1], confidence)
 
 
 def test_missing_packages_are_named(monkeypatch):

@@ -6,7 +6,6 @@ import torch
 from helpers import tiny_volo
 
 from extras.explain.attribution import explain
-from models.layers import ClassAttention, attend
 
 
 def awake(net):
@@ -16,22 +15,6 @@ def awake(net):
         for parameter in net.parameters():
             parameter += 0.2 * torch.randn_like(parameter)
     return net.eval()
-
-
-def test_the_weights_of_class_attention_are_what_it_mixes_with(monkeypatch):
-    attention, x = awake(ClassAttention(24, 4)), torch.randn(2, 7, 24)
-    values, used = [], []
-
-    def spy(q, k, v, dropout):
-        values.append(v)
-        used.append(attend(q, k, v, dropout))
-        return used[-1]
-
-    monkeypatch.setattr('models.layers.attend', spy)
-    attention(x)
-    weights = attention.weights(x)
-    assert weights.shape == (2, 4, 7) and weights.std() > 0.01
-    torch.testing.assert_close(torch.einsum('bhn,bhnd->bhd', weights, values[0]), used[0][:, :, 0])
 
 
 @pytest.mark.parametrize('kwargs', [{}, {'return_dense': True}, {'return_mean': True}])
@@ -52,14 +35,3 @@ def test_attribution_is_the_logits_slope(kwargs):
             other[:, y, x] += 1e-6 * (tokens.mean((1, 2)) - other[:, y, x])
             change = (logits - net.forward_head(other, box))[range(2), best] / 1e-6
             torch.testing.assert_close(attribution[:, y, x], change.clamp(min=0), rtol=1e-3, atol=1e-6)
-
-
-def test_class_attention_is_the_mean_over_heads_and_blocks():
-    net = awake(tiny_volo())
-    inputs = []
-    for block in net.post_network:
-        block.attn.register_forward_pre_hook(lambda module, arguments: inputs.append(arguments[0]))
-    _, attention, _ = explain(net, torch.randn(1, 3, 64, 64))
-    expected = [block.attn.weights(x)[:, :, 1:].mean(1)
-                for block, x in zip(net.post_network, inputs[:2], strict=True)]
-    torch.testing.assert_close(attention.flatten(1), sum(expected) / 2)

@@ -49,6 +49,17 @@ def test_class_attention_equals_the_plain_formula(qkv_bias):
         torch.testing.assert_close(fast, slow)
 
 
+def test_the_weights_of_class_attention_are_what_it_mixes_with():
+    torch.manual_seed(0)
+    attention = ClassAttention(24, 4).double()
+    x = torch.randn(2, 7, 24, dtype=torch.float64)
+    weights = attention.weights(x)                                     # (B, heads, N)
+    values = attention.kv(x)[..., 24:].view(2, 7, 4, 6)                # (B, N, heads, d)
+    mixed = torch.einsum('bhn,bnhd->bhd', weights, values).flatten(1)  # (B, dim)
+    assert weights.shape == (2, 4, 7) and weights.std() > 0.01
+    torch.testing.assert_close(attention.proj(mixed), attention(x)[:, 0])
+
+
 def test_attention_equals_pytorchs():
     q, k, v = (torch.randn(2, 3, 50, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))
     results = []

@@ -157,3 +157,21 @@ def test_another_image_size_is_that_of_a_network_whose_pos_embed_was_resized(siz
 def test_token_labels_at_another_image_size():
     model = tiny_volo(return_dense=True, mix_token=True)
     assert model(torch.randn(2, 3, 32, 48))[1].shape == (2, 6, 5)
+
+
+def test_where_the_class_token_looks():
+    """What each class block takes from each token, on average."""
+    torch.manual_seed(1)
+    net = tiny_volo().eval()
+    with torch.no_grad():
+        for parameter in net.parameters():  # at first a class token looks everywhere alike
+            parameter += 0.2 * torch.randn_like(parameter)
+    inputs = []
+    for block in net.post_network:
+        block.attn.register_forward_pre_hook(lambda module, arguments: inputs.append(arguments[0]))
+    tokens, box = net.forward_features(torch.randn(2, 3, 64, 48))
+    net.forward_head(tokens, box)
+    expected = [block.attn.weights(x)[:, :, 1:].mean(1) for block, x in zip(net.post_network, inputs, strict=True)]
+    found = net.class_attention(tokens)
+    assert found.shape == (2, 4, 3) and (expected[0] - expected[1]).abs().max() > 1e-3
+    torch.testing.assert_close(found.flatten(1), sum(expected) / 2)

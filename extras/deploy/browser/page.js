@@ -3,6 +3,8 @@
 const MOST_ROWS = 300       // of the table that are shown; the download has all
 const LIVE_FRAMES = 8       // of the camera whose probabilities are averaged
 const MOST_THREADS = 4
+const MAP_SIDE = 512        // pixels of the longer side of the map of where the network looked
+const DARKEST = 215         // of 255, where it did not look at all
 const IMAGE_NAME = /\.(jpe?g|jfif|png|apng|gif|webp|bmp|dib|avif|heic|heif|ico|tiff?)$/i
 
 const TEXTS = {
@@ -12,7 +14,7 @@ const TEXTS = {
     unpacking: 'Unpacking the network …', starting: 'Starting the network …',
     drop: 'Drop images or a folder here', touch: 'Choose or take a photo', paste: 'or paste an image from the clipboard',
     choose: 'Choose images', chooseFolder: 'Choose a folder', photograph: 'Take a photo', live: 'Live camera',
-    stopLive: 'Stop the camera', camera: 'Live camera, averaged over the last frames',
+    look: 'Where it looked', stopLive: 'Stop the camera', camera: 'Live camera, averaged over the last frames',
     confident: share => `Confidence ${share}`, certain: share => `, certainty ${share}`,
     unlike: 'It is unlike the images by which the network was validated: do not rely on the answer.',
     unknown: 'unknown', nearest: (name, share) => `Certainty ${share}; the nearest class is ${name}`,
@@ -45,7 +47,7 @@ const TEXTS = {
     unpacking: '正在解压网络……', starting: '正在启动网络……',
     drop: '将图片或文件夹拖放到此处', touch: '选择图片或拍照', paste: '也可以从剪贴板粘贴图片',
     choose: '选择图片', chooseFolder: '选择文件夹', photograph: '拍照', live: '实时摄像头',
-    stopLive: '停止摄像头', camera: '实时摄像头，取最近几帧的平均值',
+    look: '关注区域', stopLive: '停止摄像头', camera: '实时摄像头，取最近几帧的平均值',
     confident: share => `置信度 ${share}`, certain: share => `，可信度 ${share}`,
     unlike: '这张图片与验证集中的图片不相似，请勿依赖此结果。',
     unknown: '未知', nearest: (name, share) => `可信度 ${share}；最接近的类别是 ${name}`,
@@ -244,6 +246,61 @@ function showAnswer(row, caption) {
   }
 }
 
+
+// ---- where it looked ------------------------------------------------------------------------------------------------
+
+let map = null        // of the answer in view: {width, height, data}, where the network looked
+let isMapped = false  // whether the map is shown
+
+function showMap(found) {
+  map = found ?? null
+  at('look').hidden = !map
+  at('map').hidden = !map || !isMapped
+  if (!at('map').hidden) drawMap()
+}
+
+// Darkens the picture in view: the more, the less of the network's attention a place has.
+function drawMap() {
+  const [width, height] = stream ? [at('video').videoWidth, at('video').videoHeight]
+                                 : [at('picture').naturalWidth, at('picture').naturalHeight]
+  const scale = MAP_SIDE / Math.max(width, height, 1)
+  at('map').width = Math.max(1, Math.round(scale * width))
+  at('map').height = Math.max(1, Math.round(scale * height))
+  const context = at('map').getContext('2d')
+  const box = seenBox(at('map').width, at('map').height)
+  context.fillStyle = `rgb(0 0 0 / ${DARKEST / 255})`
+  context.fillRect(0, 0, at('map').width, at('map').height)
+  context.clearRect(...box)
+  context.imageSmoothingQuality = 'high'
+  context.drawImage(shadeOf(map), ...box)
+}
+
+function shadeOf({width, height, data}) {
+  const shade = new OffscreenCanvas(width, height)
+  const pixels = new ImageData(width, height)
+  const most = Math.max(...data)
+  for (let i = 0; i < data.length; i++) pixels.data[4 * i + 3] = DARKEST * (1 - data[i] / most)
+  shade.getContext('2d').putImageData(pixels, 0, 0)
+  return shade
+}
+
+function switchMap() {
+  isMapped = !isMapped
+  at('look').setAttribute('aria-pressed', isMapped)
+  showMap(map)
+}
+
+// [left, top, width, height] of what the network sees of a picture: all of it or, where training had a CROP, its middle.
+function seenBox(width, height) {
+  if (settings.crop === null) return [0, 0, width, height]
+  const [rows, columns] = settings.imgSize
+  const ratio = Math.min(height / Math.floor(rows / settings.crop), width / Math.floor(columns / settings.crop))
+  return [(width - ratio * columns) / 2, (height - ratio * rows) / 2, ratio * columns, ratio * rows]
+}
+
+
+// ---- one of the images ----------------------------------------------------------------------------------------------
+
 let shownUrl = ''
 let shown = null  // the entry in view
 
@@ -256,12 +313,13 @@ function show(entry) {
   at('picture').alt = entry.row.path
   at('picture').hidden = Boolean(entry.row.error)
   showAnswer(entry.row, entry.row.path)
+  showMap(entry.map)
 }
 
 
 // ---- many images ----------------------------------------------------------------------------------------------------
 
-let entries = []   // {file, row} of each image that is done
+let entries = []   // {file, row, map} of each image that is done
 let waiting = []   // {file, path}
 let isWorking = false
 let unreadable = 0
@@ -281,7 +339,7 @@ async function work() {
   while (waiting.length) {
     const {file, path} = waiting.shift()
     const message = await ask(file)
-    const entry = {file, row: rowOf(path, message)}
+    const entry = {file, row: rowOf(path, message), map: message.map}
     entries.push(entry)
     if (entry.row.error) unreadable += 1
     else speed = texts.ms(Math.round(message.decodeMs), Math.round(message.networkMs))
@@ -484,6 +542,8 @@ addEventListener('drop', event => {
   at('sources').classList.remove('over')
   if (isReady()) addDropped(event.dataTransfer).catch(error => showProblem(`${texts.unexpected} (${error.message})`))
 })
+at('look').addEventListener('click', switchMap)
+at('picture').addEventListener('load', () => showMap(map))
 at('stop').addEventListener('click', stopWaiting)
 at('clear').addEventListener('click', clearAll)
 at('download').addEventListener('click', download)
@@ -521,6 +581,7 @@ async function startCamera() {
     return
   }
   shown = null
+  showMap(null)
   at('picture').hidden = true
   at('video').hidden = false
   at('stop-live').hidden = false
@@ -547,6 +608,7 @@ async function follow(current) {
     const probabilities = message.probabilities.map((_, k) => mean(recent.map(frame => frame.probabilities[k])))
     const certainty = Math.min(mean(recent.map(frame => frame.certainty)), Math.max(...probabilities))
     showAnswer(rowOf('', {kind: 'result', probabilities, certainty}), texts.camera)
+    showMap(message.map)
   }
 }
 

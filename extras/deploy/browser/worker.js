@@ -123,16 +123,18 @@ async function selfTest() {
 async function run(pixels) {
   const [height, width] = settings.imgSize
   const outputs = await session.run({pictures: new ort.Tensor('uint8', pixels, [1, height, width, 3])})
-  return {logits: outputs.logits.data, certainty: outputs.certainty.data[0]}
+  const {attention} = outputs
+  const map = attention && {width: attention.dims[2], height: attention.dims[1], data: attention.data}
+  return {logits: outputs.logits.data, certainty: outputs.certainty.data[0], map}
 }
 
 async function classify({id, source}) {
   const begun = performance.now()
   const pixels = await networkInput(source)
   const decoded = performance.now()
-  const {logits, certainty} = await run(pixels)
+  const {logits, certainty, map} = await run(pixels)
   if (!logits.every(Number.isFinite)) throw new Error('the network gives logits that are not finite')
-  postMessage({kind: 'result', id, probabilities: softmax(logits, settings.temperature), certainty,
+  postMessage({kind: 'result', id, probabilities: softmax(logits, settings.temperature), certainty, map,
                decodeMs: decoded - begun, networkMs: performance.now() - decoded})
 }
 
