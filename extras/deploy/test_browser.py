@@ -377,6 +377,10 @@ def test_where_it_looked(page, page_file, tmp_path):
       }'''))
     shade = 215 * (1 - expected / expected.max()).flatten().numpy()
     assert middle.argmin() == shade.argmin() and middle[shade.argmin()] < 40 and np.corrcoef(middle, shade)[0, 1] > 0.9
+    scene(1, (90, 60)).save(tmp_path / 'wide.png')
+    choose(page, [tmp_path / 'wide.png'])
+    page.evaluate('show(entries[1])')
+    wait(page, "at('map').width === 512 && at('map').height === 341")
     page.click('#look')
     assert page.is_hidden('#map') and page.get_attribute('#look', 'aria-pressed') == 'false'
 
