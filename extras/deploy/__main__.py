@@ -192,14 +192,16 @@ def keep_files(files: list[OnnxFile], measured: list[Measurement], folder: Path)
     """
     refused = []
     for file, found in zip(files, measured, strict=True):
+        target = folder / file.path.name
         if found.agreement < _LEAST_AGREEMENT:
             advice = ': compare its ACC1 before you use it' if file.is_int8 else ''
             print(f'WARNING: {found.name} classifies {1 - found.agreement:.1%} of the images unlike PyTorch{advice}')
         if not is_kept(file, found):
             refused.append(found.name)
+            with writing(target):
+                target.unlink(missing_ok=True)  # an earlier checkpoint's
             continue
         agreement = {'top1': round(found.agreement, 4), 'pictures': found.images}
-        target = folder / file.path.name
         with writing(target):
             add_metadata(file.path, 'agreement', json.dumps(agreement))
         install(file.path, target)

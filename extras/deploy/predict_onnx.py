@@ -161,10 +161,16 @@ def main(model, paths):
     """Print the class of each image. Return the exit code."""
     import onnxruntime  # here, so that open_image and fit can be imported without it
 
-    session = onnxruntime.InferenceSession(model)
+    try:
+        session = onnxruntime.InferenceSession(model)
+    except Exception as error:  # onnxruntime's are of a dozen types
+        print(printable(f'{model}: onnxruntime cannot read it ({error})'), file=sys.stderr)
+        return 2
     metadata = session.get_modelmeta().custom_metadata_map
     if session.get_inputs()[0].name != 'pictures' or 'bit_depth' not in metadata:
-        sys.exit(f'{model}: give best_pictures.onnx or best_int8.onnx, as `python -m extras.deploy` writes them')
+        print(f'{printable(model)}: give best_pictures.onnx or best_int8.onnx of `python -m extras.deploy`',
+              file=sys.stderr)
+        return 2
     classes = json.loads(metadata['classes'])
     temperature = json.loads(metadata['temperature'])
     preprocessing = json.loads(metadata['preprocessing'])

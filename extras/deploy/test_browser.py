@@ -379,7 +379,6 @@ def test_where_it_looked(page, page_file, tmp_path):
     assert middle.argmin() == shade.argmin() and middle[shade.argmin()] < 40 and np.corrcoef(middle, shade)[0, 1] > 0.9
     scene(1, (90, 60)).save(tmp_path / 'wide.png')
     choose(page, [tmp_path / 'wide.png'])
-    page.evaluate('show(entries[1])')
     wait(page, "at('map').width === 512 && at('map').height === 341")
     page.click('#look')
     assert page.is_hidden('#map') and page.get_attribute('#look', 'aria-pressed') == 'false'
@@ -395,6 +394,59 @@ def test_what_lies_outside_of_a_crop_is_dark(page, tmp_path):
     pixels = page.evaluate("[...at('map').getContext('2d').getImageData(0, 0, 512, 341).data]")
     assert [pixels[4 * (512 * y + x) + 3] for x, y in ((2, 170), (510, 170), (256, 2), (256, 338))] == [215] * 4
     assert min(pixels[3::4]) < 40
+
+
+def test_the_first_image_of_each_choice_is_shown(page, tmp_path):
+    for number in range(4):
+        scene(number, (50, 50)).save(tmp_path / f'{number}.png')
+    for names, shown in ((['0.png'], '0.png'), (['1.png'], '1.png'), (['2.png', '3.png'], '2.png')):
+        choose(page, [tmp_path / name for name in names])
+        assert page.inner_text('#caption') == shown and page.get_attribute('#picture', 'alt') == shown
+    page.click('#live')
+    wait(page, "at('bars').children.length === 3")
+    choose(page, [tmp_path / '3.png'])
+    assert page.inner_text('#caption') == '3.png' and page.evaluate('stream') is None
+
+
+def slow_down(page):
+    """Let each image take half a second longer, as a large network does."""
+    page.evaluate('''() => {
+        const soon = ask
+        ask = async source => {
+          await new Promise(resolve => setTimeout(resolve, 500))
+          return soon(source)
+        }
+      }''')
+
+
+def test_what_is_stopped_or_cleared_does_not_come_back(page, tmp_path):
+    for number in range(3):
+        scene(number, (50, 50)).save(tmp_path / f'{number}.png')
+    choose(page, [tmp_path / '0.png'])
+    slow_down(page)
+    for button, left, focus in (('#stop', 1, 'clear'), ('#clear', 0, 'choose')):
+        page.set_input_files('#files', [tmp_path / '1.png', tmp_path / '2.png'])
+        assert page.inner_text('#count') == ('1 of 3 images')
+        page.evaluate(f"at('{button[1:]}').hidden = false")  # Clear, too, while an image is in work
+        page.click(button)
+        assert page.evaluate('document.activeElement.id') == focus
+        wait(page, '!isWorking')
+        assert page.evaluate('entries.length') == left
+        assert page.is_visible('#many') == bool(left)
+    assert page.is_hidden('#result')
+
+
+def test_the_count_is_a_heading(page, tmp_path):
+    scene(1, (50, 50)).save(tmp_path / 'x.png')
+    choose(page, [tmp_path / 'x.png'])
+    assert '1 image' in page.get_by_role('heading').all_inner_texts()
+
+
+def test_files_in_place_of_a_folder(page):
+    """As some phones offer."""
+    page.evaluate("addFolder({files: [new File([1], 'a.jpg'), new File([1], 'b.txt')]})")
+    wait(page, 'entries.length === 1 && !isWorking')
+    assert page.evaluate('entries[0].row.path') == 'a.jpg'
 
 
 def test_an_image_is_pasted(page):
@@ -416,6 +468,48 @@ def test_the_camera_gives_an_answer_until_it_is_stopped(page):
     assert page.inner_text('#answer') in CLASSES and page.inner_text('#caption').startswith('Live camera')
     page.click('#stop-live')
     assert page.is_hidden('#result') and page.evaluate('stream') is None
+    assert page.evaluate('document.activeElement.id') == 'live'
+
+
+STREAMS = '''() => {
+    streams = []
+    const open = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices)
+    navigator.mediaDevices.getUserMedia = async wanted => {
+      await new Promise(resolve => setTimeout(resolve, 500))  // the question whether it may
+      const opened = await open(wanted)
+      streams.push(opened)
+      return opened
+    }
+  }'''
+ARE_LIVE = "streams.map(opened => opened.getTracks()[0].readyState === 'live')"
+
+
+def test_only_the_last_camera_stays_on(page, tmp_path):
+    page.evaluate(STREAMS)
+    page.dblclick('#live')
+    wait(page, "at('bars').children.length === 3")
+    assert sorted(page.evaluate(ARE_LIVE)) == [False, True] and page.is_hidden('#problem')
+    page.click('#stop-live')
+    assert page.evaluate(ARE_LIVE) == [False, False]
+    scene(1, (50, 50)).save(tmp_path / 'x.png')
+    page.click('#live')
+    choose(page, [tmp_path / 'x.png'])  # while the browser asks
+    wait(page, 'streams.length === 3')
+    wait(page, f'!({ARE_LIVE})[2]')
+    assert page.inner_text('#caption') == 'x.png' and page.is_hidden('#video')
+
+
+def test_the_camera_begins_without_the_answer_before_it(page, tmp_path):
+    """And an image that is in work does not stop it."""
+    scene(1, (50, 50)).save(tmp_path / 'x.png')
+    choose(page, [tmp_path / 'x.png'])
+    slow_down(page)
+    page.set_input_files('#files', tmp_path / 'x.png')
+    page.click('#live')
+    wait(page, "at('sure').textContent === '…'")
+    assert page.locator('#bars li').count() == 0 and page.inner_text('#caption').startswith('Live camera')
+    wait(page, "at('bars').children.length === 3")
+    assert page.is_visible('#video') and page.evaluate('entries.length') == 1
 
 
 def test_another_number_in_this_browser_is_said(chromium, page_file, tmp_path):
@@ -426,7 +520,25 @@ def test_another_number_in_this_browser_is_said(chromium, page_file, tmp_path):
     opened = chromium.new_page()
     opened.goto((tmp_path / 'wrong.html').as_uri(), wait_until='commit')
     wait(opened, 'document.body?.dataset.ready')
+    scene(1, (50, 50)).save(tmp_path / 'x.png')
+    choose(opened, [tmp_path / 'x.png'])
     assert 'computes other numbers' in opened.inner_text('#problem')
+    opened.close()
+
+
+def test_a_class_may_be_called_unknown(chromium, page_file, tmp_path):
+    text = page_file.read_text(encoding='utf-8')
+    for old, new in (('"classes": ["a"', '"classes": ["unknown"'), ('"unknown": "unknown"', '"unknown": "no class"')):
+        assert old in text
+        text = text.replace(old, new)
+    (tmp_path / 'unknown.html').write_text(text, encoding='utf-8')
+    scene(1, (50, 50)).save(tmp_path / 'x.png')
+    opened = chromium.new_page()
+    opened.goto((tmp_path / 'unknown.html').as_uri(), wait_until='commit')
+    wait(opened, 'document.body?.dataset.ready')
+    choose(opened, [tmp_path / 'x.png'])
+    opened.evaluate("at('unknown-below').value = 1; changeThreshold()")
+    assert opened.inner_text('#answer') == opened.evaluate("at('rows').rows[0].cells[1].textContent") == 'no class'
     opened.close()
 
 

@@ -161,6 +161,7 @@ def test_a_file_that_agrees_too_seldom_is_not_kept(tmp_path, monkeypatch, capsys
     monkeypatch.setattr(measure, 'candidate_of_file', lambda file: measure.Candidate(file.path.name, None))
     monkeypatch.setattr(measure, 'classify', classify)
     monkeypatch.setattr(measure, 'measure_speed', lambda candidates, img_size, batch_size: [1.] * len(candidates))
+    (tmp_path / 'x_pictures.onnx').write_text('of an earlier checkpoint')
     with pytest.raises(UserError, match='^x_pictures.onnx: not kept'):
         run()
     assert {path.name for path in tmp_path.iterdir()} == {'x.pth', 'data', 'x.safetensors', 'x.onnx', 'x_int8.onnx'}

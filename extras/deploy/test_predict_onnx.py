@@ -148,10 +148,20 @@ def test_what_it_prints(session, tmp_path, monkeypatch, capsys):
     assert predict_onnx.main('x.onnx', ['dark.png']) == 0
 
 
-def test_a_file_for_normalised_images_is_refused_in_one_line(session):
+def test_a_file_for_normalised_images_is_refused_in_one_line(session, capsys):
     session.input_name = 'images'
-    with pytest.raises(SystemExit, match=r'^best.onnx: give best_pictures.onnx or best_int8.onnx'):
-        predict_onnx.main('best.onnx', ['x.png'])
+    assert predict_onnx.main('best.onnx', ['x.png']) == 2
+    assert capsys.readouterr().err.startswith('best.onnx: give best_pictures.onnx or best_int8.onnx')
+
+
+@pytest.mark.parametrize('content', [None, b'no ONNX'])
+def test_a_model_that_cannot_be_read_gets_one_line(tmp_path, capsys, content):
+    pytest.importorskip('onnxruntime')
+    if content:
+        (tmp_path / 'x.onnx').write_bytes(content)
+    assert predict_onnx.main(str(tmp_path / 'x.onnx'), ['x.png']) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert 'x.onnx: onnxruntime cannot read it' in line
 
 
 def test_it_works_alone(tmp_path):

@@ -18,7 +18,7 @@ const TEXTS = {
     confident: share => `Confidence ${share}`, certain: share => `, certainty ${share}`,
     unlike: 'It is unlike the images by which the network was validated: do not rely on the answer.',
     unknown: 'unknown', nearest: (name, share) => `Certainty ${share}; the nearest class is ${name}`,
-    progress: (done, total) => `${done} of ${total} images`, finished: total => `${total} images`,
+    progress: (done, total) => `${done} of ${total} images`, finished: total => total === 1 ? '1 image' : `${total} images`,
     someBad: count => `, ${count} unreadable`,
     stop: 'Stop', download: 'Download as CSV', clear: 'Clear', more: count => `… and ${count} more, all in the CSV`,
     image: 'Image', class: 'Class', confidence: 'Confidence', certainty: 'Certainty', none: 'There are no images in it.',
@@ -38,7 +38,7 @@ const TEXTS = {
     undecodable: 'This browser cannot read images of this kind: save it as JPEG or PNG', damaged: 'The image is damaged',
     readback: 'This browser protects against fingerprinting by changing the colours of images that a page reads. Allow this page to read canvases, or use another browser.',
     unexpected: 'Something went wrong', noMemory: 'The network could not be started. If memory is short, close other tabs.',
-    old: 'This browser is too old: it needs Chrome 105, Firefox 113, Safari 16.4 or newer.',
+    old: 'This browser is too old: it needs Chrome 105, Firefox 114, Safari 16.4 or newer.',
     noCamera: 'The camera cannot be used', notAllowed: 'The camera was not allowed. Allow it in the settings of the browser, and try again.',
   },
   zh: {
@@ -71,7 +71,7 @@ const TEXTS = {
     undecodable: '此浏览器无法读取这种图片：请另存为 JPEG 或 PNG', damaged: '图片已损坏',
     readback: '此浏览器为防止指纹识别而改变了页面读取的图片颜色。请允许本页面读取画布，或换用其他浏览器。',
     unexpected: '出现错误', noMemory: '网络无法启动。如果内存不足，请关闭其他标签页。',
-    old: '浏览器版本过旧：需要 Chrome 105、Firefox 113、Safari 16.4 或更新版本。',
+    old: '浏览器版本过旧：需要 Chrome 105、Firefox 114、Safari 16.4 或更新版本。',
     noCamera: '无法使用摄像头', notAllowed: '摄像头未获许可。请在浏览器设置中允许后重试。',
   },
 }
@@ -121,9 +121,11 @@ let engine = ''
 let speed = ''
 showFacts(facts())
 
+let warning = ''  // of the start, which stays
+
 function showProblem(text) {
-  at('problem').textContent = text
-  at('problem').hidden = !text
+  at('problem').textContent = `${warning} ${text}`.trim()
+  at('problem').hidden = !at('problem').textContent
 }
 
 
@@ -154,7 +156,7 @@ function handOver() {
     worker.postMessage({kind: 'part', name: part.dataset.payload, text: part.textContent})
     part.remove()
   }
-  if (isAll && parts.length <= 8) worker.postMessage({kind: 'start', settings, threads, webgpu: true})
+  if (isAll && parts.length <= 8) worker.postMessage({kind: 'start', settings, threads})
   else setTimeout(handOver, 10)
 }
 
@@ -172,8 +174,8 @@ function receive(message) {
     at('loading').hidden = true
     at('sources').hidden = false
     document.body.dataset.ready = message.backend
-    document.body.dataset.difference = message.difference
-    if (!message.agrees) showProblem(texts.disagrees)
+    if (!message.agrees) warning = texts.disagrees
+    showProblem('')
   } else if (message.kind === 'failed') {
     fail(message.reason === 'readback' ? texts.readback : `${texts.noMemory} (${message.detail})`)
   } else {
@@ -209,6 +211,8 @@ function rowOf(path, message) {
   return {path, top, confidence: top[0].share, certainty, error: ''}
 }
 
+// A class may have this name.
+const unknown = settings.classes.includes(texts.unknown) ? settings.unknown : texts.unknown
 const isUnknown = row => row.certainty < Number(at('unknown-below').value)
 
 
@@ -226,7 +230,7 @@ function showAnswer(row, caption) {
   }
   const unlike = row.certainty < row.confidence - 0.005
   if (isUnknown(row)) {
-    at('answer').textContent = texts.unknown
+    at('answer').textContent = unknown
     at('sure').textContent = texts.nearest(row.top[0].class, percent(row.certainty))
   } else {
     at('answer').textContent = row.top[0].class
@@ -323,29 +327,33 @@ let entries = []   // {file, row, map} of each image that is done
 let waiting = []   // {file, path}
 let isWorking = false
 let unreadable = 0
+let round = 0      // that the user began: an answer to an earlier one is not wanted any more
 
 function add(files) {
   showProblem(files.length ? '' : texts.none)
   if (!files.length) return
   stopCamera()
-  waiting.push(...files)
+  files[0].isShown = true  // the first of each choice
+  waiting = waiting.concat(files)
+  showProgress()
   work()
 }
 
 async function work() {
   if (isWorking) return
   isWorking = true
-  const showsFirst = entries.length === 0
   while (waiting.length) {
-    const {file, path} = waiting.shift()
+    const {file, path, isShown} = waiting[0]
+    const asked = round
     const message = await ask(file)
+    if (asked !== round) continue
+    waiting.shift()
     const entry = {file, row: rowOf(path, message), map: message.map}
     entries.push(entry)
     if (entry.row.error) unreadable += 1
     else speed = texts.ms(Math.round(message.decodeMs), Math.round(message.networkMs))
     addTableRow(entry)
-    if (entries.length === 1 && showsFirst) show(entry)
-    else if (!waiting.length && entries.length < 2) show(entry)
+    if (isShown) show(entry)
     showProgress()
   }
   isWorking = false
@@ -357,6 +365,7 @@ function showProgress() {
   const total = entries.length + waiting.length
   const isDone = !waiting.length
   at('many').hidden = total === 0
+  at('count').setAttribute('aria-live', isDone ? 'polite' : 'off')
   at('count').textContent = (isDone ? texts.finished(total) : texts.progress(entries.length, total))
                             + (unreadable ? texts.someBad(unreadable) : '')
   at('done').hidden = isDone
@@ -389,13 +398,15 @@ function fillTableRow(line, row) {
     cell.textContent = row.error
     return
   }
-  line.insertCell().textContent = isUnknown(row) ? texts.unknown : row.top[0].class
+  line.insertCell().textContent = isUnknown(row) ? unknown : row.top[0].class
   line.insertCell().textContent = percent(row.confidence, 1)
   line.insertCell().textContent = percent(row.certainty, 1)
 }
 
 function stopWaiting() {
   waiting = []
+  round += 1
+  showProgress()
 }
 
 function clearAll() {
@@ -404,7 +415,7 @@ function clearAll() {
   shown = null
   at('rows').replaceChildren()
   at('result').hidden = true
-  showProgress()
+  stopWaiting()
 }
 
 function changeThreshold() {
@@ -466,18 +477,21 @@ function addChosen(input) {
 }
 
 function addFolder(input) {
-  const files = [...input.files].map(file => ({file, path: file.webkitRelativePath.split('/').slice(1).join('/')}))
+  const files = [...input.files].map(file => {
+    const below = file.webkitRelativePath.split('/').slice(1).join('/')
+    return {file, path: below || file.name}  // phones offer files in place of folders
+  })
   input.value = ''
   add(files.filter(looksLikeImage).sort(byPath))
 }
 
 async function addDropped(transfer) {
   const dropped = [...transfer.items].filter(item => item.kind === 'file').map(droppedItem)  // before they are forgotten
-  const found = []
+  let found = []
   for (const item of dropped) {
     const {file, folder} = await item
     if (file) found.push({file, path: file.name})
-    else if (folder) found.push(...(await filesBelow(folder, dropped.length === 1 ? '' : `${folder.name}/`)).sort(byPath))
+    else if (folder) found = found.concat((await filesBelow(folder, dropped.length === 1 ? '' : `${folder.name}/`)).sort(byPath))
   }
   add(found)
 }
@@ -493,11 +507,11 @@ async function droppedItem(item) {
 
 // The images below a FileSystemDirectoryHandle or a FileSystemDirectoryEntry.
 async function filesBelow(folder, path) {
-  const found = []
+  let found = []
   for await (const item of itemsOf(folder)) {
     const below = {path: path + item.name}
     const isFolder = item.isDirectory ?? item.kind === 'directory'
-    if (isFolder && !isHidden(below.path)) found.push(...await filesBelow(item, `${below.path}/`))
+    if (isFolder && !isHidden(below.path)) found = found.concat(await filesBelow(item, `${below.path}/`))
     else if (!isFolder && looksLikeImage(below)) found.push({...below, file: await fileOf(item)})
   }
   return found
@@ -517,6 +531,9 @@ async function* itemsOf(folder) {
 }
 
 const fileOf = item => item.getFile ? item.getFile() : new Promise((resolve, reject) => item.file(resolve, reject))
+
+// The focus would be lost with a button that is hidden now.
+const focusOn = id => at(id).focus({preventScroll: true})
 
 const isReady = () => !at('sources').hidden
 
@@ -544,8 +561,14 @@ addEventListener('drop', event => {
 })
 at('look').addEventListener('click', switchMap)
 at('picture').addEventListener('load', () => showMap(map))
-at('stop').addEventListener('click', stopWaiting)
-at('clear').addEventListener('click', clearAll)
+at('stop').addEventListener('click', () => {
+  stopWaiting()
+  focusOn(entries.length ? 'clear' : 'choose')
+})
+at('clear').addEventListener('click', () => {
+  clearAll()
+  focusOn('choose')
+})
 at('download').addEventListener('click', download)
 at('unknown-below').value = settings.unknownBelow
 at('unknown-below').addEventListener('input', changeThreshold)
@@ -555,6 +578,7 @@ changeThreshold()
 // ---- the camera -----------------------------------------------------------------------------------------------------
 
 let stream = null
+let cameraTurn = 0  // a stream that was asked for in an earlier one is ended
 
 const hasTouch = matchMedia('(pointer: coarse)').matches
 if (hasTouch) at('drop-here').textContent = texts.touch
@@ -562,7 +586,10 @@ at('paste').hidden = hasTouch
 at('photograph').hidden = !hasTouch
 at('live').hidden = !navigator.mediaDevices?.getUserMedia
 at('live').addEventListener('click', startCamera)
-at('stop-live').addEventListener('click', stopCamera)
+at('stop-live').addEventListener('click', () => {
+  stopCamera()
+  focusOn('live')
+})
 document.addEventListener('visibilitychange', () => {
   if (document.hidden) stopCamera()
 })
@@ -571,23 +598,30 @@ async function startCamera() {
   stopCamera()
   stopWaiting()
   showProblem('')
+  const turn = cameraTurn
   try {
-    stream = await navigator.mediaDevices.getUserMedia({video: {facingMode: 'environment'}})
+    const opened = await navigator.mediaDevices.getUserMedia({video: {facingMode: 'environment'}})
+    if (turn !== cameraTurn) {
+      endStream(opened)
+      return
+    }
+    stream = opened
     at('video').srcObject = stream
     await at('video').play()
   } catch (error) {
+    if (turn !== cameraTurn) return
     stopCamera()
     showProblem(error.name === 'NotAllowedError' ? texts.notAllowed : `${texts.noCamera} (${error.message})`)
     return
   }
+  if (turn !== cameraTurn) return
   shown = null
   showMap(null)
   at('picture').hidden = true
   at('video').hidden = false
   at('stop-live').hidden = false
-  at('result').hidden = false
-  at('said').ariaLive = 'off'  // a screen reader cannot follow several answers a second
-  at('answer').textContent = '…'
+  at('said').setAttribute('aria-live', 'off')  // a screen reader cannot follow several answers a second
+  showAnswer({error: '…'}, texts.camera)
   await follow(stream)
 }
 
@@ -612,11 +646,16 @@ async function follow(current) {
   }
 }
 
+function endStream(opened) {
+  for (const track of opened.getTracks()) track.stop()
+}
+
 function stopCamera() {
+  cameraTurn += 1
   if (!stream) return
-  for (const track of stream.getTracks()) track.stop()
+  endStream(stream)
   stream = null
-  at('said').ariaLive = 'polite'
+  at('said').setAttribute('aria-live', 'polite')
   at('video').srcObject = null
   at('video').hidden = true
   at('stop-live').hidden = true

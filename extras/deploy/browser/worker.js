@@ -64,7 +64,7 @@ async function start(message) {
   checkReadback()
   const network = await contentOf('network')
   const attempts = []
-  if (settings.webgpu && message.webgpu && await hasWebGpu()) attempts.push('webgpu')
+  if (settings.webgpu && await hasWebGpu()) attempts.push('webgpu')
   attempts.push('wasm')
   for (const backend of attempts) {
     try {
@@ -72,7 +72,7 @@ async function start(message) {
       const difference = await selfTest()
       const agrees = difference <= settings.probe.tolerance
       if (agrees || backend === 'wasm') {
-        postMessage({kind: 'ready', backend, threads: message.threads, agrees, difference})
+        postMessage({kind: 'ready', backend, threads: message.threads, agrees})
         return
       }
     } catch (error) {
@@ -98,7 +98,7 @@ function checkReadback() {
   for (let i = 0; i < pixels.data.length; i++) pixels.data[i] = i % 4 === 3 ? 255 : (37 * i) & 255
   context.putImageData(pixels, 0, 0)
   const found = context.getImageData(0, 0, 16, 16).data
-  if (found.some((value, i) => value !== pixels.data[i])) throw new Error('readback')
+  if (found.some((value, i) => value !== pixels.data[i])) throw new Refused('readback')
 }
 
 // How far the logits of one image, the same as in page.py, are from those that the file says.
@@ -537,7 +537,7 @@ async function handle(message) {
     if (message.kind === 'classify') await classify(message)
   } catch (error) {
     const kind = message.kind === 'classify' ? 'refused' : 'failed'
-    const reason = error instanceof Refused || error.message === 'readback' ? error.message : 'unexpected'
+    const reason = error instanceof Refused ? error.message : 'unexpected'
     postMessage({kind, id: message.id, reason, detail: String(error?.message ?? error)})
   }
 }
