@@ -131,7 +131,8 @@ def find_corrections(cfg: settings.Settings, found: FoundImages) -> Any:
     with extra('CORRECTIONS'):
         from extras.review.corrections import read_corrections
     one_file = Path(cfg.CORRECTIONS).exists()  # whose name may have a comma
-    return read_corrections([cfg.CORRECTIONS] if one_file else cfg.CORRECTIONS.split(','), found)
+    tables = [name.strip() for name in cfg.CORRECTIONS.split(',')]
+    return read_corrections([cfg.CORRECTIONS] if one_file else tables, found)
 
 
 def choose_layout(cfg: settings.Settings) -> Layout:

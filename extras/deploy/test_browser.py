@@ -499,6 +499,28 @@ def test_only_the_last_camera_stays_on(page, tmp_path):
     assert page.inner_text('#caption') == 'x.png' and page.is_hidden('#video')
 
 
+@pytest.mark.parametrize('settle', ['reject(new Error("interrupted"))', 'resolve()'])
+def test_a_camera_that_starts_late_changes_nothing(page, settle):
+    """The first one's video begins, or fails to, when the second one is on."""
+    page.evaluate(STREAMS)
+    page.evaluate(f'''() => {{
+        const play = at('video').play.bind(at('video'))
+        at('video').play = () => new Promise((resolve, reject) => {{
+          settle = () => {settle}
+          at('video').play = play
+        }})
+      }}''')
+    page.click('#live')
+    wait(page, "typeof settle === 'function'", seconds=20)
+    page.click('#live')
+    wait(page, "at('bars').children.length === 3")
+    page.click('#stop-live')
+    page.click('#live')
+    page.evaluate('settle()')
+    wait(page, "streams.length === 3 && !at('video').hidden && at('sure').textContent !== '…'", seconds=20)
+    assert page.evaluate(ARE_LIVE) == [False, False, True] and page.is_hidden('#problem')
+
+
 def test_the_camera_begins_without_the_answer_before_it(page, tmp_path):
     """And an image that is in work does not stop it."""
     scene(1, (50, 50)).save(tmp_path / 'x.png')

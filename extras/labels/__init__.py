@@ -16,10 +16,10 @@ def read_labels(table: str, root: str) -> FoundImages:
     """Return the images that a CSV file lists, with their classes and groups.
 
     Its columns are file (a path below the folder `root`), class and, optionally, group. A file that it lists counts
-    whatever its name. Raises UserError, naming the line, for any other table.
+    whatever its name; without a class it is left out. Raises UserError, naming the line, for any other table.
     """
     rows = {}  # {file: (class, group or None)}
-    for place, cells in read_user_table(table, 'LABELS', required=('file', 'class'), optional=('group',)):
+    for place, cells in read_user_table(table, 'LABELS', required=('file',), blank=('class',), optional=('group',)):
         try:
             file = find_inside(root, cells['file'])
         except BadName:
@@ -27,6 +27,8 @@ def read_labels(table: str, root: str) -> FoundImages:
         entry = (tidy(cells['class']), tidy(cells['group']) or None)
         if rows.setdefault(file, entry) != entry:
             raise UserError(f'{place}: {printable(file)} was there before, with another class or group')
+    listed = set(rows)
+    rows = {file: entry for file, entry in rows.items() if entry[0]}
     classes = sorted({label for label, _ in rows.values()})
     if not classes:
         raise UserError(f'LABELS = {table!r}: no images in it')
@@ -37,7 +39,10 @@ def read_labels(table: str, root: str) -> FoundImages:
     index = {name: number for number, name in enumerate(classes)}
     samples = Samples((inside(root, file), index[label]) for file, (label, _) in rows.items())
     groups = [group for _, group in rows.values()]
-    return FoundImages(root, classes, samples, class_depth=0, groups=groups, left_out=count_unlisted(root, rows))
+    left_out = count_unlisted(root, listed)
+    if len(rows) < len(listed):
+        left_out['images without a class in LABELS'] = len(listed) - len(rows)
+    return FoundImages(root, classes, samples, class_depth=0, groups=groups, left_out=left_out)
 
 
 def count_unlisted(root: str, listed: Container[str]) -> Counter:

@@ -48,7 +48,7 @@ def test_labels_from_a_table(tmp_path, source):
 
 
 @pytest.mark.parametrize('text, words', [
-    ('picture,label\nx.png,a', 'is "picture,label"'), ('file,class\nx.png,', 'line 2'),
+    ('picture,label\nx.png,a', 'is "picture,label"'), ('file,class\nx.png,', 'no images in it'),
     ('file,class\n../x.png,a', 'below SOURCE_DIR'), ('file,class\na\\..\\..\\x.png,a', 'below SOURCE_DIR'),
     ('file,class\nx.png,C:', 'cannot be the name of a folder'), ('file,class\n/x.png,a', 'below SOURCE_DIR'),
     ('file,class\nx.png,a\nx.png,b', 'line 3: x.png was there before'), ('file,class', 'no images in it'),
@@ -131,6 +131,15 @@ def test_images_that_the_table_does_not_list_are_counted(tmp_path, source):
     Path('labels.csv').write_text('\n'.join(['file,class', *rows]))
     result = split('--labels', 'labels.csv')
     assert result.returncode == 0 and 'left out: 15 images that LABELS does not list\n' in result.stdout
+
+
+def test_images_without_a_class_are_left_out(tmp_path, source):
+    names = [path.relative_to(source).as_posix() for path in sorted(source.rglob('*.png'))]
+    rows = [f'{name},{name[0] if number else ""}' for number, name in enumerate(names)]
+    Path('labels.csv').write_text('\n'.join(['file,class', *rows]))
+    result = split('--labels', 'labels.csv')
+    assert result.returncode == 0 and 'left out: 1 images without a class in LABELS\n' in result.stdout
+    assert len(entries(tmp_path)) == len(names) - 1
 
 
 def test_a_class_is_one_however_it_is_written(tmp_path, source):

@@ -8,6 +8,7 @@ import random
 from pathlib import Path
 
 from common import settings
+from common.data.folders import refuse_class_names
 from common.data.images import open_image
 from common.data.listing import list_images
 from common.reporting.page import making, write_page
@@ -32,12 +33,14 @@ def main(cfg: Settings) -> None:
     settings.check_range('COUNT', cfg.COUNT, least=1, most=MOST)
     root = str(Path(cfg.IMAGES))
     names = [Path(path).relative_to(root).as_posix() for path in list_images(root)]
-    earlier, groups = read_labelled(cfg.LABELS) if cfg.LABELS else ([], {})
+    earlier, groups = read_labelled(cfg.LABELS, root) if cfg.LABELS else ([], {})
     known = {correction.file for correction in earlier}
     names = [name for name in names if name not in known]
     random.Random(cfg.SEED).shuffle(names)
     classes = [name.strip() for name in cfg.CLASSES.split(',') if name.strip()]
-    classes = list(dict.fromkeys([*classes, *sorted({correction.label for correction in earlier})]))
+    refuse_class_names(classes, 'CLASSES')
+    earlier_classes = sorted({correction.label for correction in earlier if correction.label})
+    classes = list(dict.fromkeys([*classes, *earlier_classes]))
     candidates = [Candidate(UNSURE, [name], [None], []) for name in names[:cfg.COUNT]]
     review = Review(candidates, classes, Choices(classes), {}, root, earlier=earlier, groups=groups, makes_labels=True)
     with making(Path(cfg.OUTPUT)):

@@ -99,7 +99,7 @@ def _read_table(table, root, places):
             except BadName:
                 raise UserError(f'{place}: {file} must be a path below {root}') from None
         if places.get(file) is None:
-            unknown.append(f'{place}: {file}')
+            unknown.append(f'{file} ({place.rpartition(", ")[2]})')
             continue
         new = Correction(file, tidy(cells['class']), tidy(cells['was']), tidy(cells['when']), table)
         if new.label:
@@ -108,8 +108,9 @@ def _read_table(table, root, places):
         if old.label != new.label:
             raise UserError(f'{place}: {file} was there before with another answer, {_told(old)}: keep one of the rows')
     if unknown:
-        others = f' (and {len(unknown) - 1} more)' if len(unknown) > 1 else ''
-        raise UserError(f'{unknown[0]} is no image in {root}{others}: remove the row, or bring the image back')
+        more = f' and {len(unknown) - _SHOWN} more' if len(unknown) > _SHOWN else ''
+        named = '; '.join(unknown[:_SHOWN]) + more
+        raise UserError(f'CORRECTIONS = {table!r}: {root} has no {named}: remove the rows, or bring the images back')
     return decided
 
 

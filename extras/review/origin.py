@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from common.data.split import CORRECTED_TABLE, MALFORMED, SPLIT_SETTINGS, read_split_table
+from common.runtime.console import printable
 from common.runtime.disks import regular
-from common.runtime.errors import warn_instead
+from common.runtime.errors import UserError, warn_instead
+from common.runtime.names import BadName, find_inside
 from common.runtime.user_tables import read_user_table, tidy
 from extras.review.corrections import Correction
 
@@ -56,12 +58,16 @@ def read_earlier(path: Path) -> list[Correction]:
     return []
 
 
-def read_labelled(table: str) -> tuple[list[Correction], dict[str, str]]:
-    """Return (the rows of a table of LABELS, {file: group}). Raises UserError where it cannot be read."""
+def read_labelled(table: str, root: str) -> tuple[list[Correction], dict[str, str]]:
+    """Return (the rows of a table of LABELS, {file: group}) for the images below `root`. Raises UserError."""
     rows = []
     groups = {}
-    for _, cells in read_user_table(table, 'LABELS', required=('file', 'class'), optional=('group',)):
-        rows.append(Correction(cells['file'], tidy(cells['class']), '', '', table))
+    for place, cells in read_user_table(table, 'LABELS', required=('file',), blank=('class',), optional=('group',)):
+        try:
+            file = find_inside(root, cells['file'])
+        except BadName:
+            raise UserError(f'{place}: {printable(cells["file"])} must be a path below {root}') from None
+        rows.append(Correction(file, tidy(cells['class']), '', '', table))
         if tidy(cells['group']):
-            groups[cells['file']] = tidy(cells['group'])
+            groups[file] = tidy(cells['group'])
     return rows, groups

@@ -71,7 +71,7 @@ def as_jpeg(image: Image.Image, side: int, most: int) -> bytes:
     while True:
         small.thumbnail((side, side))
         file = io.BytesIO()
-        small.save(file, 'JPEG', quality=_QUALITY)
+        small.save(file, 'JPEG', quality=_QUALITY, optimize=True)
         if len(file.getvalue()) <= most or side <= _SMALLEST:
             return file.getvalue()
         side = side * 3 // 4

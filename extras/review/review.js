@@ -62,6 +62,9 @@ function loadDecisions() {
       if (key.startsWith(prefix)) receive(key, localStorage.getItem(key))
     }
   } catch { warnOfStore() }
+  const byTime = [...decisions].sort(([, one], [, other]) => one.when < other.when ? -1 : one.when > other.when ? 1 : 0)
+  decisions.clear()  // the store has no order, and made-up classes get their keys by it
+  for (const [file, decision] of byTime) decisions.set(file, decision)
 }
 
 /** Take over what the browser's store has under a key; null if it is gone. */
@@ -128,7 +131,7 @@ function decide(numbers, labelFor, said) {
   afterChange()
   if (mode === 'single') showNext()
   render()
-  say(stored ? `${label} · ${leftText()}` : byId('storage').textContent)
+  say(stored ? `${label} · ${leftText()}` : byId('storage').textContent, !stored)
 }
 
 function undo() {
@@ -173,6 +176,7 @@ function afterChange() {
     filters.state === 'all' || isDecided(items[number]) === (filters.state === 'decided'))
   selected.clear()
   focused = Math.max(0, Math.min(focused, listed.length - 1))
+  anchor = focused
 }
 
 function afterFilter() {
@@ -182,7 +186,7 @@ function afterFilter() {
     current = matching[0] ?? -1
     showNext(true)
   }
-  focused = 0
+  focused = anchor = 0
   byId('wall').scrollTop = 0
   render()
 }
@@ -242,12 +246,12 @@ function render() {
 
 let sayTimer = 0
 
-function say(text) {
+function say(text, stays = false) {
   const status = byId('status')
   status.textContent = text
   status.classList.add('fresh')
   clearTimeout(sayTimer)
-  sayTimer = setTimeout(() => status.classList.remove('fresh'), 600)
+  if (!stays) sayTimer = setTimeout(() => status.classList.remove('fresh'), 600)
 }
 
 
@@ -326,7 +330,7 @@ function choose(label) {
 }
 
 function keep() {
-  if (items[current].labels[0] < 0) return
+  if (!(items[current]?.labels[0] >= 0)) return
   decide([current], keepLabel, 'kept')
 }
 
@@ -523,7 +527,9 @@ function fillPicker() {
   const wanted = typed.toLocaleLowerCase()
   const all = [...new Set([...data.all, ...added()])]
   const found = all.filter(name => name.toLocaleLowerCase().includes(wanted))
-  found.sort((one, other) => other.toLocaleLowerCase().startsWith(wanted) - one.toLocaleLowerCase().startsWith(wanted))
+  const rank = name => [name === typed, name.toLocaleLowerCase() === wanted, name.toLocaleLowerCase().startsWith(wanted), true]
+    .indexOf(true)
+  found.sort((one, other) => rank(one) - rank(other))
   const lines = found.slice(0, SHOWN_CLASSES).map(name => pickerLine(name, name))
   if (typed && !all.includes(typed) && !isNoName(typed)) lines.push(pickerLine(`New class: ${typed}`, typed))
   if (found.length > SHOWN_CLASSES) lines.push(element('li', `and ${found.length - SHOWN_CLASSES} more`, 'soft'))
@@ -545,17 +551,18 @@ function pick(name) {
 
 // ---- the table
 
-/** The rows to download: what earlier tables said, and what was decided here; of two the later decision. */
+const isTime = text => /^\d{4}-\d\d-\d\dT[\d:.]+Z$/.test(text)
+
+/** The rows to download: what earlier tables said, and what was decided here; of two the one that is later for sure. */
 function rows() {
   const found = new Map()
   for (const row of data.earlier) found.set(row.file, row)
   for (const [file, decision] of decisions) {
     const before = found.get(file)
-    if (before && before.when > decision.when) continue
+    if (before && !(isTime(before.when) && before.when < decision.when)) continue  // someone may have edited the table
     found.set(file, {...before, file, label: decision.label, was: before?.was || decision.was, when: decision.when})
   }
-  const all = [...found.values()]
-  return data.labels ? all.filter(row => row.label !== LEAVE_OUT) : all
+  return [...found.values()]
 }
 
 function table() {
@@ -572,7 +579,7 @@ function download() {
   link.download = data.table
   link.click()
   setTimeout(() => URL.revokeObjectURL(url), 60000)
-  say(data.then)
+  say(data.then, true)
 }
 
 
@@ -584,7 +591,7 @@ function open() {
   document.body.style.overflow = 'hidden'
   for (const other of document.body.children) if (other !== app) other.inert = true
   render()
-  byId('undo').blur()
+  app.focus()
 }
 
 function close() {
@@ -592,6 +599,7 @@ function close() {
   app.hidden = true
   document.body.style.overflow = ''
   for (const other of document.body.children) other.inert = false
+  byId('start').focus({preventScroll: true})
 }
 
 function followAddress() {  // so that the browser's way back leads out of the review
@@ -605,7 +613,7 @@ function leave() {
 }
 
 const letters = {
-  u: undo, w: switchMode, d: download, k: keep, x: () => act(0), '/': openPicker,
+  u: undo, w: switchMode, d: download, k: keep, '/': openPicker,
   '?': () => byId('keys').showModal(), Delete: () => act(0), Escape: leave}
 
 /** What a digit stands for: 0 leaves out; one at a time the others are the choices, on the wall see the buttons. */
@@ -623,16 +631,17 @@ function act(digit) {
 
 function onKey(event) {
   if (!isOpen || document.querySelector('#review-app dialog[open]')) return
-  if (event.target.closest('select') && event.key !== 'Escape') return  // the field of a closed dialog keeps the focus a while
   const withControl = event.ctrlKey || event.metaKey
   if (withControl && event.key.toLowerCase() === 'z') return done(event, undo)
   if (withControl && event.key.toLowerCase() === 'a' && mode === 'wall') return done(event, selectAll)
   if (withControl || event.altKey) return
-  const digit = /^(?:Digit|Numpad)(\d)$/.exec(event.code)?.[1]  // also where digits need Shift, as on French keyboards
-  if (digit !== undefined) return done(event, () => act(Number(digit)))
+  // Digits by their place, since French keyboards need Shift for them; but on German ones Shift+7 is /
+  const digit = event.key in letters ? undefined : /^(?:Digit|Numpad)(\d)$/.exec(event.code)?.[1]
+  if (digit !== undefined) return done(event, () => event.repeat || act(Number(digit)))
+  if (event.target.closest('select') && event.key !== 'Escape') return
   if (mode === 'wall' ? onWallKey(event) : onSingleKey(event)) return
   const action = letters[event.key] ?? letters[event.key.toLowerCase()]
-  if (action) done(event, action)
+  if (action) done(event, () => (event.repeat && action !== undo) || action())
 }
 
 function done(event, action) {
@@ -709,7 +718,7 @@ function start() {
   byId('next').addEventListener('click', () => turn(1))
   byId('search').addEventListener('input', fillPicker)
   byId('search').addEventListener('keydown', event => {
-    if (event.key === 'Enter') done(event, () => byId('classes').querySelector('button')?.click())
+    if (event.key === 'Enter' && !event.isComposing) done(event, () => byId('classes').querySelector('button')?.click())
   })
   byId('cancel').addEventListener('click', () => byId('picker').close())
   byId('grid').addEventListener('click', onCellClick)

@@ -10,7 +10,7 @@ from common.evaluation.predictor import Prediction, Predictor
 from common.reporting.page import Section
 from common.runtime.errors import warn_instead
 from extras.review.candidates import UNSURE, Candidate, Choices, labelled_candidates
-from extras.review.origin import find_origin, read_labelled
+from extras.review.origin import Origin, find_origin, read_labelled
 from extras.review.page import Review, review_section
 from extras.review.pictures import Pictures
 from extras.review.teaching import Pool
@@ -63,7 +63,11 @@ class PredictionReview:
         self.most = USUAL if most is True else most
         self.pool = Pool(self.most)
         self.root = '.' if source.is_list else source.root
-        self.earlier, self.groups = known_labels(self.root, predictor.members[0].saved)
+        self.split = split_of(predictor.members[0].saved, self.root)
+        self.earlier, self.groups = [], {}
+        if self.split is not None and self.split.labels:
+            with warn_instead():  # the page's own table will lack them, which a person should know
+                self.earlier, self.groups = read_labelled(self.split.labels, self.root)
         self.known = {correction.file for correction in self.earlier}
 
     def add(self, prediction: Prediction, name: str) -> None:
@@ -82,30 +86,26 @@ class PredictionReview:
             candidates = [*labelled_candidates(report, []), *unlabelled]
             review = Review(candidates, self.classes, Choices(self.classes, report['confusion']), report['typical'],
                             self.root)
-            follow_split(review)
+            if not follow_split(review) and self.split is not None:
+                review.earlier = self.split.earlier
         return review_section(review, Pictures(self.source.open), self.most)
 
 
-def known_labels(root: str, saved: dict[str, Any]) -> tuple[list, dict[str, str]]:
-    """Return what the table of LABELS says with which the split of a checkpoint was made, as read_labelled does.
-
-    Nothing if it was made without one, or of images that do not lie in the folder `root`.
-    """
+def split_of(saved: dict[str, Any], root: str) -> Origin | None:
+    """Return the source of the split that a checkpoint was trained on; None if that is not the folder `root`."""
     settings = saved.get('settings')
     if not isinstance(settings, dict) or not isinstance(settings.get('DATA_DIR'), str):
-        return [], {}
+        return None
     origin = find_origin(Path(settings['DATA_DIR']), files=())
-    if origin is None or not origin.labels or Path(origin.root).resolve() != Path(root).resolve():
-        return [], {}
-    with warn_instead():  # the page's own table will lack them, which a person should know
-        return read_labelled(origin.labels)
-    return [], {}
+    if origin is None or Path(origin.root).resolve() != Path(root).resolve():
+        return None
+    return origin
 
 
-def follow_split(review: Review) -> None:
+def follow_split(review: Review) -> bool:
     """Give the images of a review the names that they have in their source, where makedata.py put them into its folder.
 
-    That may be a whole split, or one side of it.
+    That may be a whole split, or one side of it. Returns whether it is one.
     """
     files = {file for candidate in review.candidates for file in candidate.files}
     folder = Path(review.root)
@@ -115,4 +115,5 @@ def follow_split(review: Review) -> None:
             review.root = origin.root
             review.names = {file.removeprefix(prefix): name for file, name in origin.names.items()}
             review.earlier = origin.earlier
-            return
+            return True
+    return False

@@ -133,8 +133,8 @@ def test_tables_as_people_save_them(tmp_path, source, text):
 
 @pytest.mark.parametrize('text, words', [
     ('file\na/003.png\n', 'must name the columns file and class'), ('file,class\n../x.png,b', 'line 2'),
-    ('file,class\na/003.png,b\na/nine.png,b\nb/nine.png,b', 'line 3: a/nine.png is no image in data1 (and 1 more)'),
-    ('file,class\n/etc/passwd,b', 'must be a path below data1'), ('file,class\nC:\\x.png,b', 'no image in data1'),
+    ('file,class\na/003.png,b\na/nine.png,b\nb/nine.png,b', 'data1 has no a/nine.png (line 3); b/nine.png (line 4)'),
+    ('file,class\n/etc/passwd,b', 'must be a path below data1'), ('file,class\nC:\\x.png,b', 'data1 has no C:/x.png'),
     ('file,class\na/003.png,b\na/003.png,', "line 3: a/003.png was there before with another answer, 'b'"),
     ('file,class\na/003.png,b/c', 'cannot be the name of a folder'), ('file,class\n,b', 'a row needs a file'),
     ('file,class\na/003.png,..', 'cannot be the name'), (b'PK\x03\x04', 'is a workbook'), ('', 'must name the columns'),
@@ -175,7 +175,7 @@ def test_of_several_people_the_later_decision_counts(tmp_path, source, times, la
     draw_folder(source, {'c': 9}, seed=5)
     write(HEADER + f'a/001.png,c,a,{times[0]}\na/002.png,b,a,\n', 'anna.csv')
     write(HEADER + f'a/001.png,b,a,{times[1]}\na/002.png,b,a,\n', 'ben.csv')
-    done = split('--corrections', 'anna.csv,ben.csv')
+    done = split('--corrections', 'anna.csv, ben.csv')
     assert by_source(tmp_path)['a/001.png']['class'] == label
     assert done.stdout.count('corrections differ') == 1
     assert f"on a/001.png: 'c' in anna.csv, 'b' in ben.csv; '{label}' counts, the later one\n" in done.stdout

@@ -214,10 +214,111 @@ def test_filters(tmp_path, show):
     assert 'classified as' in view.text_content('#review-why') and '90 %' in view.text_content('#review-why')
     press(view, '1')
     assert 'All decided' in view.text_content('#review-why')
+    view.select_option('#review-label', label=ODD[3])
+    assert left(view) == '0 of 0 left'
+    press(view, 'k', '1', '0', '/')  # nothing to decide on
+    assert len(answers(view)) == 1 and not view.problems
+
+
+def test_a_digit_decides_right_after_a_filter_was_chosen(tmp_path, show):
+    make(tmp_path / 'x.html', ['cat', '2 horses', 'dog'])
+    view = start(show(tmp_path / 'x.html'))
+    view.focus('#review-label')
+    view.select_option('#review-label', label='cat')
+    press(view, '2')
+    assert len(answers(view)) == 2 and view.input_value('#review-label') == '0'  # the pair
+
+
+def test_keys_of_other_keyboards(tmp_path, show):
+    """A digit that needs Shift, as on French ones; and / on Shift and 7, as on German ones."""
+    make(tmp_path / 'x.html', [f'class {number}' for number in range(12)])
+    view = start(show(tmp_path / 'x.html'))
+    view.evaluate(KEY, {'key': 'é', 'code': 'Digit2'})
+    assert answers(view) == {'twin/0.png': 'class 1', 'twin/1.png': 'class 1'}
+    view.evaluate(KEY, {'key': '/', 'code': 'Digit7', 'shiftKey': True})
+    assert view.is_visible('#review-picker')
+    view.click('#review-cancel')
+    assert len(answers(view)) == 2
+
+
+KEY = 'key => document.body.dispatchEvent(new KeyboardEvent("keydown", {bubbles: true, cancelable: true, ...key}))'
+
+
+def test_a_key_that_is_held_decides_once(tmp_path, show):
+    make(tmp_path / 'x.html', ODD)
+    view = start(show(tmp_path / 'x.html'))
+    for key in ('1', '0', 'k'):
+        before = int(left(view).split()[0])
+        view.keyboard.down(key)
+        view.keyboard.down(key)  # which repeats it
+        view.keyboard.up(key)
+        assert int(left(view).split()[0]) == before - 1
+    view.keyboard.down('u')
+    view.keyboard.down('u')
+    view.keyboard.up('u')
+    assert left(view) == '11 of 12 left'
+
+
+def test_a_selection_begins_in_what_the_filter_shows(tmp_path, show):
+    make(tmp_path / 'x.html', [f'class {number}' for number in range(12)], count=300)
+    view = start(show(tmp_path / 'x.html'))
+    press(view, 'w', 'End')
+    view.select_option('#review-perhaps', label='class 3')
+    view.focus('#review-grid')
+    press(view, 'Shift+ArrowRight')
+    assert view.text_content('#review-choices .count') == '2 selected'
+    press(view, '2')  # which leaves fewer
+    press(view, 'Shift+ArrowRight')
+    assert view.text_content('#review-choices .count') == '2 selected' and not view.problems
+
+
+def test_enter_takes_the_class_that_was_typed(tmp_path, show):
+    make(tmp_path / 'x.html', ['Common wheat', 'caterpillar', 'other'])
+    view = start(show(tmp_path / 'x.html'))
+    press(view, '/')
+    view.keyboard.type('cat')
+    view.click('#review-classes button:has-text("New class: cat")')
+    press(view, '/')
+    view.keyboard.type('cat')
+    view.evaluate('document.getElementById("review-search").dispatchEvent('
+                  'new KeyboardEvent("keydown", {key: "Enter", isComposing: true, bubbles: true}))')
+    assert view.is_visible('#review-picker')  # Enter ended a word of an input method
+    press(view, 'Enter')
+    assert set(answers(view).values()) == {'cat'}
+
+
+def test_made_up_classes_keep_their_keys(tmp_path, show):
+    make(tmp_path / 'x.html', ['cat', 'dog'])
+    view = start(show(tmp_path / 'x.html'))
+    for name in ('zebra', 'ape', 'yak'):
+        press(view, '/')
+        view.keyboard.type(name)
+        press(view, 'Enter')
+    keys = view.locator('#review-choices button').all_inner_texts()
+    view.reload()
+    assert view.locator('#review-choices button').all_inner_texts() == keys
+    assert [name in text for name, text in zip(('zebra', 'ape', 'yak'), keys[2:5], strict=True)] == [True] * 3
+
+
+def test_the_focus_and_what_to_do_next(tmp_path, show):
+    """The keys' own page, with Forget, is there on a phone, too; what to do with the table stays on the screen."""
+    make(tmp_path / 'x.html', ODD)
+    view = start(show(tmp_path / 'x.html', 390))
+    assert view.evaluate('document.activeElement.id') == 'review-app'
+    press(view, '1')
+    download(view)
+    view.wait_for_timeout(1500)
+    assert 'corrections.csv' in view.text_content('#review-status')
+    assert view.evaluate("getComputedStyle(document.getElementById('review-status')).opacity") > '0.9'
+    view.click('#review-help')
+    assert view.is_visible('#review-forget')
+    view.keyboard.press('Escape')
+    press(view, 'Escape')
+    assert view.evaluate('document.activeElement.id') == 'review-start'
 
 
 def test_labels_of_images_that_have_none(tmp_path, show):
-    """Earlier labels and their groups stay in the table; what is left out has no row."""
+    """Earlier labels and their groups stay in the table; what is left out has no class."""
     earlier = [Correction('old.png', 'dog', '', '', ''), Correction('2.png', 'cat', '', '', '')]
     make(tmp_path / 'x.html', ['cat', 'dog'], 5, unlabelled=True, earlier=earlier, groups={'old.png': 'plant 7'})
     view = start(show(tmp_path / 'x.html'))
@@ -226,8 +327,8 @@ def test_labels_of_images_that_have_none(tmp_path, show):
     view.keyboard.type('bird')
     press(view, 'Enter', '3')
     assert {row['file']: (row['class'], row['group']) for row in download(view)} == {
-        'old.png': ('dog', 'plant 7'), '2.png': ('cat', ''), '0.png': ('dog', ''), '3.png': ('bird', ''),
-        '4.png': ('bird', '')}
+        'old.png': ('dog', 'plant 7'), '2.png': ('cat', ''), '0.png': ('dog', ''), '1.png': ('', ''),
+        '3.png': ('bird', ''), '4.png': ('bird', '')}
 
 
 def test_the_later_of_an_earlier_table_and_the_browser_counts(tmp_path, show):
@@ -241,6 +342,19 @@ def test_the_later_of_an_earlier_table_and_the_browser_counts(tmp_path, show):
     view.reload()
     assert answers(view) == {'x/0.png': ODD[3], 'gone.png': '', 'twin/0.png': ODD[0], 'twin/1.png': ODD[0],
                              'x/1.png': ODD[1]}
+
+
+@pytest.mark.parametrize('time', [None, '', '31.01.2020 09:30'])
+def test_what_was_changed_in_the_table_by_hand_stays(tmp_path, show, time):
+    """Whatever stands for its time: that of the decision here (None), none, or as a spreadsheet writes it."""
+    make(tmp_path / 'x.html', ['cat', 'dog'])
+    view = start(show(tmp_path / 'x.html'))
+    press(view, '2', '2')
+    row = next(row for row in download(view) if row['file'] == 'x/0.png')
+    edited = Correction('x/0.png', 'bird', 'cat', row['when'] if time is None else time, '')
+    make(tmp_path / 'x.html', ['cat', 'dog'], earlier=[edited])
+    view.reload()
+    assert answers(view)['x/0.png'] == 'bird'
 
 
 @pytest.fixture

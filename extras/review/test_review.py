@@ -287,6 +287,17 @@ def test_images_of_a_split_have_the_names_of_their_source(tmp_path, source):
         assert all((source / file).is_file() for file in files)
 
 
+def test_a_review_of_the_source_goes_on_with_the_corrections_of_its_split(tmp_path, source):
+    """Else the table that it hands out would lack them, and take their place."""
+    Path('corrections.csv').write_text('file,class\na/003.png,b\n')
+    split()
+    untrained('x.pth', classes=('a', 'b'), settings={'DATA_DIR': 'data'})
+    assert classify('--test-dir', 'data1', '--review', '--checkpoint', 'x.pth', '--print', 'none').returncode == 0
+    data = content({'html': (tmp_path / 'predictions' / 'report.html').read_text(encoding='utf-8')})
+    assert [(row['file'], row['label']) for row in data['earlier']] == [('a/003.png', 'b')]
+    assert ['a/003.png'] not in [item['files'] for item in data['items']]
+
+
 def test_a_table_of_labels_that_went_is_a_warning(tmp_path, source, capsys):
     """The page's own table would lack its rows."""
     split()
@@ -297,9 +308,9 @@ def test_a_table_of_labels_that_went_is_a_warning(tmp_path, source, capsys):
     predictor = SimpleNamespace(classes=['a', 'b'], members=[member])
     found = PredictionReview(open_source('data1'), predictor, True)
     assert found.earlier == [] and "warning: LABELS = 'labels.csv' cannot be read" in capsys.readouterr().out
-    Path('labels.csv').write_text('file,class,group\na/001.png,a,7\n')
+    Path('labels.csv').write_text('file,class,group\na\\001.png ,a,7\na/002.png,,\n')
     found = PredictionReview(open_source('data1'), predictor, True)
-    assert found.known == {'a/001.png'} and found.groups == {'a/001.png': '7'}
+    assert found.known == {'a/001.png', 'a/002.png'} and found.groups == {'a/001.png': '7'}
 
 
 # Before there is a network
@@ -307,12 +318,14 @@ def test_a_table_of_labels_that_went_is_a_warning(tmp_path, source, capsys):
 def test_the_first_labels(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     draw_folder(tmp_path, {'new': 20})
-    Path('labels.csv').write_text('file,class\n003.png,dog\n')
+    Path('labels.csv').write_text('file,class\n003.png,dog\n004.png,\n')
     arguments = ['--images', 'new', '--classes', 'cat, bird', '--labels', 'labels.csv', '--count', '30']
     first_page.main(first_page.settings.read(first_page, arguments))
     data = content({'html': Path('review.html').read_text(encoding='utf-8')})
-    assert len(data['items']) == 19 and ['003.png'] not in [item['files'] for item in data['items']]
+    assert len(data['items']) == 18 and ['003.png'] not in [item['files'] for item in data['items']]
     assert data['classes'] == ['cat', 'bird', 'dog'] and data['items'][0]['choices'] == [0, 1, 2]
     Path('labels.csv').write_text('file,class\n' + ''.join(f'{number:03}.png,dog\n' for number in range(20)))
     with pytest.raises(UserError, match='no image in it without a label'):
         first_page.main(first_page.settings.read(first_page, arguments))
+    with pytest.raises(UserError, match="CLASSES: the class 'cat/dog' cannot be the name of a folder"):
+        first_page.main(first_page.settings.read(first_page, [*arguments, '--classes', 'cat/dog']))

@@ -6,15 +6,18 @@
     python tests/bench/review.py --step choose --photos PHOTOS --how review --seed 1
 
 `noise`: a share of the labels of train is drawn anew; those of val stay right. A network is trained on them as train.py
-does, and an oracle looks at the first so many images that the page of this run asks for: the labels that it corrects
-are right in a second training. Without looks there is the first training only; with --noise 0 all labels are right.
+does, and an oracle looks at the first so many images of train that the page of this run asks for: the labels that it
+corrects are right in a second training. Without looks there is the first training only; with --noise 0 all labels are
+right.
 `peer`: how many wrong labels the same looks find in cleanlab's list (python -m pip install cleanlab). It is made from
 networks that were trained on the other three quarters of train, with as much compute together as the one network had.
-`choose`: a network is trained on 50 labelled images, the next 50 are chosen by what it is unsure of (--how review) or
-at random (--how random), and so on, five rounds, each from scratch.
+`choose`: a network is trained on 35 of 50 labelled images and validated on the others, as a person would, the next 50
+are chosen by what it is unsure of (--how review) or at random (--how random), and so on, five rounds, each from
+scratch. The accuracy is that on val, whose labels the person does not have.
 
 Each call is a run of its own, which goes on where it was interrupted, and adds a row to TABLE (one for each round of
-`choose`); what is in the table already is not done again. The first call of `noise` for a seed should have no looks,
+`choose`); what is in the table already is not done again: other PFLOP and OPTIONS need a TABLE and a WORK_DIR of their
+own. The first call of `noise` for a seed should have no looks,
 since all others need its training. OMP_NUM_THREADS=1 keeps it on one core. `found` is how many wrong labels the looks
 found; where there were none, what 100, 200, 400 and as many looks as there are wrong labels would find.
 """
@@ -25,6 +28,7 @@ import random
 import shutil
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -84,7 +88,8 @@ def noise(cfg, photos, work, table, row):
     flips = make_noisy(cfg, photos, work / 'first', corrected=())
     first = train(cfg)
     wrong = {flip.file for flip in flips}
-    asked = asked_for('out/report.html')
+    in_train = set(train_files(photos))
+    asked = [file for file in asked_for('out/report.html') if file in in_train]
     if cfg.LOOKS == 0:
         found = ' '.join(str(len(wrong & set(asked[:looks]))) for looks in (*LOOKED_AT, len(wrong)))
         write_row(table, {**row, 'wrong': len(wrong), 'found': found, **first})
@@ -107,12 +112,11 @@ def make_noisy(cfg, photos, work, corrected):
     classes = sorted(path.name for path in Path('data', 'train').iterdir())
     rng = random.Random(cfg.SEED)
     flips = []
-    with open('data/split.csv', newline='', encoding='utf-8') as file:
-        files = [Path(row['source']).relative_to(photos) for row in csv.DictReader(file) if row['side'] == 'train']
+    files = train_files(photos)
     for file in rng.sample(files, round(cfg.NOISE * len(files))):
-        true = file.parts[0]
+        true = Path(file).parts[0]
         given = rng.choice([name for name in classes if name != true])
-        flips.append(Correction(file.as_posix(), given, true, '', ''))
+        flips.append(Correction(file, given, true, '', ''))
     left = [flip for flip in flips if flip.file not in corrected]
     if left:
         write_corrections(Path('flips.csv'), left)
@@ -122,18 +126,25 @@ def make_noisy(cfg, photos, work, corrected):
     return flips
 
 
-def train(cfg):
-    """Train in the current folder, and return the columns of a row."""
+def train_files(photos):
+    """Return the paths below `photos` of the images of train, of the split in the current folder."""
+    with open('data/split.csv', newline='', encoding='utf-8') as file:
+        return [Path(row['source']).relative_to(photos).as_posix()
+                for row in csv.DictReader(file) if row['side'] == 'train']
+
+
+def train(cfg, val='data/val'):
+    """Train in the current folder, and return the columns of a row; the accuracy is that on the folder `val`."""
     trained = run_train(cfg.OPTIONS, cfg.PFLOP, cfg.SEED)
-    acc1, low, high = score(trained.weights['ema'])
+    acc1, low, high = score(trained.weights['ema'], val)
     return {'acc1': acc1, 'low': low, 'high': high, 'pflop': round(trained.pflop, 4),
             'minutes': round(trained.seconds / 60, 2)}
 
 
-def score(saved):
-    """Return (ACC1 on data/val, the ends of its interval), in percent."""
-    found = [one for one in Predictor({'ema': saved})(list_images('data/val')) if not one.error]
-    targets = [saved['classes'].index(Path(one.image).relative_to('data/val').parts[0]) for one in found]
+def score(saved, val):
+    """Return (ACC1 on the images of a folder, the ends of its interval), in percent."""
+    found = [one for one in Predictor({'ema': saved})(list_images(val)) if not one.error]
+    targets = [saved['classes'].index(Path(one.image).relative_to(val).parts[0]) for one in found]
     result = scores(torch.stack([one.logits for one in found]), torch.tensor(targets), saved['classes'])
     return tuple(round(value, 2) for value in (result['acc1'], *result['acc1_interval']))
 
@@ -215,7 +226,7 @@ def choose(cfg, photos, work, table, row):
         this_round = {**row, 'round': number, 'labels': len(labelled)}
         os.chdir(work)
         make_round(work / f'round {number}', work / 'whole', labelled)
-        columns = train(cfg)
+        columns = train(cfg, str(work / 'whole' / 'data' / 'val'))
         if not is_there(table, this_round):
             write_row(table, {**this_round, **columns})
         if number < cfg.ROUNDS:
@@ -235,11 +246,15 @@ def first_images(pool, count):
 
 def make_round(work, whole, labelled):
     shutil.rmtree(work / 'data', ignore_errors=True)
+    of_class = Counter()
     for name in labelled:
-        link = work / 'data' / 'train' / name
+        number = of_class[Path(name).parts[0]]  # of every ten of a class the third, sixth and ninth validate
+        of_class[Path(name).parts[0]] += 1
+        link = work / 'data' / ('val' if number % 10 in (2, 5, 8) else 'train') / name
         link.parent.mkdir(parents=True, exist_ok=True)
         os.symlink(whole / 'data' / 'train' / name, link)
-    os.symlink(whole / 'data' / 'val', work / 'data' / 'val')
+    for name in of_class:
+        (work / 'data' / 'val' / name).mkdir(parents=True, exist_ok=True)
     shutil.copy(whole / 'mean_std.json', work)
     os.chdir(work)
 
