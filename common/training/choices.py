@@ -154,7 +154,7 @@ USUAL_SIDE = 224          # pixels
 SPEED_SIDE = 128          # pixels, of the images that tell how fast a machine is; some networks need a multiple of 32
 SIDES = range(64, USUAL_SIDE + 1, STRIDE)
 ENLARGEMENT = 1.5         # of small images: of 32 pixels at 48 more were right than at 32 and 64 (docs/recipe.md)
-IMAGES_AT_LEAST = 15_000  # that a run from scratch should train on, each again and again
+IMAGES_AT_LEAST = 20_000  # that a run from scratch should train on, each again and again
 PASSES_AT_128 = 9         # over the training set, which a run from scratch should make with images of 128 pixels
 PASSES_FOR_ALL = 100      # over the training set, from which on the whole of the augmentation is applied
 CHOSEN = ('OPTIMIZER', 'USE_AMP', 'IMG_SIZE', 'BATCH_SIZE', 'LR', 'AUGMENTATION')  # may be 'auto' until images are seen
@@ -258,8 +258,8 @@ def choose_img_size(images: int, own_side: float, pixels: float | None, minutes:
 def images_wanted(side: int, images: int) -> int:
     """Return how many images of that side a run from scratch on so many should see before larger ones pay.
 
-    From four runs on 2,821 photographs, one seed each: with 0.47 PFLOP 18 passes at 160 pixels were better than 9 at
-    224, with 0.15 PFLOP 9 at 128 better than 17 at 96.
+    From runs on 2,821 photographs, one seed each: with 0.15 PFLOP 8 passes at 80 pixels were better than 6 at 96, with
+    0.47 PFLOP and growing images 18 passes at 160 better than 9 at 224 (docs/measurements.md).
     """
     return max(IMAGES_AT_LEAST, round(PASSES_AT_128 * (side / 128) ** 3 * images))
 

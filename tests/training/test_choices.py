@@ -115,7 +115,7 @@ def test_images_are_as_large_as_the_time_allows(capsys, monkeypatch):
     assert few[0] == 64 and few[-1] == 224 and few == sorted(few) and len(set(few)) > 2
     assert all(one >= other for one, other in zip(few, many, strict=True)) and few != many
     out = capsys.readouterr().out
-    assert 'so that 10 minutes are enough for about 15000 images' in out and 'about 176000 images' in out
+    assert 'so that 10 minutes are enough for about 20000 images' in out and 'about 176000 images' in out
 
 
 @pytest.mark.parametrize('own_side, budget, source, size', [
