@@ -164,16 +164,28 @@ def test_a_teacher_sees_images_of_its_own_size(data, monkeypatch):
     validate = train.validate
     forward = models.VOLO.forward
     asked = Member.forward
-    monkeypatch.setattr(models.VOLO, 'forward',
-                        lambda net, x: seen[net.training].append(x.shape[2:]) or forward(net, x))
+
+    def noted_forward(net, x):
+        seen[net.training].append(x.shape[2:])
+        return forward(net, x)
+
+    def noted_validate(model, loader, *rest):
+        plain.extend(loader)
+        return validate(model, loader, *rest)
+
+    monkeypatch.setattr(models.VOLO, 'forward', noted_forward)
     monkeypatch.setattr(train, 'measure_batch_norm', lambda nets, loader, *rest: plain.extend(loader))
-    monkeypatch.setattr(train, 'validate', lambda model, loader, *rest: plain.extend(loader) or validate(
-        model, loader, *rest))
+    monkeypatch.setattr(train, 'validate', noted_validate)
     run(teacher='x.pth', img_size=16, epochs=1, mixup_prob=0)
     assert {*seen[True]} == {(16, 16)} and {*seen[False]} == {(16, 16), (32, 32)}
     assert len(plain) > 3 and all(images.shape[2:] == (16, 16) for images, _ in plain)
     shapes = []
-    monkeypatch.setattr(Member, 'forward', lambda member, x: shapes.append(x.shape[2:]) or asked(member, x))
+
+    def noted_question(member, x):
+        shapes.append(x.shape[2:])
+        return asked(member, x)
+
+    monkeypatch.setattr(Member, 'forward', noted_question)
     run(teacher='x.pth', img_size=16, epochs=2, mixup_prob=0, resume='true')
     assert shapes.count((16, 16)) == 1 and {*shapes} == {(16, 16), (32, 32)}, 'the smaller ones are of its check'
 
