@@ -83,6 +83,14 @@ def test_the_side_follows_from_the_room():
     assert len(as_jpeg(noise('x', 0), 512, 2000)) <= 2000
 
 
+def test_small_pictures_do_not_carry_large_tables():
+    """Of Huffman codes, which would be half of a file of a thousand bytes, and leave the image fewer pixels."""
+    photograph = Image.effect_mandelbrot((64, 48), (-2, -1.5, 1, 1.5), 40).convert('RGB')
+    usual = io.BytesIO()
+    photograph.save(usual, 'JPEG', quality=80)
+    assert len(as_jpeg(photograph, 64, 10 ** 6)) < len(usual.getvalue()) - 100
+
+
 def test_an_image_is_read_once_for_all_pages():
     read = []
 
