@@ -153,7 +153,8 @@ def check(cfg: settings.Settings) -> None:
     if not 0 < cfg.VAL_RATIO < 1:
         raise UserError(f'VAL_RATIO = {cfg.VAL_RATIO} must lie between 0 and 1')
     if not 0 <= cfg.TEST_RATIO < 1 - cfg.VAL_RATIO:
-        raise UserError(f'TEST_RATIO = {cfg.TEST_RATIO} must be at least 0 and leave something beside VAL_RATIO')
+        raise UserError(f'TEST_RATIO = {cfg.TEST_RATIO} must be at least 0, and below 1 together with VAL_RATIO = '
+                        f'{cfg.VAL_RATIO}')
     if not 0 <= cfg.SEED < 2 ** 32:
         raise UserError(f'SEED = {cfg.SEED} must lie between 0 and {2 ** 32 - 1}')
     if cfg.NEAR_DUPLICATES not in (True, False, 'auto'):

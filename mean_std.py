@@ -2,7 +2,7 @@
 
     python mean_std.py
 
-Reads every image below data1/ and writes mean_std.json, which train.py picks up by itself.
+Reads every image below data1/ and writes mean_std.json, which train.py reads when it trains from scratch.
 """
 import time
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ from common.runtime.machine import lacking_for_processes, worker_count
 from common.runtime.signals import end_with_parent
 
 DATA_DIR = 'data1'                # Folder with one sub-folder of images for each class.
-OUTPUT_FILE = 'mean_std.json'     # File for the result. train.py looks for this name.
+OUTPUT_FILE = 'mean_std.json'     # File for the result. train.py reads mean_std.json.
 NUM_WORKERS: int | str = 'auto'   # Processes that read images. 'auto' takes one for each core, 8 at most.
 
 _LEVELS = np.arange(256) / 255
@@ -69,7 +69,7 @@ def main(cfg: settings.Settings) -> None:
     print(f'\n{len(stats.images)} images, {len(found.classes)} classes, {format_duration(seconds)}')
     print(f'mean of the per-image means and stds: {(mean, std)}')
     print(f'over all pixels together:             {(pixel_mean, pixel_std)}')
-    print(f'\n{cfg.OUTPUT_FILE} is written; train.py uses it. To fix the values there instead, paste')
+    print(f'\n{cfg.OUTPUT_FILE} is written. To set the values in train.py instead, paste')
     rounded = tuple(tuple(round(value, 6) for value in values) for values in (mean, std))
     print(f'NORMALISATION: str | tuple = {rounded}')
 
@@ -89,7 +89,7 @@ def read_stats(paths: Sequence[str | Path], num_workers: int) -> ChannelStats:
     """
     lacking = lacking_for_processes(num_workers)
     if num_workers and lacking:
-        print(f'warning: {lacking}: with NUM_WORKERS = 0 this process reads the images alone')
+        print(f'warning: {lacking}: this process reads the images alone, as with NUM_WORKERS = 0')
         num_workers = 0
     if num_workers:
         chunk = max(1, min(32, len(paths) // num_workers // 4))

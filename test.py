@@ -5,7 +5,7 @@
     python test.py --test-dir inbox --sort-to sorted --watch    a folder that fills up: copies in a folder per class
     python test.py --test-dir - --print jsonl <files.txt >rows  a list of files, a JSON object a line for a program
     python test.py --explain                                    also draws where the network looked
-    python test.py --test-dir unlabelled --review               a page to label images, those first that teach most
+    python test.py --test-dir unlabelled --review               a page to label images, the most instructive first
 
 needs the checkpoint and nothing else: classes, image size and normalisation come out of it. Writes predictions.csv and
 predictions.jsonl, which grow as it works, the contact sheet predictions.png and the page report.html to OUTPUT_DIR;
@@ -53,8 +53,8 @@ TTA = False                       # Test-time augmentation: classify each image 
                                   # of the kinds that training saw, and average the logits.
 TTA_BELOW = 0.9                   # Test-time augmentation is for images with a confidence below this, from 0 to 1.
 EXPLAIN = False                   # For a VOLO: draw where it looked, in the folder explain/ and on the page.
-REVIEW: bool | int = False        # The page can be worked with: label images that have no class yet, those first that
-                                  # would teach most, or correct labels. True shows 1,000 images, a number that many.
+REVIEW: bool | int = False        # Let the page ask for labels of images without a class, the most instructive first,
+                                  # or for corrections. True asks for up to 1,000 images, a number for up to so many.
 SORT_TO: str | None = None        # A folder in which each image is copied into the sub-folder of its class, 'unsure' or
                                   # 'unknown'.
 UNSURE_BELOW = 0.5                # SORT_TO copies images with a confidence (the probability of their class) below this,
@@ -90,7 +90,7 @@ def main(cfg: Settings) -> None:
             print('These images chose the weights, and perhaps your settings, so that on others the accuracy will be '
                   'a little lower: makedata.py --test-ratio 0.15 keeps a part for this.')
         print(f'\n{summary.classified} images classified, {summary.unknown} not recognised, {summary.unreadable} '
-              f'unreadable; see {out}/predictions.csv, .jsonl and .png')
+              f'unreadable; see {out}/report.html and predictions.csv, .jsonl and .png')
     finish(summary.unreadable)
 
 
@@ -106,8 +106,8 @@ def validate_settings(cfg: Settings) -> None:
     for name in ('UNKNOWN_BELOW', 'UNSURE_BELOW', 'TTA_BELOW'):
         settings.check_range(name, getattr(cfg, name), least=0, most=1)
     if cfg.TEST_DIR and Path(cfg.OUTPUT_DIR).resolve() == Path(cfg.TEST_DIR).resolve():
-        raise UserError(f'OUTPUT_DIR = {cfg.OUTPUT_DIR!r} is TEST_DIR, whose next run would classify the plots of this '
-                        'one: choose another folder')
+        raise UserError(f'OUTPUT_DIR = {cfg.OUTPUT_DIR!r} is also TEST_DIR, so that the next run would classify the '
+                        'plots of this one: choose another folder')
     choices = {'USE_GPU': (True, False, 'auto'), 'USE_AMP': (True, False, 'auto'), 'PRINT': ('text', 'jsonl', None)}
     for name, allowed in choices.items():
         value = getattr(cfg, name)

@@ -39,8 +39,8 @@ from models import VARIANTS
 # ---- Data
 DATA_DIR = 'data'                 # Folder that makedata.py made: train/ and val/, one sub-folder for each class.
 IMG_SIZE: int | tuple | str = 'auto'  # Pixels, a multiple of 16, or (height, width). 112 takes a quarter of the time of
-                                  # 224. 'auto' is 224, from scratch less with a short TIME_BUDGET, and at most 1.5
-                                  # times the shorter side of the images, rounded up.
+                                  # 224. 'auto' is 224; from scratch less with a short TIME_BUDGET or small
+                                  # images: at most 1.5 times their shorter side, rounded up.
 CROP: float | str | None = None   # None squeezes the whole image into IMG_SIZE, whatever its shape. 0.96 takes the
                                   # middle 96 % undistorted. 'published' crops and interpolates as MODEL was published.
 NORMALISATION: str | tuple = 'auto'  # Mean and standard deviation of red, green and blue. 'data': those of
@@ -56,10 +56,9 @@ MODEL_KWARGS = {}                 # More keyword arguments of the network, for e
 PRETRAINED: bool | str = 'auto'   # ImageNet weights: 'auto' if they can be fetched, True required, False none; or the
                                   # path of a file of weights.
 DROP_PATH = 0.1                   # Maximum stochastic-depth rate, reached in the last block.
-TEACHER: str | tuple | None = None  # Checkpoint of a trained network of the same classes, or several with commas: what
-                                  # they say of an image takes the place of its label (extras/teacher).
-TEACHER_WEIGHT = 1.0              # Share of TEACHER's word in what is learnt of an image, from 0 to 1; the rest is the
-                                  # label.
+TEACHER: str | tuple | None = None  # Checkpoint of a trained network of the same classes, or several with commas:
+                                  # their probabilities replace the label of each image (extras/teacher).
+TEACHER_WEIGHT = 1.0              # Weight of TEACHER's probabilities in the target, from 0 to 1; the rest is the label.
 TOKEN_LABEL = False               # VOLO only: the paper's training, with MixToken and a loss on every token. It needs
                                   # MIXUP_PROB = 0.
 GRAD_CHECKPOINTING = False        # True computes each block twice instead of storing it: slower, for less memory.
@@ -122,12 +121,12 @@ def train_one_epoch(cfg: Settings, state: step.TrainState, data: Data, epoch: in
     batches = step.UpdateBatches(data.train, state, epoch, cfg.ACCUMULATE_STEPS)
     for images, labels in batches:                          # on the device
         step.seed_batch(cfg.SEED, batches.update, batches.place)  # so that a resumed run draws the same numbers
-        images = data.augment(images)                       # what GPU_AUGMENT leaves of it for the device
+        images = data.augment(images)                       # augmentation on the device, with GPU_AUGMENT
         images, targets = state.mix(images, labels)         # Mixup or CutMix now and then; smoothed targets
         learnt = state.teach(images, targets)               # the targets, or what a TEACHER says of the images
         logits, each_loss = state.model(images, learnt)     # forward: autocast, in each replica of DataParallel
         loss = each_loss.sum() / (cfg.BATCH_SIZE * batches.in_update)
-        loss = loss * processes.WORLD_SIZE                  # torchrun averages gradients over its processes: undone
+        loss = loss * processes.WORLD_SIZE                  # undoes torchrun's average over its processes
         state.scaler.scale(loss).backward()
         meter.add(each_loss, logits, labels, targets)
         if not batches.completes_update:                    # ACCUMULATE_STEPS batches make an update
@@ -138,7 +137,7 @@ def train_one_epoch(cfg: Settings, state: step.TrainState, data: Data, epoch: in
         finite = guarded_step(norm)                         # optimizer.step, scaler.update, zero_grad; a norm that is
                                                             # not finite changes neither weights nor optimizer
         state.scheduler.step_update(100 * state.plan.share(batches.update))  # in percent of the run
-        result = meter.read(norm, finite)                   # as Python's numbers, for which a GPU is waited for
+        result = meter.read(norm, finite)                   # as Python's numbers: waits for the GPU
         if result.finite and state.ema:
             state.ema.update(state.net, step=batches.update)
         after_update(result, batches)                       # AverageMeters of loss and ACC1, progress, saves, signals
@@ -261,7 +260,7 @@ def build_state(cfg: Settings, data: Data, weights: setup.InitialWeights, saved:
     validation = run_length.validation_cost(net, len(data.val), len(data.plain), cfg.USE_EMA, cfg.ACCUMULATE_STEPS)
     updates_per_epoch = math.ceil(len(data.train) / cfg.ACCUMULATE_STEPS)
     plan = run_length.make_plan(cfg.EPOCHS, updates_per_epoch, validation, cfg.VALIDATE_EVERY)
-    if cfg.TIME_BUDGET:  # how fast the machine is, updates with blank images tell
+    if cfg.TIME_BUDGET:  # updates with blank images tell how fast the machine is
         rehearse = partial(run_length.rehearse, clock, model, optimizer, *blank, cfg.ACCUMULATE_STEPS, teach)
         plan = run_length.fit_time_budget(plan, cfg.TIME_BUDGET, clock, saved, rehearse)
     state = step.TrainState(

@@ -292,7 +292,8 @@ def build_data(cfg: Settings, split: Split, transform: Transform, for_training: 
         raise UserError(f'{len(train_set)} training images but BATCH_SIZE = {cfg.BATCH_SIZE}: lower BATCH_SIZE')
     found = fingerprint(train_set, val_set)
     if len(set(gather(found))) > 1:
-        raise UserError(f'DATA_DIR = {cfg.DATA_DIR!r}: its images are not the same on all machines')
+        raise UserError(f'DATA_DIR = {cfg.DATA_DIR!r}: its images are not the same on all machines: copy the same '
+                        'folder to each')
     blocks = train_set.blocks()
     shares = equal_shares(train_set.targets) if cfg.BALANCE == 'sampler' else None
     plain_set = copy.copy(train_set)

@@ -198,7 +198,8 @@ class Predictor:
         self.transforms: list[Transform] = []
         for member in self.members:
             if member.saved['classes'] != self.classes:
-                raise UserError(f'{member.name}: its classes are not those of {first.name}')
+                raise UserError(f'{member.name}: its classes are not those of {first.name}: choose checkpoints of '
+                                'the same classes')
             transform = Transform.from_dict(member.saved['transform'])
             if transform not in self.transforms:
                 self.transforms.append(transform)
@@ -299,7 +300,7 @@ class Predictor:
             logits, features = member.model(tensors[member.transform])
             logits = logits.float().cpu() / temperature_of(member.saved)
             if not logits.isfinite().all():
-                raise UserError(f'{member.name}: its weights give non-finite logits')
+                raise UserError(f'{member.name}: its weights give non-finite logits: choose another checkpoint')
             all_logits.append(logits)
             all_features.append(None if features is None else features.float().cpu())
             if features is None:
@@ -320,8 +321,8 @@ def average(members: list[Member]) -> Member:
     for member in members[1:]:
         for key in ('model', 'model_kwargs', 'classes', 'transform'):
             if member.saved[key] != first.saved[key]:
-                raise UserError(f'{member.name}: its {key} is not that of {first.name}, so their weights have no mean: '
-                                'average logits')
+                raise UserError(f'{member.name}: its {key} is not that of {first.name}, so their weights cannot be '
+                                'averaged: set AVERAGE_WEIGHTS = False')
     states = [member.model.state_dict() for member in members]
     mean = {}
     for name, tensor in states[0].items():

@@ -122,7 +122,7 @@ def describe_device(device: torch.device, amp_dtype: torch.dtype | None) -> str:
     line = f'device: {device.type} ({name}), {precision}'
     unused = gpu()
     if device.type == 'cpu' and unused:
-        line += f'; without the GPU, {unused.type} (USE_GPU)'
+        line += f'; the GPU ({unused.type}) is not used: USE_GPU = True takes it'
     return line
 
 

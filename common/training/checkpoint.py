@@ -144,6 +144,8 @@ def load_last(folder: Path) -> dict:
     path = next((path for path in (last, before) if is_whole(path)), last)
     if path == before:
         print(f'{last} is missing or damaged: going on from the save before it, {before}')
+    if not path.exists():
+        raise UserError(f'RESUME: there is no {path}: start without it, or give the OUTPUT_DIR of the run')
     content = load(path)
     missing = [key for key in LAST_KEYS if key not in content]
     if missing:
@@ -339,7 +341,8 @@ def check_resume(cfg: Settings, data: Data, saved: dict) -> None:
     if saved['transform'] != now:
         were = ', '.join(f'{key.upper()} = {value}' for key, value in saved['transform'].items()
                          if value != now.get(key))
-        raise UserError(f'{place} was trained with {were}: set it so, or choose another OUTPUT_DIR')
+        raise UserError(f'{place} was trained with {were}: put mean_std.json, NORMALISATION and CROP back, or choose '
+                        'another OUTPUT_DIR')
     if is_complete(saved, cfg.EPOCHS, cfg.TIME_BUDGET, cfg.PATIENCE):
         longer = 'TIME_BUDGET' if cfg.TIME_BUDGET else 'EPOCHS'
         raise UserError(f'{place} has completed all its {len(saved["history"])} epochs: raise {longer} to train on')

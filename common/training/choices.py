@@ -149,7 +149,7 @@ def check_preprocessing(crop: float | str | None, normalisation: str | tuple) ->
 # ---- what 'auto' becomes ---------------------------------------------------------------------------------------------
 
 MANY_IMAGES = 10_000      # training images, from which on AdamW's batches are larger
-ENOUGH_FOR_MUON = 1_000   # training images, from which on Muon was better: with 944, not with 474 (docs/recipe.md)
+ENOUGH_FOR_MUON = 1_000   # training images, from which on Muon is better (docs/measurements.md)
 USUAL_SIDE = 224          # pixels
 SPEED_SIDE = 128          # pixels, of the images that tell how fast a machine is; some networks need a multiple of 32
 SIDES = range(64, USUAL_SIDE + 1, STRIDE)

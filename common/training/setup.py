@@ -272,7 +272,7 @@ def largest_batch(spec: NetworkSpec, demand: Demand) -> int:
 def refuse_small_batch(error: Exception, batch_size: int, model: str) -> None:
     """Raise UserError if the error of a training step is that BatchNorm finds no variance in so few images."""
     if 'more than 1 value per channel' in str(error):
-        raise UserError(f'BATCH_SIZE = {batch_size}: too few for the BatchNorm of {model}') from error
+        raise UserError(f'BATCH_SIZE = {batch_size}: too few for the BatchNorm of {model}: raise it') from error
 
 
 def work_out_cost(spec: NetworkSpec, net: nn.Module, demand: Demand) -> float | None:

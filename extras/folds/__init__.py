@@ -19,7 +19,8 @@ class FoldLayout:
     def __init__(self, count: int, seed: int, test_ratio: float, shards: bool):
         """Raise UserError for fewer than two folds, and together with TEST_RATIO or SHARDS."""
         if count < 2 or shards or test_ratio:
-            raise UserError(f'FOLDS = {count}: give 2 or more, without SHARDS and TEST_RATIO, or None')
+            raise UserError(f'FOLDS = {count}: give 2 or more, without SHARDS and with TEST_RATIO = 0; or set '
+                            'FOLDS = None')
         self.count = count
         self.seed = seed
 

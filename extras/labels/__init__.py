@@ -26,12 +26,13 @@ def read_labels(table: str, root: str) -> FoundImages:
             raise UserError(f'{place}: {printable(cells["file"])} must be a path below SOURCE_DIR') from None
         entry = (tidy(cells['class']), tidy(cells['group']) or None)
         if rows.setdefault(file, entry) != entry:
-            raise UserError(f'{place}: {printable(file)} was there before, with another class or group')
+            raise UserError(f'{place}: {printable(file)} was there before, with another class or group: keep one of '
+                            'the rows')
     listed = set(rows)
     rows = {file: entry for file, entry in rows.items() if entry[0]}
     classes = sorted({label for label, _ in rows.values()})
     if not classes:
-        raise UserError(f'LABELS = {table!r}: no images in it')
+        raise UserError(f'LABELS = {table!r}: no images in it that have a class')
     refuse_class_names(classes, table)
     if not any(os.path.lexists(inside(root, file)) for file in rows):
         raise UserError(f'LABELS = {table!r}: none of its files is there, the first would be '

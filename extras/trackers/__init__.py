@@ -14,7 +14,7 @@ Log = Callable[[dict[str, float], int], None]  # values by name, and the epoch t
 
 
 def validate_tracker(name: str | None) -> None:
-    """Raise UserError for a tracker that there is not, or that is not installed."""
+    """Raise UserError for an unknown tracker, or one that is not installed."""
     if name not in (None, *TRACKERS):
         raise UserError(f'TRACKER = {name!r}: choose {", ".join(map(repr, TRACKERS))} or None')
     if name and importlib.util.find_spec(name) is None:

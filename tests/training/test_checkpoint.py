@@ -86,7 +86,7 @@ def test_the_save_before_stands_in_for_a_damaged_one(tmp_path, capsys):
                                            f'{tmp_path / "last_before.pth"}\n')
         last.unlink(missing_ok=True)
     (tmp_path / 'last_before.pth').unlink()
-    with pytest.raises(UserError, match=r'last\.pth: no such file'):
+    with pytest.raises(UserError, match=r'RESUME: there is no .*last\.pth: start without it'):
         checkpoint.load_last(tmp_path)
 
 
