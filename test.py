@@ -19,7 +19,7 @@ from typing import Any
 
 from common import settings
 from common.data.sources import Source, open_source
-from common.evaluation.predictor import UNKNOWN, Predictor, is_validation_set, paths_of
+from common.evaluation.predictor import UNKNOWN, Predictor, is_validation_set, paths_of, usual_test_dir
 from common.evaluation.report import Summary, table_row
 from common.reporting.page import making, write_prediction_page
 from common.reporting.plots import contact_sheet, plot_confusion, plot_reliability, prediction_cell
@@ -121,11 +121,12 @@ def validate_settings(cfg: Settings) -> None:
 
 
 def resolved(cfg: Settings) -> Settings:
-    """Return the settings with the folder that TEST_DIR stands for, and CHECKPOINT as a tuple of paths."""
+    """Return the settings with CHECKPOINT as a tuple of paths, and the folder that TEST_DIR stands for."""
+    checkpoints = paths_of(cfg.CHECKPOINT)
     test_dir = cfg.TEST_DIR
     if not test_dir:
-        test_dir = 'data/test' if Path('data/test').is_dir() else 'data/val'
-    return Settings(**{**vars(cfg), 'TEST_DIR': test_dir, 'CHECKPOINT': paths_of(cfg.CHECKPOINT)})
+        test_dir = usual_test_dir(checkpoints[0])
+    return Settings(**{**vars(cfg), 'TEST_DIR': test_dir, 'CHECKPOINT': checkpoints})
 
 
 def build_predictor(cfg: Settings) -> Predictor:

@@ -136,7 +136,11 @@ def open_split(data_dir: str) -> Split:
     root = Path(data_dir)
     sides = side_folders(root)
     if 'train' not in sides or 'val' not in sides:
-        raise UserError(f'{root}/train and {root}/val are needed: run makedata.py first, or set DATA_DIR')
+        if 'train' in sides:
+            advice = f'run python makedata.py --source-dir {root / sides["train"]}, and train.py on what it writes'
+        else:
+            advice = 'run makedata.py first, or set DATA_DIR'
+        raise UserError(f'{root}/train and {root}/val are needed: {advice}')
     tables = table_stamps(root)
     train_set = SeededImageFolder(root / sides['train'])
     if len(train_set.classes) == 1:

@@ -117,7 +117,8 @@ def is_side(name: str, side: str) -> bool:
 def side_folders(folder: str | Path) -> dict[str, str]:
     """Return the names of the sub-folders that are called like sides of a split, {'train': 'Train', 'val': 'valid'}.
 
-    Where there are two for a side, such as val and valid, it is the one that makedata.py would make. Raises UserError.
+    Where there are two for a side, such as val and valid, it is the one that makedata.py would make. Where train holds
+    nothing but another folder train, as some archives have it, it is 'train/train'. Raises UserError.
     """
     if not is_folder(folder):
         return {}
@@ -126,7 +127,16 @@ def side_folders(folder: str | Path) -> dict[str, str]:
         for side in _SPELLINGS:
             if is_side(entry.name, side) and is_folder_entry(entry) and found.get(side) != side:
                 found[side] = entry.name
-    return {side: found[side] for side in _SPELLINGS if side in found}
+    return {side: _unwrapped(folder, found[side]) for side in _SPELLINGS if side in found}
+
+
+def _unwrapped(folder, name):
+    """Return `name`, or 'name/name' where that sub-folder holds only another of its name, with folders in it."""
+    inner, has_images = _content(Path(folder, name))
+    if has_images or inner != {class_name(name)}:
+        return name
+    deeper, has_images = _content(Path(folder, name, name))
+    return f'{name}/{name}' if deeper and not has_images else name
 
 
 def side_folder(folder: str | Path, side: str) -> Path:
@@ -245,13 +255,38 @@ def find_in_class_folders(root: str) -> FoundImages:
         advice = f'python makedata.py --source-dir {train} splits {sides["train"]}'
         if 'val' in sides:
             advice = f'python train.py --data-dir {root} takes it as it is, and {advice} anew'
+        else:
+            advice += f', and, after training, python test.py --test-dir {Path(root, sides["test"])} tests the network'
         raise UserError(f'{root} is split already, into {", ".join(sides.values())}: {advice}; if these are classes, '
                         'rename one')
     files = Files(root)
     classes = files.classes()
     samples = files.samples({name: index for index, name in enumerate(classes)})
     refuse_empty(classes, {classes[target] for target in np.unique(samples.targets)}, root, files.left_out)
+    warn_of_deeper_classes(root, classes, samples)
     return FoundImages(root, classes, samples, left_out=files.left_out)
+
+
+def warn_of_deeper_classes(root: str, classes: Sequence[str], samples: Samples) -> None:
+    """Print a warning where the folders below those of the classes seem to be the classes.
+
+    That is so if no class folder has images of its own, and all have sub-folders of the same names, or one holds only
+    another of its own name, with folders in it.
+    """
+    inner = [set() for _ in classes]  # (a folder in that of the class, whether its images lie deeper)
+    for path, target in samples:
+        folders = Path(path).relative_to(root).parts[1:-1]
+        if not folders:
+            return
+        inner[target].add((folders[0], len(folders) > 1))
+    shared = set.intersection(*inner)
+    wrapped = [name for name, found in zip(classes, inner, strict=True) if found == {(name, True)}]
+    if len(shared) > 1 or wrapped:
+        counts = dict(zip(classes, np.bincount(samples.targets), strict=True))
+        largest = max(wrapped or classes, key=counts.get)
+        example = Path(root, largest, largest if wrapped else '')
+        print(f'warning: {", ".join(classes[:8])} are taken to be the classes, but hold folders alone: if the classes '
+              f'are further down, name the folder around them, such as {example}')
 
 
 def read_stamps(samples: Samples) -> np.ndarray:

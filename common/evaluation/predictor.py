@@ -16,12 +16,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from common.data.folders import Files, Store, is_side
+from common.data.folders import Files, Store, is_side, side_folder, side_folders
 from common.data.loaders import in_turn
 from common.data.sources import AnyImage, Batch, as_images, read_batches
 from common.data.transforms import Transform
 from common.evaluation.outliers import certainty, typicality
 from common.evaluation.validate import EvalModel
+from common.runtime.console import printable
 from common.runtime.device import choose_amp_dtype, choose_device, parallel, to_device
 from common.runtime.errors import UserError, extra
 from common.runtime.processes import RANK, WORLD_SIZE, gather
@@ -106,11 +107,28 @@ def outliers_of(saved: dict[str, Any], dim: int) -> dict[str, torch.Tensor] | No
 
 def is_validation_set(folder: str, saved: dict[str, Any]) -> bool:
     """Return whether a folder is the validation set by which a checkpoint's weights were kept."""
-    settings = saved.get('settings')
-    if not isinstance(settings, dict) or not isinstance(settings.get('DATA_DIR'), str):
-        return False
+    data_dir = data_dir_of(saved)
     place, name = os.path.split(os.path.abspath(folder))
-    return is_side(name, 'val') and place == os.path.abspath(settings['DATA_DIR'])
+    return data_dir is not None and is_side(name, 'val') and place == os.path.abspath(data_dir)
+
+
+def data_dir_of(saved: dict[str, Any]) -> str | None:
+    """Return the DATA_DIR with which a checkpoint was trained, or None where it does not say."""
+    settings = saved.get('settings')
+    data_dir = settings.get('DATA_DIR') if isinstance(settings, dict) else None
+    return data_dir if isinstance(data_dir, str) else None
+
+
+def usual_test_dir(checkpoint: str) -> str:
+    """Return data/test, if that is there, or data/val. Raises UserError if the checkpoint was trained on other images.
+
+    A checkpoint may come from anyone, so it does not choose the folder that is read.
+    """
+    data_dir = data_dir_of(load(checkpoint))
+    if data_dir is not None and os.path.abspath(data_dir) != os.path.abspath('data'):
+        raise UserError(f'TEST_DIR = None is data/test or data/val, but {checkpoint} was trained on '
+                        f'{printable(data_dir)}: set TEST_DIR to its test or val, or to any other folder')
+    return str(side_folder('data', 'test' if 'test' in side_folders('data') else 'val'))
 
 
 # From images to predictions

@@ -151,8 +151,9 @@ def check_preprocessing(crop: float | str | None, normalisation: str | tuple) ->
 MANY_IMAGES = 10_000      # training images, from which on AdamW's batches are larger
 ENOUGH_FOR_MUON = 1_000   # training images, from which on Muon is better (docs/measurements.md)
 USUAL_SIDE = 224          # pixels
-SPEED_SIDE = 128          # pixels, of the images that tell how fast a machine is; some networks need a multiple of 32
-SIDES = range(64, USUAL_SIDE + 1, STRIDE)
+SPEED_SIDE = 128          # pixels, of the images that tell how fast a machine is
+LEAST_SIDE = 64           # pixels, unless the images themselves are smaller
+STRIDE_OF_OTHERS = 32     # pixels, of which some of timm's networks need a multiple
 ENLARGEMENT = 1.5         # of small images: of 32 pixels at 48 more were right than at 32 and 64 (docs/recipe.md)
 IMAGES_AT_LEAST = 20_000  # that a run from scratch should train on, each again and again
 PASSES_AT_128 = 9         # over the training set, which a run from scratch should make with images of 128 pixels
@@ -197,7 +198,8 @@ def choose_settings(cfg: Settings, provenance: Provenance, images: int, classes:
         pixels = seconds * training_speed(chosen, images, classes)
     if chosen.IMG_SIZE == 'auto':
         if fits_images:
-            settle('IMG_SIZE', choose_img_size(images, own_side, pixels, cfg.TIME_BUDGET))
+            stride = STRIDE if cfg.MODEL in VARIANTS else STRIDE_OF_OTHERS
+            settle('IMG_SIZE', choose_img_size(images, own_side, pixels, cfg.TIME_BUDGET, stride))
         else:
             reason = 'as published' if from_scratch else 'the weights are trained already'
             settle('IMG_SIZE', Choice((USUAL_SIDE, USUAL_SIDE), reason))
@@ -236,23 +238,33 @@ def choose_precision(cfg: Settings, images: int, classes: int) -> Choice:
     return Choice(mixed > single, f'mixed precision is {mixed / single:.2g} times as fast')
 
 
-def choose_img_size(images: int, own_side: float, pixels: float | None, minutes: float | None) -> Choice:
+def choose_img_size(images: int, own_side: float, pixels: float | None, minutes: float | None, stride: int) -> Choice:
     """Choose the largest images of which a run from scratch can see enough: `pixels` of them in the `minutes` of
-    TIME_BUDGET, None without it. Far larger ones than the files hold only cost time.
+    TIME_BUDGET, None without it. Far larger ones than the files hold only cost time. A side is a multiple of `stride`.
     """
-    largest = USUAL_SIDE
+    chosen = USUAL_SIDE
     reason = 'as published'
-    if ENLARGEMENT * own_side <= USUAL_SIDE - STRIDE:
-        largest = math.ceil(ENLARGEMENT * own_side / STRIDE) * STRIDE
+    if ENLARGEMENT * own_side <= USUAL_SIDE - stride:
+        chosen = math.ceil(ENLARGEMENT * own_side / stride) * stride
         reason = f'since the shorter side of the images has {own_side:.0f} pixels'
     if pixels is not None:
-        seen_enough = [side for side in SIDES if images_wanted(side, images) * side ** 2 <= pixels]
-        side = max(seen_enough, default=SIDES[0])
-        if side <= largest:
-            largest = side
-            wanted = round(images_wanted(side, images), -3)
-            reason = f'so that {minutes:g} minutes are enough for about {wanted} images'
-    return Choice((largest, largest), reason)
+        side = largest_seen_enough(images, pixels, stride)
+        if side <= chosen:
+            chosen = side
+            seen = pixels / side ** 2
+            wanted = images_wanted(side, images)
+            if seen >= wanted:
+                reason = f'so that {minutes:g} minutes are enough for about {round(wanted, -3)} images'
+            else:
+                reason = (f'the smallest, and {minutes:g} minutes are enough for about {seen:.0f} images only: from '
+                          f'scratch {wanted / seen * minutes:.0f} would be better')
+    return Choice((chosen, chosen), reason)
+
+
+def largest_seen_enough(images: int, pixels: float, stride: int = STRIDE) -> int:
+    """Return the side of the largest images of which a run from scratch sees enough with so many pixels in all."""
+    sides = range(LEAST_SIDE, USUAL_SIDE + 1, stride)
+    return max((side for side in sides if images_wanted(side, images) * side ** 2 <= pixels), default=LEAST_SIDE)
 
 
 def images_wanted(side: int, images: int) -> int:

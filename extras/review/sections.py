@@ -6,7 +6,7 @@ from typing import Any
 from PIL import Image
 
 from common.data.sources import Source
-from common.evaluation.predictor import Prediction, Predictor
+from common.evaluation.predictor import Prediction, Predictor, data_dir_of
 from common.reporting.page import Section
 from common.runtime.errors import warn_instead
 from extras.review.candidates import UNSURE, Candidate, Choices, labelled_candidates
@@ -93,10 +93,8 @@ class PredictionReview:
 
 def split_of(saved: dict[str, Any], root: str) -> Origin | None:
     """Return the source of the split that a checkpoint was trained on; None if that is not the folder `root`."""
-    settings = saved.get('settings')
-    if not isinstance(settings, dict) or not isinstance(settings.get('DATA_DIR'), str):
-        return None
-    origin = find_origin(Path(settings['DATA_DIR']), files=())
+    data_dir = data_dir_of(saved)
+    origin = find_origin(Path(data_dir), files=()) if data_dir is not None else None
     if origin is None or Path(origin.root).resolve() != Path(root).resolve():
         return None
     return origin

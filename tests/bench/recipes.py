@@ -38,6 +38,7 @@ from common.training.optimizer import build_optimizer, optimizer_flop
 from common.training.setup import Provenance, network_spec
 from models import init
 from models.cost import multiply_adds
+from models.volo import STRIDE
 
 SAVE_EVERY = 600.  # seconds
 FLIPS = {'upright': (0.5, 0.), 'above': (0.5, 0.5), 'text': (0., 0.), 'None': (0., 0.)}  # hflip and vflip by VIEW
@@ -59,9 +60,9 @@ def run_train(options: str, pflop: float, seed: int) -> Trained:
     dataset = ImageFolder('data/train')
     cfg = chosen(argv, dataset)
     if settings.read(train, argv).IMG_SIZE == 'auto':
-        sides = [side for side in choices.SIDES
+        sides = [side for side in range(choices.LEAST_SIDE, choices.USUAL_SIDE + 1, STRIDE)
                  if choices.images_wanted(side, len(dataset)) * image_flop(cfg, dataset, (side, side)) <= pflop * 1e15]
-        argv += ['--img-size', str(min(max(sides, default=choices.SIDES[0]), *cfg.IMG_SIZE))]
+        argv += ['--img-size', str(min(max(sides, default=choices.LEAST_SIDE), *cfg.IMG_SIZE))]
         cfg = chosen(argv, dataset)  # of smaller images more may fit into a batch
     epoch = image_flop(cfg, dataset, cfg.IMG_SIZE) * (len(dataset) // cfg.BATCH_SIZE * cfg.BATCH_SIZE)
     epochs = math.floor(pflop * 1e15 / epoch)

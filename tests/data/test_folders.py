@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from helpers import draw_folder
 
-from common.data.datasets import ImageFolder
+from common.data.datasets import ImageFolder, open_split
 from common.data.folders import (
     SHARDS_TABLE,
     Files,
@@ -110,6 +110,7 @@ def test_accents_that_are_stored_in_two_ways_are_one(tmp_path):
     (['training/a', 'validation/a', 'testing/b'], ['training', 'validation', 'testing']),
     (['train/a', 'train/b', 'test'], ['train', 'test']),                # the images of test have no classes
     (['train/a', 'val/a', 'annotations'], ['train', 'val']),
+    (['train/train/a', 'Val/Val/a', 'test/a'], ['train/train', 'Val/Val', 'test']),  # as some archives have it
     (['train', 'bus'], []), (['train', 'val', 'test'], []),             # classes
     (['train/red', 'train/blue', 'bus/red'], []), (['train/1', 'val/2'], []), (['train/a', 'train', 'val/a'], []),
     (['val/a', 'test/a'], []), (['train/a', 'train/b'], [])])
@@ -124,8 +125,35 @@ def test_a_set_that_is_split_already_is_told_from_classes(tmp_path, folders, sid
     with pytest.raises(UserError, match='is split already, into ' + ', '.join(sides)) as error:
         find_in_class_folders(tmp_path)
     train = f'python makedata.py --source-dir {tmp_path / sides[0]} splits {sides[0]}'
-    assert train in str(error.value) and (f'python train.py --data-dir {tmp_path} ' in str(error.value)) == (
-        sides[1] != 'test')
+    takes_it = f'python train.py --data-dir {tmp_path} takes it'
+    tests = f'python test.py --test-dir {tmp_path / sides[-1]} tests'
+    assert train in str(error.value) and ((takes_it if sides[1] != 'test' else tests) in str(error.value))
+
+
+@pytest.mark.parametrize('folders, advice', [
+    (['Training', 'Testing'], 'run python makedata.py --source-dir {}/Training, and train.py on what it writes'),
+    (['val'], 'run makedata.py first, or set DATA_DIR')])
+def test_without_val_makedata_is_named(tmp_path, folders, advice):
+    for name in folders:
+        draw_folder(tmp_path / name, {'a': 1, 'b': 1})
+    with pytest.raises(UserError, match=f'{tmp_path}/train and {tmp_path}/val are needed: {advice.format(tmp_path)}'):
+        open_split(tmp_path)
+
+
+@pytest.mark.parametrize('files, example', [
+    (['seg_train/seg_train/a/1', 'seg_train/seg_train/b/1', 'seg_test/seg_test/a/1'], 'seg_train/seg_train'),
+    (['first/a/1', 'first/b/1', 'second/a/1', 'second/b/1'], 'first'),
+    (['a/1', 'b/1'], None), (['a/a/1', 'b/b/1'], None),              # an archive for each class
+    (['a/1', 'a/x/2', 'a/y/2', 'b/x/1', 'b/y/1'], None), (['a/plant1/1', 'a/plant2/1', 'b/plant3/1'], None)])
+def test_folders_that_hold_the_classes_are_no_classes(tmp_path, capsys, files, example):
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f'{file}.png').write_bytes(b'')
+    for root in (tmp_path, f'{tmp_path}/'):
+        find_in_class_folders(root)
+        out = capsys.readouterr().out
+        assert bool(out) == bool(example)
+        assert not example or (out.startswith('warning: ') and out.endswith(f'such as {tmp_path / example}\n'))
 
 
 def test_of_two_folders_for_a_side_it_is_the_one_of_makedata(tmp_path):

@@ -2,6 +2,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -88,13 +89,24 @@ def test_mistakes_end_in_one_line(arguments, words):
 
 def test_several_checkpoints_are_divided_by_commas(photos):
     def checkpoints(text):
-        return test.resolved(settings.read(test, ['--checkpoint', text])).CHECKPOINT
+        return test.resolved(settings.read(test, ['--checkpoint', text, '--test-dir', 'photos'])).CHECKPOINT
 
     assert checkpoints('x.pth') == ('x.pth',) and checkpoints('x.pth,y.pth') == ('x.pth', 'y.pth')
     Path('x.pth').rename('x,y.pth')
     assert checkpoints('x,y.pth') == ('x,y.pth',)
     with pytest.raises(UserError, match='gone.pth: no such file'):
         predict('--test-dir', 'photos', '--checkpoint', 'gone.pth,other.pth')
+
+
+def test_without_a_test_dir_it_is_data_if_that_was_learnt_from(photos):
+    untrained('x.pth', settings={'DATA_DIR': os.path.abspath('data')})
+    for side in ('val', 'test'):
+        shutil.copytree('photos', f'data/{side}/a')
+        predict('--checkpoint', 'x.pth')
+        assert f'<title>Predictions for data/{side}' in Path('predictions/report.html').read_text()
+    untrained('x.pth', settings={'DATA_DIR': 'mine'})
+    with pytest.raises(UserError, match='TEST_DIR = None is data/test or data/val, but x.pth was trained on mine: set'):
+        predict('--checkpoint', 'x.pth')
 
 
 def test_what_is_printed(photos, capsys):
@@ -143,7 +155,7 @@ def test_results_below_the_images_are_not_classified(photos, capsys):
         predict('--test-dir', 'photos', '--output-dir', 'photos/out')
         assert len(read_rows('photos/out')) == 12
     assert 'left out: 1 out/ (results of these scripts)' in capsys.readouterr().out
-    with pytest.raises(UserError, match="OUTPUT_DIR = 'photos' is TEST_DIR"):
+    with pytest.raises(UserError, match="OUTPUT_DIR = 'photos' is also TEST_DIR"):
         predict('--test-dir', 'photos/', '--output-dir', 'photos')
     assert len(list(photos.glob('*'))) == 3
 

@@ -116,6 +116,16 @@ def test_images_are_as_large_as_the_time_allows(capsys, monkeypatch):
     assert all(one >= other for one, other in zip(few, many, strict=True)) and few != many
     out = capsys.readouterr().out
     assert 'so that 10 minutes are enough for about 20000 images' in out and 'about 176000 images' in out
+    assert 'the smallest, and 10 minutes are enough for about 117 images only: from scratch 1707 would be better' in out
+
+
+def test_other_networks_get_multiples_of_32(monkeypatch):
+    monkeypatch.setattr(choices, 'training_speed', lambda cfg, images, classes: 3e5)
+    for model, of_small_images, in_short_time in (('volo_d1', 80, 80), ('resnet18', 96, 64)):
+        _, found = choose('scratch', own_side=47, img_size='auto', model=model)
+        assert (of_small_images, of_small_images) == found.IMG_SIZE
+        _, found = choose('scratch', img_size='auto', model=model, time_budget=10)
+        assert (in_short_time, in_short_time) == found.IMG_SIZE
 
 
 @pytest.mark.parametrize('own_side, budget, source, size', [
