@@ -5,7 +5,7 @@ import numpy as np
 import torch
 
 from common.data.folders import class_name
-from common.evaluation.metrics import scores
+from common.evaluation.metrics import class_scores, scores
 from common.evaluation.predictor import Prediction
 from common.evaluation.suspects import find_suspects
 
@@ -87,19 +87,19 @@ def per_class(probabilities: torch.Tensor, targets: torch.Tensor, classes: list[
     """Return [{'class', 'precision', 'recall', 'f1', 'roc_auc', 'pictures'}] from probabilities (N, classes) and
     targets (N,).
 
-    The ROC AUC, against all other classes, is None for a class with no image or with all, and for LARGE sets.
+    Without images, a class has what class_scores says. The ROC AUC, against all other classes, is None for a class with
+    no image or with all, and for LARGE sets.
     """
-    from sklearn.metrics import precision_recall_fscore_support, roc_auc_score  # takes a second
+    from sklearn.metrics import roc_auc_score  # takes a second
 
-    precision, recall, f1, count = precision_recall_fscore_support(
-        targets, probabilities.argmax(1), labels=range(len(classes)), zero_division=0)
+    found = class_scores(targets.numpy(), probabilities.argmax(1).numpy(), len(classes))
     rows = []
-    for index, name in enumerate(classes):
+    for index, (name, row) in enumerate(zip(classes, found, strict=True)):
         area = None
-        if 0 < count[index] < len(targets) and probabilities.numel() <= LARGE:
+        if 0 < row['support'] < len(targets) and probabilities.numel() <= LARGE:
             area = float(roc_auc_score(targets == index, probabilities[:, index]))
-        rows.append({'class': name, 'precision': float(precision[index]), 'recall': float(recall[index]),
-                     'f1': float(f1[index]), 'roc_auc': area, 'pictures': int(count[index])})
+        rows.append({'class': name, 'precision': row['precision'], 'recall': row['recall'], 'f1': row['f1-score'],
+                     'roc_auc': area, 'pictures': row['support']})
     return rows
 
 

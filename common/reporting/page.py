@@ -104,10 +104,12 @@ def as_uri(image: Image.Image, side: int = THUMBNAIL_SIDE) -> str:
 def headline_tiles(report: dict[str, Any], note: str) -> list[Tile]:
     """Return the main scores of a report; `note` says which images they are of."""
     low, high = report['acc1_interval']
+    missing = sum(row['pictures'] == 0 for row in report['per_class'])
+    besides = f', except {missing} that have no images' if missing else ''
     return [
         Tile('ACC1', f'{report["acc1"]:.1f} %', f'95 % interval {low:.1f} to {high:.1f} %; {note}'),
-        Tile('balanced accuracy', f'{report["balanced_accuracy"]:.1f} %', 'every class counts the same'),
-        Tile('macro F1', f'{report["macro_f1"]:.3f}', 'mean over the classes'),
+        Tile('balanced accuracy', f'{report["balanced_accuracy"]:.1f} %', f'every class counts the same{besides}'),
+        Tile('macro F1', f'{report["macro_f1"]:.3f}', f'mean over the classes{besides}'),
         Tile('ACC5', f'{report["acc5"]:.1f} %', 'right class among the five most probable'),
         Tile('calibration error', f'{report["ece"]:.3f}',
              f'{report["calibrated_ece"]:.3f} with a temperature of {report["temperature"]:.2f}')]
