@@ -49,7 +49,10 @@ def write_report(folder: Path, scores: dict[str, Any], report: dict[str, Any]) -
 
 
 def write_suspects(path: Path, suspects: list[dict[str, Any]]) -> None:
-    """Write suspects.csv: images whose label may be wrong, the most suspicious first. Raises UserError."""
+    """Write suspects.csv: images whose label may be wrong, the most suspicious first. Raises UserError.
+
+    Their files are paths below DATA_DIR after training, and below TEST_DIR after test.py.
+    """
     write_csv(path, suspects, ('file', 'class', 'perhaps', 'score'))
 
 

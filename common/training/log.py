@@ -3,6 +3,7 @@ from pathlib import Path
 
 import torch
 
+from common.data.datasets import ImageFolder
 from common.data.loaders import Data
 from common.evaluation.metrics import interval
 from common.evaluation.outliers import certainty, typicality
@@ -110,15 +111,23 @@ def write_epoch(facts: dict, state: TrainState, data: Data, out: Path, history: 
 
 
 def report_on_val(scores: dict, data: Data) -> dict:
-    """Return common/evaluation/report.py's report on the validation set, whose images are named as in split.csv."""
+    """Return common/evaluation/report.py's report on the validation set."""
     outputs = scores['outputs']
     dataset = data.val.dataset
-    files = [f'val/{Path(path).relative_to(dataset.root).as_posix()}' for path, _ in dataset.samples]
+    files = [name_in_split(dataset, path) for path, _ in dataset.samples]
     logits = outputs.logits / scores['temperature']
     certain = logits.softmax(1).amax(1)
     if scores['outliers'] is not None:
         certain = certainty(certain, typicality(outputs.features, scores['outliers'], own=True))
     return build_report(scores, logits, outputs.targets, certain, files, data.classes)
+
+
+def name_in_split(dataset: ImageFolder, path: str) -> str:
+    """Return the path of an image of `dataset` below DATA_DIR, such as train/CLASS/NAME: what split.csv calls it.
+
+    The first folder is not called train or val where DATA_DIR was split by others, into training and valid for example.
+    """
+    return f'{Path(dataset.root).name}/{Path(path).relative_to(dataset.root).as_posix()}'
 
 
 def print_result(history: list[dict], best_by: str, images: int) -> None:

@@ -16,6 +16,7 @@ from torch.utils.data import default_collate
 from torchvision.transforms.v2.functional import to_pil_image
 
 from common.data.datasets import ImageFolder
+from common.data.folders import is_side
 from common.data.loaders import Data
 from common.data.split import MALFORMED, read_split_table
 from common.reporting.page import (
@@ -35,6 +36,7 @@ from common.runtime.device import describe_device, to_device
 from common.runtime.disks import regular
 from common.runtime.errors import UserError, extra, warn_instead
 from common.runtime.names import BadName, inside
+from common.training.log import name_in_split
 from common.training.step import TrainState, seed_batch
 
 TIME_SHARE = 0.02       # of the time of a run, which its pages may take before the last
@@ -98,7 +100,7 @@ class RunPage:
         classes = self.data.classes
         found = []
         for index, guess, score in self.state.margins.suspects():
-            file = name_in_split(dataset, index)
+            file = name_of_own(dataset, index)
             if file is not None:
                 found.append({'file': file, 'class': classes[dataset.targets[index]], 'perhaps': classes[guess],
                               'score': score})
@@ -147,7 +149,7 @@ class RunPage:
         from_elsewhere = Thumbnails(partial(dataset.store.open, at_least=LEAST_SIDE))
         pictures = []
         for (index, _), image, target in zip(keys[:AUGMENTED_IMAGES], images, learnt, strict=False):
-            file = name_in_split(dataset, index)
+            file = name_of_own(dataset, index)
             small = from_elsewhere(dataset.samples[index][0]) if file is None else self.thumbnail(file)
             shares, labelled = target.topk(min(2, len(target)))
             mixed = [f'{self.data.classes[i]} {share:.0%}' for share, i in zip(shares, labelled, strict=True)
@@ -190,23 +192,23 @@ class RunPage:
             for heading, facts in (('Constants of train.py', self.settings), ('Versions and data', origin))]}
 
 
-def name_in_split(dataset: ImageFolder, index: int) -> str | None:
-    """Return what split.csv calls a training image, or None for one from elsewhere, which TEACHER has labelled."""
-    path = Path(dataset.samples[index][0])
-    if not path.is_relative_to(dataset.root):
+def name_of_own(dataset: ImageFolder, index: int) -> str | None:
+    """Return the name_in_split of a training image, or None for one from elsewhere, which TEACHER has labelled."""
+    path = dataset.samples[index][0]
+    if not Path(path).is_relative_to(dataset.root):
         return None
-    return f'train/{path.relative_to(dataset.root).as_posix()}'
+    return name_in_split(dataset, path)
 
 
 def open_image(data: Data, file: str, at_least: int = LEAST_SIDE) -> Image.Image:
-    """Return an image named as in split.csv: train/CLASS/NAME or val/CLASS/NAME, which has `at_least` so many pixels on
-    its shorter side if the file has them. Raises UserError.
+    """Return an image of train or val by its name_in_split, which has `at_least` so many pixels on its shorter side if
+    the file has them. Raises UserError.
     """
-    side, _, rest = file.partition('/')
-    if side not in ('train', 'val'):
-        raise BadName(f'{file!r} lies neither in train nor in val')
-    loader = data.train if side == 'train' else data.val
-    return loader.dataset.store.open(inside(loader.dataset.root, rest), at_least)
+    folder, _, rest = file.partition('/')
+    for side, loader in (('train', data.train), ('val', data.val)):
+        if is_side(folder, side):
+            return loader.dataset.store.open(inside(loader.dataset.root, rest), at_least)
+    raise BadName(f'{file!r} lies neither in train nor in val')
 
 
 def find_twins(data_dir: Path) -> list[list[tuple[str, str]]]:

@@ -23,7 +23,7 @@ MOST_MEANWHILE = 200  # while it goes on, when early networks suspect half of th
 class RunReview:
     """Makes the review of a training run, again after each of its epochs that gets a page.
 
-    `open_image(file, at_least)` opens SIDE/CLASS/NAME of the split in `data_dir`.
+    `open_image(file, at_least)` opens an image by its path below `data_dir`, SIDE/CLASS/NAME.
     """
 
     def __init__(self, data_dir: str, classes: list[str], open_image: Callable[[str, int], Image.Image]):

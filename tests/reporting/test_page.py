@@ -343,6 +343,25 @@ def test_twins_lie_in_the_folder_of_the_split(tmp_path):
         assert find_twins(tmp_path) == []
 
 
+def test_images_have_the_names_of_their_files_in_a_set_that_others_split(folder, monkeypatch):
+    """Its folders may be called training and valid: what suspects.csv and report.json list can be opened."""
+    (folder / 'train').rename(folder / 'training')
+    (folder / 'val').rename(folder / 'Valid')
+    for name in ('log.plot_training', 'log.plot_confusion', 'log.plot_reliability', 'page.write_page'):
+        monkeypatch.setattr(f'common.training.{name}', lambda *arguments: None)
+    monkeypatch.setattr('common.evaluation.suspects.Margins.suspects', lambda margins: [(0, 1, -0.5), (19, 0, -0.4)])
+    run(epochs=1)
+    with open('out/suspects.csv', encoding='utf-8-sig', newline='') as file:
+        listed = [row['file'] for row in csv.DictReader(file)]
+    report = read_json('out/report.json')
+    named = [item['file'] for kind in ('mistakes', 'doubtful', 'suspects') for item in report[kind]]
+    named += [file for files in report['typical'].values() for file in files]
+    assert {'training/a/000.png', 'training/b/009.png'} <= {*listed} and len(named) >= 8
+    assert all((folder / file).is_file() for file in (*listed, *named))
+    parts = build()[1]
+    assert {open_image(parts, file).size for file in (*listed, *named)} == {(24, 20)}
+
+
 def test_a_page_shows_images_of_the_data_alone(data, tmp_path):
     """Whatever report.json says, or the split.csv of someone else."""
     Image.new('RGB', (20, 24)).save(tmp_path / 'private.png')
