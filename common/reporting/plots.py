@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from common.reporting.tables import headline, short_labels
-from common.runtime.console import printable, shortened, text_width
+from common.runtime.console import broken, printable, shortened, text_width
 from common.runtime.errors import UserError
 from common.runtime.files import replacing
 
@@ -30,6 +30,8 @@ _CHARACTER = 0.09       # inches of a character of a usual size, and of a title
 _TITLE_CHARACTER = 0.11
 _CELL_SIDE = 256        # pixels of the longer side of an image on the contact sheet
 _CELL_COLUMNS = 24      # columns of a line below it
+_CELL_LINE = 0.14       # inches of a line
+_CELL_LONGEST = 270     # columns that are not cut: the name of a folder has at most 255 bytes
 _CJK = {'Noto Sans CJK SC', 'Noto Sans CJK JP', 'Source Han Sans SC', 'Microsoft YaHei', 'PingFang SC', 'SimHei',
         'Hiragino Sans GB', 'WenQuanYi Micro Hei', 'WenQuanYi Zen Hei'}  # class names may be Chinese
 
@@ -197,16 +199,22 @@ def prediction_cell(row: dict[str, Any], true_class: str | None, open_image: Cal
 
 
 def contact_sheet(path: Path, cells: list[Cell], title: str, columns: int = 6) -> None:
-    """Draw small images with a text below each. Raises UserError."""
+    """Draw small images with a text below each. Raises UserError.
+
+    Long lines are broken, not cut: names of classes often differ in their middle alone.
+    """
+    texts = []
+    for cell in cells:
+        lines = [shortened(line, _CELL_LONGEST) for line in cell.text.split('\n')]
+        texts.append([part for line in lines for part in broken(line, _CELL_COLUMNS)])
     columns = min(columns, len(cells))
     rows = math.ceil(len(cells) / columns)
-    with drawn(path, 2 * columns, 2.5 * rows + 0.5) as figure:
+    with drawn(path, 2 * columns, (2.2 + _CELL_LINE * max(map(len, texts))) * rows + 0.5) as figure:
         figure.suptitle(title)
         grid = figure.subplots(rows, columns, squeeze=False).flat
-        for axes, cell in zip(grid, cells, strict=False):
+        for axes, cell, lines in zip(grid, cells, texts, strict=False):
             if cell.image is not None:
                 axes.imshow(cell.image)
-            lines = [shortened(line, _CELL_COLUMNS) for line in cell.text.split('\n')]
             axes.set_xlabel('\n'.join(lines), fontsize=8, color=cell.colour)
         for axes in figure.axes:
             axes.set(xticks=[], yticks=[])

@@ -41,6 +41,21 @@ def shortened(text: str, most: int) -> str:
     return f'{start}…{end}'
 
 
+def broken(text: str, most: int) -> list[str]:
+    """Return a text as lines of at most `most` columns, which end behind a space, _, - or . where one is near."""
+    lines = []
+    while text_width(text) > most:
+        line = text
+        while text_width(line) > most:
+            line = line[:-1]
+        word_end = max(line.rfind(mark) for mark in ' _-.') + 1
+        if word_end > len(line) // 2:
+            line = line[:word_end]
+        lines.append(line)
+        text = text[len(line):]
+    return [*lines, text]
+
+
 def as_json(value: Any, indent: int | None = None) -> str:
     """Return a value as JSON, in which invisible characters, such as terminal codes, are JSON's own escapes.
 

@@ -105,19 +105,32 @@ def test_labels_are_short_printable_and_different():
     assert labels[4] == '植' * 5 + '…' + '植' * 4
 
 
-def test_lines_below_an_image_of_the_contact_sheet_are_short(tmp_path, monkeypatch):
+def test_names_below_an_image_of_the_contact_sheet_are_whole_in_short_lines(tmp_path, monkeypatch):
+    """Two classes may differ in their middle alone, also where an image of one is taken for the other."""
     drawn = []
     label = Axes.set_xlabel
 
     def noted(axes, text, **options):
-        drawn.append(text)
+        drawn.append(text.split('\n'))
         return label(axes, text, **options)
 
     monkeypatch.setattr(Axes, 'set_xlabel', noted)
-    row = {'path': 'a/1.png', 'class': 'n' * 200, 'confidence': 0.87, 'error': ''}
-    cell = plots.prediction_cell(row, 'two\nlines', lambda path: Image.new('RGB', (9, 9)))
-    plots.contact_sheet(tmp_path / 'x.png', [cell], 'one')
-    assert drawn == ['nnnnnnnnnnnn…nnnnnnn 87%\nis two\\nlines']
+    names = ['hydromedusae_shapeA_sideview_small', 'hydromedusae_shapeB_sideview_small']
+    cells = [plots.Cell(Image.new('RGB', (9, 9)), 'a 9%', 'green')]
+    for predicted, true_class in (names, ('n' * 200, 'two\nlines'), ('植' * 80, 'b')):
+        row = {'path': 'a/1.png', 'class': predicted, 'confidence': 0.87, 'error': ''}
+        cells.append(plots.prediction_cell(row, true_class, lambda path: Image.new('RGB', (9, 99))))
+    plots.contact_sheet(tmp_path / 'x.png', cells, 'four')
+    assert drawn[:2] == [['a 9%'], ['hydromedusae_shapeA_', 'sideview_small 87%', 'is hydromedusae_shapeB_',
+                                    'sideview_small']]
+    assert [''.join(lines) for lines in drawn[2:]] == ['n' * 200 + ' 87%is two\\nlines', '植' * 80 + ' 87%is b']
+    assert max(text_width(line) for lines in drawn for line in lines) <= 24
+
+
+def test_a_name_that_no_folder_could_have_is_cut_on_the_contact_sheet(tmp_path):
+    """It may stand in the checkpoint of a stranger."""
+    plots.contact_sheet(tmp_path / 'x.png', [plots.Cell(None, 'n' * 3000, 'black')], 'one')
+    assert Image.open(tmp_path / 'x.png').height < 800
 
 
 def test_drawing_leaves_a_users_settings_of_matplotlib_as_they_are(tmp_path):
