@@ -21,12 +21,16 @@ from common.runtime.console import broken, printable, shortened, text_width
 from common.runtime.errors import UserError
 from common.runtime.files import replacing
 
-_NAMED_CLASSES = 60     # up to so many, a confusion matrix has names
+_NAMED_CLASSES = 130    # up to so many, a confusion matrix has names; those of more would be too small to read
 _LONGEST_NAME = 40      # columns of a class's name beside a confusion matrix
 _CELL = 0.45            # inches of a cell of the confusion matrix
 _SMALLEST_MATRIX = 2.5  # inches of its side
 _LARGEST_MATRIX = 18
-_CHARACTER = 0.09       # inches of a character of a usual size, and of a title
+_NAME_POINTS = 10       # size of the names beside it, where there is room
+_COUNT_POINTS = 8       # size of the counts in its cells, where there is room
+_LEAST_POINTS = 5       # counts that would be smaller are left out
+_MOST_COUNTS = 2000     # more of them are left out, too: they would take seconds to draw
+_CHARACTER = 0.09       # inches of a character of a name of _NAME_POINTS, and of a title
 _TITLE_CHARACTER = 0.11
 _CELL_SIDE = 256        # pixels of the longer side of an image on the contact sheet
 _CELL_COLUMNS = 24      # columns of a line below it
@@ -128,7 +132,10 @@ def plot_confusion(path: Path, scores: dict[str, Any], classes: list[str]) -> No
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     names = short_labels(classes, _LONGEST_NAME) if len(classes) <= _NAMED_CLASSES else []
     side = min(_LARGEST_MATRIX, max(_SMALLEST_MATRIX, _CELL * len(classes)))
-    beside = _CHARACTER * max(map(text_width, names), default=4)  # inches of the names, which are slanted below
+    cell = 72 * side / len(classes)  # points
+    name_points = min(_NAME_POINTS, 0.7 * cell)  # lines of names that are slanted lie closer together than the cells
+    longest = max(map(text_width, names), default=4)
+    beside = _CHARACTER * name_points / _NAME_POINTS * longest  # inches of the names, which are slanted below
     width = side + beside + 2
     unbroken = headline(scores).replace(' %', '\N{NO-BREAK SPACE}%')
     title = textwrap.fill(unbroken, int(width / _TITLE_CHARACTER))
@@ -137,14 +144,19 @@ def plot_confusion(path: Path, scores: dict[str, Any], classes: list[str]) -> No
         axes = figure.add_subplot()
         matrix = axes.imshow(shares, cmap='Blues', vmin=0, vmax=1)
         figure.colorbar(matrix, ax=axes, shrink=0.7, label='share of the class')
+        numbered = '' if names else ' (place of the class in class.json, counted from 0)'
+        axes.set(xlabel=f'predicted{numbered}', ylabel=f'true{numbered}')
         if names:
-            axes.set_xticks(range(len(names)), names, rotation=45, ha='right', rotation_mode='anchor')
-            axes.set_yticks(range(len(names)), names)
-        if len(classes) <= 30:
+            axes.set_xticks(range(len(names)), names, fontsize=name_points, rotation=45, ha='right',
+                            rotation_mode='anchor')
+            axes.set_yticks(range(len(names)), names, fontsize=name_points)
+        digits = len(str(counts.max()))
+        count_points = min(_COUNT_POINTS, 0.7 * cell, 1.4 * cell / digits)  # a digit is 0.64 as wide as high
+        if count_points >= _LEAST_POINTS and np.count_nonzero(counts) <= _MOST_COUNTS:
             for row, column in zip(*counts.nonzero(), strict=True):
-                axes.text(column, row, counts[row, column], ha='center', va='center', fontsize=8,
-                          color='white' if shares[row, column] > 0.5 else 'black')
-        axes.set(xlabel='predicted', ylabel='true')
+                text = axes.text(column, row, counts[row, column], ha='center', va='center', fontsize=count_points,
+                                 color='white' if shares[row, column] > 0.5 else 'black')
+                text.set_in_layout(False)  # it lies inside; measuring all of them takes time
 
 
 def plot_reliability(path: Path, scores: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """common/reporting: plots and tables from rows and scores."""
 import csv
+import itertools
 import json
 import os
 import subprocess
@@ -64,7 +65,9 @@ NAMES = {
     3: ['cat', 'dog', 'bird'],
     4: [f'0000{number}_' + 'Animalia_' * 21 + f'{number}' for number in range(4)],
     12: ['植物' * 60, 'a 🐟', '$x^2$', 'two\nlines', '\x1b[2Jx', 'W' * 200, 'a', 'b_{c}', 'é' * 40, 'i' * 200, '', '%'],
-    70: [f'{number}' * 40 for number in range(70)]}
+    70: [f'{number}' * 40 for number in range(70)],
+    130: [f'植物{number}' for number in range(130)],
+    131: [f'{number}' * 40 for number in range(131)]}
 
 
 @pytest.mark.parametrize('count', NAMES)
@@ -79,8 +82,16 @@ def test_a_confusion_matrix_is_as_large_as_it_should_be_and_nothing_is_cut(tmp_p
         axes = figure.axes[0]
         found['matrix'] = axes.get_window_extent(renderer)
         texts = [figure._suptitle, axes.xaxis.label, axes.yaxis.label]
-        if count <= 60:  # otherwise these are numbers, some of them of ticks outside
+        if count <= 130:  # otherwise these are numbers, some of them of ticks outside
             texts += [*axes.get_xticklabels(), *axes.get_yticklabels()]
+            rows = [label.get_window_extent(renderer) for label in axes.get_yticklabels()]
+            assert all(lower.y1 < upper.y0 + 1 for upper, lower in itertools.pairwise(rows))
+            for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
+                assert [label.get_text() for label in labels] == short_labels(NAMES[count], 40)
+                assert {label.get_fontsize() > 6.9 for label in labels} == {True}
+            assert axes.get_ylabel() == 'true'
+        else:
+            assert 'class.json' in axes.get_xlabel() and 'class.json' in axes.get_ylabel()
         found['texts'] = [text.get_window_extent(renderer) for text in texts if text.get_text()]
         found['size'] = figure.bbox
 
@@ -95,6 +106,35 @@ def test_a_confusion_matrix_is_as_large_as_it_should_be_and_nothing_is_cut(tmp_p
         assert extent.x1 < found['size'].width + 2 and extent.y1 < found['size'].height + 2
         beside = extent.x1 < matrix.x0 + 1 or extent.y1 < matrix.y0 + 1 or extent.y0 > matrix.y1 - 1
         assert beside
+
+
+@pytest.mark.parametrize('count, images, shown', [(43, 1, True), (43, 1234, True), (88, 100, True), (88, 12345, False),
+                                                  (200, 1, False)])
+def test_a_confusion_matrix_has_counts_where_they_fit_its_cells(tmp_path, monkeypatch, count, images, shown):
+    found = {}
+    save = Figure.savefig
+
+    def measured(figure, *arguments, **options):
+        save(figure, *arguments, **options)
+        renderer = figure.canvas.get_renderer()
+        axes = figure.axes[0]
+        found['cell'] = axes.get_window_extent(renderer).width / count
+        found['texts'] = [(text.get_text(), text.get_window_extent(renderer)) for text in axes.texts]
+
+    monkeypatch.setattr(Figure, 'savefig', measured)
+    result = {'confusion': images * np.eye(count, dtype=int), 'acc1': 100., 'acc1_interval': (90., 100.), 'acc5': 100.,
+              'balanced_accuracy': 100.}
+    plots.plot_confusion(tmp_path / 'x.png', result, [str(number) for number in range(count)])
+    assert [text for text, _ in found['texts']] == [str(images)] * count * shown
+    assert all(extent.width < found['cell'] and extent.height < found['cell'] for _, extent in found['texts'])
+
+
+def test_thousands_of_counts_are_not_drawn(tmp_path, monkeypatch):
+    """They would take seconds after every epoch."""
+    monkeypatch.setattr(Axes, 'text', None)
+    result = {'confusion': np.ones((60, 60), int), 'acc1': 1., 'acc1_interval': (0., 2.), 'acc5': 5.,
+              'balanced_accuracy': 1.}
+    plots.plot_confusion(tmp_path / 'x.png', result, [str(number) for number in range(60)])
 
 
 def test_labels_are_short_printable_and_different():
