@@ -5,7 +5,7 @@ import numpy as np
 import torch
 
 from common.data.folders import class_name
-from common.evaluation.metrics import class_scores, scores
+from common.evaluation.metrics import scores
 from common.evaluation.predictor import Prediction
 from common.evaluation.suspects import find_suspects
 
@@ -87,19 +87,21 @@ def per_class(probabilities: torch.Tensor, targets: torch.Tensor, classes: list[
     """Return [{'class', 'precision', 'recall', 'f1', 'roc_auc', 'pictures'}] from probabilities (N, classes) and
     targets (N,).
 
-    Without images, a class has what class_scores says. The ROC AUC, against all other classes, is None for a class with
-    no image or with all, and for LARGE sets.
+    Recall and F1 of a class without images are None. So is the ROC AUC, against all other classes, which is None for a
+    class with all images and for LARGE sets, too.
     """
-    from sklearn.metrics import roc_auc_score  # takes a second
+    from sklearn.metrics import precision_recall_fscore_support, roc_auc_score  # takes a second
 
-    found = class_scores(targets.numpy(), probabilities.argmax(1).numpy(), len(classes))
+    precision, recall, f1, count = precision_recall_fscore_support(
+        targets, probabilities.argmax(1), labels=range(len(classes)), zero_division=0)
     rows = []
-    for index, (name, row) in enumerate(zip(classes, found, strict=True)):
+    for index, name in enumerate(classes):
         area = None
-        if 0 < row['support'] < len(targets) and probabilities.numel() <= LARGE:
+        if 0 < count[index] < len(targets) and probabilities.numel() <= LARGE:
             area = float(roc_auc_score(targets == index, probabilities[:, index]))
-        rows.append({'class': name, 'precision': row['precision'], 'recall': row['recall'], 'f1': row['f1-score'],
-                     'roc_auc': area, 'pictures': row['support']})
+        rows.append({'class': name, 'precision': float(precision[index]),
+                     'recall': float(recall[index]) if count[index] else None,
+                     'f1': float(f1[index]) if count[index] else None, 'roc_auc': area, 'pictures': int(count[index])})
     return rows
 
 

@@ -3,7 +3,6 @@ import math
 
 import pytest
 import torch
-from sklearn.metrics import classification_report
 
 from common.evaluation.metrics import interval, scores
 from common.evaluation.report import build_report
@@ -16,7 +15,7 @@ def test_scores_of_a_known_case():
     assert result['acc1'] == 75 and result['acc5'] == 100 and result['balanced_accuracy'] == 75
     assert result['acc1_interval'] == interval(75, 4)
     assert result['confusion'].tolist() == [[2, 0, 0], [1, 1, 0], [0, 0, 0]]
-    assert result['report']['b']['recall'] == 0.5 and 'never' in result['report_text']
+    assert result['report']['b']['recall'] == 0.5 and ' b ' in result['report_text']
     assert result['loss'] == pytest.approx(torch.nn.functional.cross_entropy(logits, torch.tensor([0, 0, 1, 1])).item())
 
 
@@ -28,34 +27,16 @@ def test_a_class_without_images_lowers_no_mean():
     logits = 9. * torch.eye(4)[guess]
     found = scores(logits, targets, classes)
     macro = {'precision': 1., 'recall': 0.75, 'f1-score': pytest.approx((1 + 2 / 3) / 2), 'support': 4}
-    assert found['report']['macro avg'] == macro
+    assert found['report']['macro avg'] == macro and 'guessed' not in found['report']
     assert found['balanced_accuracy'] == 75 and found['macro_f1'] == macro['f1-score']
-    assert found['report']['accuracy'] == 0.75 and found['report']['weighted avg']['recall'] == 0.75
-    assert found['report']['guessed'] == {'precision': 0., 'recall': None, 'f1-score': None, 'support': 0}
-    assert found['report']['never'] == {'precision': None, 'recall': None, 'f1-score': None, 'support': 0}
-    assert '2 of 4 classes have no images here' in found['report_text']
+    assert '2 of 4 classes have no images here' in found['report_text'] and 'never' not in found['report_text']
 
     report = build_report(found, logits, targets, torch.ones(4), list('wxyz'), classes)
     assert [row['recall'] for row in report['per_class']] == [1, 0.5, None, None]
+    assert [row['precision'] for row in report['per_class']] == [1, 1, 0, 0]
     notes = {tile.label: tile.note for tile in headline_tiles(report, 'on val')}
     assert notes['macro F1'] == 'mean over the classes, except 2 that have no images'
     assert notes['balanced accuracy'] == 'every class counts the same, except 2 that have no images'
-
-
-def test_the_report_is_scikit_learns_where_every_class_has_images():
-    generator = torch.Generator().manual_seed(0)
-    classes = ['a', 'long name of a class', 'c', 'never predicted']
-    targets = torch.arange(40) % 4
-    logits = torch.randn(40, 4, generator=generator) + 2 * torch.eye(4)[targets]
-    logits[:, 3] = -9
-    guess = logits.argmax(1)
-    found = scores(logits, targets, classes)
-    options = {'labels': range(4), 'target_names': classes, 'zero_division': 0}
-    assert found['report_text'] == classification_report(targets, guess, **options, digits=3)
-    expected = classification_report(targets, guess, **options, output_dict=True)
-    assert found['report'].keys() == expected.keys()
-    for name, row in expected.items():
-        assert found['report'][name] == pytest.approx(row)
 
 
 def test_the_interval_is_wilsons():
