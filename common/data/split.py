@@ -37,6 +37,9 @@ CORRECTED_TABLE = 'corrections.csv'  # the corrections that a split follows, of 
 ABSENT_TABLE = 'absent.csv'  # the sides of images that an earlier split had, if they ever come back
 ABSENT_COLUMNS = ('sha256', 'side')
 
+FOR_TRAIN = ('and train.py refuses such a split: add images of the class or remove it, or see GROUP, NEAR_DUPLICATES, '
+             'CORRECTIONS and SEED in makedata.py')  # what to do if train lacks a class
+
 _SHA256 = re.compile('[0-9a-f]{64}')
 _MADE_BY = 'makedata.py'
 _ADVICE = 'move it away or choose another TARGET_DIR; it was not touched'
@@ -155,22 +158,42 @@ def choose_sides(sha256: np.ndarray, targets: np.ndarray, groups: np.ndarray, ea
                  ratios: tuple[float, float], seed: int) -> np.ndarray:
     """Return the side (N,) of each of N images, a number of SIDES.
 
-    `ratios` are the fractions of each class's distinct images that go to val and to test. Whole groups go there, and
-    each side gets at least one where there are enough. `sha256` (N,) tells which images are the same; `targets` (N,)
-    are the classes; an image in several classes counts in the first. `earlier` (N,) is the side in an earlier split, -1
-    for new images, which alone are drawn. A group whose images were on several sides goes to train before val before
-    test: what has been learnt from must not measure.
+    `ratios` are the fractions of each class's distinct images that go to val and to test. Whole groups go there. Every
+    class has an image in train, and one on each other side if it has enough groups. `sha256` (N,) tells which images
+    are the same; `targets` (N,) are the classes. `earlier` (N,) is the side in an earlier split, -1 for new images,
+    which alone are drawn. A group whose images were on several sides goes to train before val before test: what has
+    been learnt from must not measure.
     """
     sides = np.full(groups.max() + 1, -1)  # of each group
     for side in (TEST, VAL, TRAIN):
         sides[groups[earlier == side]] = side
-    _, first = np.unique(sha256, return_index=True)  # the distinct images, in the order of their hashes
-    for target in np.unique(targets[first]):
-        members = groups[first[targets[first] == target]]
-        if len(np.unique(sides[members])) == 1:  # the class is on one side, since images were taken away: draw it anew
-            sides[members] = -1
-        draw_class(sides, members, ratios, seed)
+    before = sides.copy()
+    is_old = before >= 0
+
+    distinct = distinct_images(sha256, targets)
+    members = {target: groups[places] for target, places in distinct.items()}
+    in_class = np.concatenate([np.unique(of_class) for of_class in members.values()])  # each class has a group once
+    is_shared = np.bincount(in_class) > 1
+    # A class with few groups has the least choice: it is drawn before others give sides to groups that it shares.
+    for target in sorted(members, key=lambda target: len(np.unique(members[target]))):
+        of_class = members[target]
+        if len(np.unique(before[of_class])) == 1:  # the class was on one side, since images were taken away
+            redrawn = of_class[~is_shared[of_class]]  # the others are not for this class alone to move
+            sides[redrawn] = -1
+            is_old[redrawn] = False
+        draw_class(sides, of_class, ratios, seed)
+    fill_sides(sides, members, is_old, ratios)
     return sides[groups]
+
+
+def distinct_images(sha256: np.ndarray, targets: np.ndarray) -> dict[int, np.ndarray]:
+    """Return {class: places of its distinct images}, in the order of their hashes."""
+    order = np.lexsort((sha256, targets))  # stable
+    is_first = np.ones(len(order), bool)
+    is_first[1:] = (sha256[order[1:]] != sha256[order[:-1]]) | (targets[order[1:]] != targets[order[:-1]])
+    places = order[is_first]
+    found, starts = np.unique(targets[places], return_index=True)
+    return dict(zip(found.tolist(), np.split(places, starts[1:]), strict=True))
 
 
 def draw_class(sides: np.ndarray, members: np.ndarray, ratios: tuple[float, float], seed: int) -> None:
@@ -198,6 +221,40 @@ def draw_class(sides: np.ndarray, members: np.ndarray, ratios: tuple[float, floa
 def is_last(left: Collection[int], sides: np.ndarray) -> bool:
     """Return whether one group is left, and train has no image without it."""
     return len(left) == 1 and not (sides == TRAIN).any()
+
+
+def fill_sides(sides: np.ndarray, members: Mapping[int, np.ndarray], is_old: np.ndarray,
+               ratios: tuple[float, float]) -> None:
+    """Move groups so that each class has one in train and, if that takes no other class its last one in train, on the
+    other sides. They may lack where classes share groups.
+
+    `sides` and `is_old` have a value for each group. An old group, from an earlier split, moves only to train, and only
+    if there is no new one. `members` is {class: the group of each of its distinct images}.
+    """
+    groups_of = {target: np.unique(of_class) for target, of_class in members.items()}
+    sizes = np.bincount(np.concatenate([*members.values()]))
+    in_group = np.concatenate([*groups_of.values()])
+    in_class = np.repeat([*groups_of], [len(of_class) for of_class in groups_of.values()])
+    order = in_group.argsort(kind='stable')
+    starts = np.append(0, np.cumsum(np.bincount(in_group)))  # in `order`, of the classes of each group
+
+    def lost(group: int) -> int:
+        """Return how many classes would lose their last group on its side."""
+        classes = in_class[order[starts[group]:starts[group + 1]]].tolist()
+        return sum((sides[groups_of[target]] == sides[group]).sum() == 1 for target in classes)
+
+    for of_class in groups_of.values():
+        if not (sides[of_class] == TRAIN).any():
+            moved = min(of_class.tolist(), key=lambda group: (is_old[group], lost(group), sizes[group]))
+            sides[moved] = TRAIN
+    for side, ratio in zip((VAL, TEST), ratios, strict=True):
+        for of_class in groups_of.values():
+            if not ratio or (sides[of_class] == side).any():
+                continue
+            spare = [group for group in of_class[sides[of_class] == TRAIN].tolist()
+                     if not is_old[group] and not lost(group)]
+            if spare:
+                sides[min(spare, key=lambda group: sizes[group])] = side
 
 
 # How the images of a split come to lie
@@ -308,7 +365,9 @@ def print_sides(targets: np.ndarray, sides: np.ndarray, classes: Sequence[str], 
         print(f'\nimbalance: {most} has {sizes.max() / sizes.min():.1f} times as many images as {least}; '
               'look at the balanced accuracy that train.py reports, beside ACC1')
     for target, column in np.argwhere(counts == 0):
-        if used[column] != TRAIN:
+        if used[column] == TRAIN:
+            print(f'warning: {classes[target]} has no image in {SIDES[TRAIN]}, {FOR_TRAIN}')
+        else:
             print(f'warning: {classes[target]} has no image in {SIDES[used[column]]}, so nothing will measure it there')
     if not (sides == VAL).any():
         print(f'warning: {place}/{SIDES[VAL]} is empty, and train.py needs it: {FOR_VAL}')

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from common.data.folders import Rows
-from common.data.split import SPLIT_TABLE, TRAIN, VAL, count_parts, print_counts, write_files
+from common.data.split import FOR_TRAIN, SPLIT_TABLE, TRAIN, VAL, count_parts, print_counts, write_files
 from common.data.taking import TakenImages, make_link
 from common.runtime.errors import UserError
 
@@ -72,4 +72,6 @@ def print_folds(targets: np.ndarray, folds: np.ndarray, classes: Sequence[str], 
     print_counts('in val', names, counts, classes)
     for target, number in np.argwhere(counts == 0):
         print(f'warning: {names[number]} has no image of {classes[target]} in val, so nothing will measure it there')
+    for target, number in np.argwhere(counts == counts.sum(1, keepdims=True)):
+        print(f'warning: {names[number]} has no image of {classes[target]} in train, {FOR_TRAIN}')
     print(f'\n{place}/fold1 to {place}/{names[-1]} and {place}/{SPLIT_TABLE} are written, each fold with train and val')

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers import draw_folder, entries, files_below, run, split
 
-from extras.folds import choose_folds
+from extras.folds import choose_folds, print_folds
 
 
 def val_of(tmp_path):
@@ -88,7 +88,7 @@ def test_a_fold_is_trained_on(tmp_path, quick, monkeypatch):
 
 @pytest.mark.parametrize('arguments, words', [
     (['--folds', 1], 'FOLDS = 1: give 2 or more'), (['--folds', 3, '--shards'], 'without SHARDS'),
-    (['--folds', 3, '--test-ratio', 0.1], 'without SHARDS and TEST_RATIO'),
+    (['--folds', 3, '--test-ratio', 0.1], 'with TEST_RATIO = 0'),
     (['--folds', 11], 'FOLDS = 11: b has 10 images')])
 def test_mistakes(tmp_path, source, arguments, words):
     result = split(*arguments)
@@ -102,3 +102,10 @@ def test_folds_depend_on_the_seed_alone():
     assert (first == choose_folds(targets, groups, ['a', 'b'], 5, 1)).all()
     assert (first != choose_folds(targets, groups, ['a', 'b'], 5, 2)).any()
     assert (first[::2] == first[1::2]).all() and (np.bincount(first[:20]) == 4).all()
+
+
+def test_a_fold_without_a_class_in_train_is_warned_of(capsys):
+    """Corrections can bring it about: a class of one image."""
+    print_folds(np.array([0, 0, 1]), np.array([0, 1, 1]), ['a', 'b'], 'data')
+    lines = [line for line in capsys.readouterr().out.splitlines() if 'in train, and train.py refuses' in line]
+    assert len(lines) == 1 and lines[0].startswith('warning: fold2 has no image of b in train')

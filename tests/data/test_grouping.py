@@ -8,7 +8,7 @@ import pytest
 
 from common.data import grouping
 from common.data.grouping import alike, group_numbers, join
-from common.data.split import TEST, TRAIN, VAL, choose_sides
+from common.data.split import TEST, TRAIN, VAL, choose_sides, print_sides
 from common.runtime.errors import UserError
 
 
@@ -16,9 +16,11 @@ def digests(count, seed=0):
     return np.array([f'{number:064x}' for number in np.random.default_rng(seed).permutation(count)], 'S64')
 
 
-def draw(groups, targets=None, earlier=None, ratios=(0.3, 0.), seed=42):
+def draw(groups, targets=None, earlier=None, ratios=(0.3, 0.), seed=42, images=None):
+    """`images` says which are the same, all different by default."""
     groups, count = np.array(groups), len(groups)
-    return choose_sides(digests(count), np.zeros(count, int) if targets is None else np.array(targets), groups,
+    sha256 = digests(count)[np.arange(count) if images is None else images]
+    return choose_sides(sha256, np.zeros(count, int) if targets is None else np.array(targets), groups,
                         np.full(count, -1) if earlier is None else np.array(earlier), ratios, seed)
 
 
@@ -84,6 +86,61 @@ def test_a_group_over_two_classes_is_not_divided():
     groups = [*range(10), *range(5, 15)]
     sides = draw(groups, [0] * 10 + [1] * 10)
     assert all(len({*sides[np.array(groups) == group].tolist()}) == 1 for group in groups)
+
+
+def sides_of(target, targets, sides):
+    return {*sides[np.array(targets) == target].tolist()}
+
+
+def plants(rng, classes=6, count=12):
+    """Classes of one to three plants each, of which others have images, too: (groups, targets)."""
+    targets = []
+    groups = []
+    for target in range(classes):
+        for plant in rng.choice(count, rng.integers(1, 4), replace=False):
+            size = rng.integers(1, 5)
+            targets += [target] * size
+            groups += [plant] * size
+    return np.unique(groups, return_inverse=True)[1], targets
+
+
+@pytest.mark.parametrize('seed', range(60))
+def test_each_class_has_an_image_in_train_though_groups_lie_across_classes(seed):
+    groups, targets = plants(np.random.default_rng(seed))
+    sides = draw(groups, targets, seed=seed)
+    assert all(TRAIN in sides_of(target, targets, sides) for target in range(6))
+    assert (sides == draw(groups, targets, seed=seed)).all()
+    assert (sides == draw(groups, targets, earlier=sides, seed=seed)).all()
+
+
+def test_a_class_does_not_take_back_what_another_one_drew():
+    """The last class has an image of each group; the others have one group each, which train needs."""
+    assert (draw([0] * 5 + [1] * 5 + [0] * 3 + [1] * 3, [0] * 5 + [1] * 5 + [2] * 6) == TRAIN).all()
+
+
+@pytest.mark.parametrize('seed', range(30))
+def test_a_class_whose_only_image_is_a_copy_of_an_image_of_another(seed):
+    sides = draw([0, 1, 2, 2], [0, 0, 0, 1], seed=seed, images=[0, 1, 2, 2])
+    assert sides[3] == TRAIN and sides_of(0, [0, 0, 0, 1], sides) == {TRAIN, VAL}
+
+
+@pytest.mark.parametrize('seed', range(30))
+def test_a_class_with_groups_to_spare_has_one_in_val(seed):
+    sides = draw([0, 1, 2, 2], [0, 0, 0, 1], seed=seed)
+    assert sides[3] == TRAIN and sides_of(0, [0, 0, 0, 1], sides) == {TRAIN, VAL}
+
+
+def test_a_class_that_lost_its_training_images_gets_some_and_leaves_others_their_sides():
+    """Class 1 has but what it shares with class 0: an old group comes back to train, none leaves it."""
+    earlier = [TRAIN, TRAIN, VAL, VAL, VAL, VAL]
+    targets = [0, 0, 0, 0, 1, 1]
+    sides = draw([0, 1, 2, 3, 2, 3], targets, earlier)
+    assert sides_of(1, targets, sides) == {TRAIN, VAL} and (sides[:2] == TRAIN).all()
+
+
+def test_a_class_without_an_image_in_train_is_warned_of(capsys):
+    print_sides(np.array([0, 0, 1]), np.array([TRAIN, VAL, VAL]), ['a', 'b'], 'data')
+    assert 'warning: b has no image in train, and train.py refuses such a split: add im' in capsys.readouterr().out
 
 
 @pytest.mark.skipif(not hasattr(signal, 'setitimer'), reason='Windows has no such timer')
