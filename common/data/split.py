@@ -333,7 +333,7 @@ def warn_of_similar_names(names: Iterable[str]) -> None:
 
 
 def report_duplicates(images: TakenImages) -> None:
-    """Print how many images there are more than once, and warn of those in several classes."""
+    """Print how many images there are more than once or belong together, and warn of those in several classes."""
     copies = len(images.sha256) - len(np.unique(images.sha256))
     if copies:
         print(f'{copies} files are byte-identical to another')
@@ -341,6 +341,10 @@ def report_duplicates(images: TakenImages) -> None:
     sizes = sizes[sizes > 1]
     if len(sizes):
         print(f'{sizes.sum()} images belong to {len(sizes)} groups, each of which stays on one side')
+    in_group, _ = np.unique(np.stack([images.groups, images.samples.targets]), axis=1)  # each class has a group once
+    mixed = (np.bincount(in_group) > 1).sum()
+    if mixed:
+        print(f'groups with images of several classes: {mixed}')
     order = images.sha256.argsort(kind='stable')
     for _, places in itertools.groupby(order, lambda place: images.sha256[place]):
         equal = [images.samples[place] for place in places]

@@ -75,6 +75,7 @@ class TakenFile:
     is_shrunk: bool = False
     is_link: bool = False
     kind: str = ''  # Pillow's name of its format
+    size: tuple[int, int] = (0, 0)  # width and height, in pixels
     thumbnail: np.ndarray | None = None
 
 
@@ -90,6 +91,7 @@ def take_images(found: FoundImages, waiting: Path, link: bool, max_side: int | N
     sha256 = np.zeros(count, 'S64')
     is_shrunk = np.zeros(count, bool)
     thumbnails = np.empty((count if compare else 0, THUMBNAIL_SIZE, THUMBNAIL_SIZE, 3), np.uint8)
+    sizes = np.zeros((count, 2), np.int64)
     endings = {}
     copies = 0
     below = (Path(path).relative_to(found.root) for path, _ in found.samples)
@@ -110,6 +112,7 @@ def take_images(found: FoundImages, waiting: Path, link: bool, max_side: int | N
         if not is_seen(Path(found.samples[number][0]).relative_to(found.root)):
             endings[number] = ending_of(one.kind)
         is_shrunk[number] = one.is_shrunk
+        sizes[number] = one.size
         if compare:
             thumbnails[number] = one.thumbnail
         if not one.is_shrunk and not one.is_link:
@@ -125,7 +128,8 @@ def take_images(found: FoundImages, waiting: Path, link: bool, max_side: int | N
     if found.groups is not None:
         pairs.append(alike(found.groups[number] for number in numbers))
     if compare:
-        found_pairs, doubtful = distrust_large_groups(find_near_duplicates(thumbnails[numbers]), samples.targets)
+        same = find_near_duplicates(thumbnails[numbers], sizes[numbers])
+        found_pairs, doubtful = distrust_large_groups(same, samples.targets)
         pairs.append(found_pairs)
         for members in doubtful:
             one, other = (Path(samples[place][0]).relative_to(found.root).as_posix() for place in members[[0, -1]])
@@ -145,7 +149,8 @@ def take_file(path: Path, file: Path, link: bool, max_side: int | None, compare:
             content = read_content(path)
             with header(content, path) as opened:
                 kind = opened.format
-                is_large = max_side is not None and max(opened.size) > max_side
+                size = opened.size
+                is_large = max_side is not None and max(size) > max_side
             if compare or is_large:
                 at_least = 2 * THUMBNAIL_SIZE
                 if is_large:
@@ -164,7 +169,7 @@ def take_file(path: Path, file: Path, link: bool, max_side: int | None, compare:
         if not is_link:
             file.write_bytes(content)
     return TakenFile(sha256=hashlib.sha256(content).hexdigest(), is_shrunk=is_large, is_link=is_link, kind=kind,
-                     thumbnail=small)
+                     size=size, thumbnail=small)
 
 
 def make_link(path: Path, file: Path) -> bool:

@@ -168,7 +168,8 @@ class RunPage:
             return {}
         return {'name': 'twins', 'heading': 'One photograph, two classes', 'note':
                 f'{len(twins)} groups of images that makedata.py found to be the same but for size, quality or '
-                'turns lie in folders of different classes: one label of each must be wrong.', 'pictures': [
+                'turns lie in folders of different classes: unless they only look alike, one label of each is wrong.',
+                'pictures': [
                     described(self.thumbnail, {'file': file}, ('wrong', name))
                     for group in twins[:TWIN_GROUPS] for file, name in group]}
 

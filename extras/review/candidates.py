@@ -25,8 +25,8 @@ class Candidate(NamedTuple):
 def labelled_candidates(report: dict[str, Any], twins: Iterable[list[str]]) -> list[Candidate]:
     """Return what a report (common/evaluation/report.py) says of images with labels.
 
-    First come `twins`, files SIDE/CLASS/… that show the same in several classes, of which a label must be wrong; then
-    suspected labels, as they are sorted in the report; then the most confident mistakes. No image comes twice.
+    First come `twins`, files SIDE/CLASS/… of several classes that show the same or look alike; then suspected labels,
+    as they are sorted in the report; then the most confident mistakes. No image comes twice.
     """
     found = []
     seen = set()

@@ -11,6 +11,8 @@ from common.data.folders import list_images
 from common.data.grouping import join
 from common.data.images import open_image
 from common.data.near_duplicates import (
+    aspect_ratios,
+    comparable,
     compare,
     distrust_large_groups,
     find_near_duplicates,
@@ -19,9 +21,13 @@ from common.data.near_duplicates import (
 )
 
 
+def duplicates(pictures):
+    return find_near_duplicates(np.stack([thumbnail(picture.convert('RGB')) for picture in pictures]),
+                                np.array([picture.size for picture in pictures]))
+
+
 def found(pictures):
-    pairs = find_near_duplicates(np.stack([thumbnail(picture.convert('RGB')) for picture in pictures]))
-    return {tuple(sorted(pair)) for pair in pairs.tolist()}
+    return {tuple(sorted(pair)) for pair in duplicates(pictures).tolist()}
 
 
 @pytest.mark.parametrize('copy', COPIES)
@@ -43,6 +49,43 @@ def test_the_same_place_seen_from_another_is_no_copy():
     for share in (0.11, 0.13):
         assert compare(thumbnail(whole), thumbnail(cropped(whole, share, 0, 0, 0)), None) is None
     assert compare(thumbnail(whole), thumbnail(cropped(whole, 0.05, 0, 0, 0)), None).whole > 0.99
+
+
+def on_plain_ground(rng, kind):
+    """A small body on a plain ground, in a frame of any shape, as of plankton."""
+    width, height = rng.integers(30, 200, 2).tolist()
+    picture = Image.new('RGB', (width, height), (20, 20, 20))
+    radius = rng.uniform(0.25, 0.3)
+    corners = [(width * (0.5 + radius * np.cos(angle)), height * (0.5 + radius * np.sin(angle)))
+               for angle in np.linspace(0, 2 * np.pi, 4 + kind)[1:]]
+    ImageDraw.Draw(picture).polygon(corners, fill=(120 + 20 * kind,) * 3)
+    return noisy(picture, rng, 4)
+
+
+def test_images_of_different_shapes_are_no_copies():
+    """Squeezed to a square, objects in frames of different shapes look alike."""
+    rng = np.random.default_rng(1)
+    pictures = [on_plain_ground(rng, number % 4) for number in range(80)]
+    ratios = [max(picture.size) / min(picture.size) for picture in pictures]
+    for first, second in found(pictures):
+        assert max(ratios[first], ratios[second]) / min(ratios[first], ratios[second]) < 1.2
+    wide = scene(1, (200, 120))
+    assert found([wide, wide.resize((100, 60))])
+    assert found([wide, wide.resize((120, 120))]) == found([wide, wide.resize((120, 200))]) == set()
+    assert found([wide, wide.resize((200, 130))]) == set()  # such a shape a crop could bring about, but this is none
+    flat = Image.new('RGB', (200, 120))
+    assert found([flat, flat.resize((50, 50))]) == set() and found([flat, flat.copy()])
+
+
+@pytest.mark.parametrize('size', [(12, 17), (24, 20), (33, 21), (64, 64), (300, 60), (41, 400)])
+@pytest.mark.parametrize('copy', [*COPIES, 'without the left and right 5 %', 'without the upper and lower 5 %'])
+def test_the_shape_of_a_copy_may_be_that_of_its_original(copy, size):
+    """However small the image, and whatever of it rounding takes."""
+    extreme = {'without the left and right 5 %': (.05, 0, .05, 0), 'without the upper and lower 5 %': (0, .05, 0, .05)}
+    original = scene(3, size)
+    changed = cropped(original, *extreme[copy]) if copy in extreme else COPIES[copy](original)
+    is_comparable = comparable(aspect_ratios(np.array([original.size, changed.size])), 0, 2)
+    assert is_comparable[int(copy in ('turned', 'all at once')), 0, 1]
 
 
 def test_one_that_is_there_many_times_leads_to_all():
@@ -94,8 +137,7 @@ def cells_on_a_dark_field(rng):
 def test_images_of_a_kind_are_no_copies(draw):
     """They differ in little of their area. Copies are found among them, too, most of them."""
     pictures = list(draw(np.random.default_rng(1)))
-    thumbnails = np.stack([thumbnail(picture) for picture in pictures])
-    groups = join(len(pictures), find_near_duplicates(thumbnails))
+    groups = join(len(pictures), duplicates(pictures))
     assert np.bincount(groups).max() <= len(pictures) / 4 and len({*groups.tolist()}) > len(pictures) / 2
     kinds = [name for name in COPIES if 'without' not in name and name != 'all at once']
     copies = [COPIES[kinds[number % len(kinds)]](picture) for number, picture in enumerate(pictures[::3])]

@@ -142,6 +142,7 @@ def test_the_same_image_in_two_classes_is_shown(project, show, tmp_path):
     names = [name.replace('/', '∕') for name in NAMES]
     assert figures.nth(0).locator('div').nth(1).text_content() == names[0]
     assert figures.nth(1).locator('div').nth(1).text_content() == names[2]
+    assert 'unless they only look alike' in (project / 'out' / 'report.html').read_text(encoding='utf-8')
     for grouped in ({'GROUP': 'folder'}, {'LABELS': 'labels.csv'}):  # such groups need not be alike
         write_split(tmp_path, [('train/a/1.png', 'a'), ('val/b/1.png', 'b')], **grouped)
         assert find_twins(tmp_path) == []

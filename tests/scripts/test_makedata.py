@@ -58,6 +58,7 @@ def test_identical_files_stay_on_one_side_and_wrong_labels_are_named(tmp_path, s
         by_hash.setdefault(entry['sha256'], set()).add(entry['side'])
     assert all(len(side) == 1 for side in by_hash.values())
     assert 'same image in 2 classes' in result.stdout and 'b/same.png' in result.stdout
+    assert '\ngroups with images of several classes: 1\n' in result.stdout
 
 
 def test_formats_letter_case_nested_and_hidden(tmp_path, source):
