@@ -20,6 +20,7 @@ from common.data.split import (
     CORRECTED_TABLE,
     FileLayout,
     Layout,
+    advise_group,
     keep_absent,
     read_sides,
     report_duplicates,
@@ -86,7 +87,7 @@ def split(layout: Layout, cfg: settings.Settings) -> None:
         compare = len(found.samples) <= _MOST_COMPARED
         if not compare:
             print(f'near-duplicates are not looked for among {len(found.samples)} images, which takes long: set '
-                  'NEAR_DUPLICATES = True to do so')
+                  'NEAR_DUPLICATES = True to do so, and GROUP if names tell which images belong together')
 
     with replacing_folder(target) as folder:
         taken = take_images(found, folder / _WAITING, link=cfg.LINK or layout.links_suffice, max_side=cfg.MAX_SIDE,
@@ -103,6 +104,8 @@ def split(layout: Layout, cfg: settings.Settings) -> None:
             left_out = corrected.left_out
             corrections.write(folder / CORRECTED_TABLE)
         report_duplicates(images)
+        if not cfg.GROUP and not any(found.groups or []):
+            advise_group(taken)
         with writing_manifest(folder, vars(cfg)) as rows:
             layout.write(images, sides, folder, rows)
             rows.writerows(left_out)

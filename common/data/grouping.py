@@ -7,12 +7,19 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from common.data.folders import Samples
 from common.runtime.console import printable
 from common.runtime.errors import UserError
 from common.runtime.signals import OutOfTime, processor_time
 
 _SECONDS = 5                # of the processor, for GROUP to search all names, and more of them for many names:
 _NAMES_PER_SECOND = 10_000  # a tenth of what is usual
+
+# Values of GROUP that join the images whose names differ in their last number alone. The first one finds them all, the
+# others are easier to read.
+_SERIES = (r'^(.*\D)\d+\.', 'folder', r'^(.+)_\d+\.', r'^(.+)-\d+\.')
+_MOST_OF_CLASS = 1 / 3  # fraction of a class that a series has at most; larger ones are named after the class
+_LEAST_OF_ALL = 1 / 2   # fraction of the images that are in series at least, if names are taken to mean series
 
 
 def join(count: int, *pairs: np.ndarray) -> np.ndarray:
@@ -71,3 +78,35 @@ def group_key(below: Path, group: str | None, class_depth: int) -> str | None:
     if match is None:
         return None
     return repr(match.groups() or match.group())
+
+
+def suggest_group(samples: Samples, root: str, class_depth: int) -> str | None:
+    """Return the value of GROUP that joins the images of a series, such as the frames of each video, by their names.
+
+    None is returned unless most of the `samples`, images below the folder `root`, are in a series. `class_depth` is
+    that of group_numbers.
+    """
+    count = count_in_series(samples, root, class_depth, _SERIES[0])
+    if count < _LEAST_OF_ALL * len(samples):
+        return None
+    return next(group for group in (*_SERIES[1:], _SERIES[0])
+                if count_in_series(samples, root, class_depth, group) >= count)
+
+
+def count_in_series(samples: Samples, root: str, class_depth: int, group: str) -> int:
+    """Return how many images are in series if GROUP is `group`.
+
+    A series has a number of its own, several images, and others beside it in its class: so glass1.jpg and glass2.jpg
+    are in none, but glass1_1.jpg and glass1_2.jpg may be in one.
+    """
+    known = {}
+    numbers = []
+    for path, _ in samples:
+        key = group_key(Path(path).relative_to(root), group, class_depth)
+        is_series = key is not None and any(letter.isdigit() for letter in key.split('/', class_depth)[-1])
+        numbers.append(known.setdefault(key, len(known)) if is_series else -1)
+    numbers = np.array(numbers, np.int64)
+    targets = samples.targets
+    sizes = np.bincount(numbers[numbers >= 0], minlength=1)[numbers]
+    is_part = sizes <= _MOST_OF_CLASS * np.bincount(targets)[targets]
+    return int(((numbers >= 0) & is_part & (sizes > 1)).sum())

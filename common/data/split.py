@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from common.data.folders import FOR_VAL, SPLIT_TABLE, Rows
+from common.data.grouping import suggest_group
 from common.data.listing import is_litter
 from common.data.taking import TakenImages
 from common.runtime.console import printable
@@ -39,6 +40,8 @@ ABSENT_COLUMNS = ('sha256', 'side')
 
 FOR_TRAIN = ('and train.py refuses such a split: add images of the class or remove it, or see GROUP, NEAR_DUPLICATES, '
              'CORRECTIONS and SEED in makedata.py')  # what to do if train lacks a class
+
+_MANY_SIMILAR = 1 / 5  # fraction of images with near-duplicates; of single photographs it is a fiftieth
 
 _SHA256 = re.compile('[0-9a-f]{64}')
 _MADE_BY = 'makedata.py'
@@ -352,6 +355,25 @@ def report_duplicates(images: TakenImages) -> None:
         if len(labels) > 1:
             files = ', '.join(printable(path) for path, _ in equal)
             print(f'warning: the same image in {len(labels)} classes, so at least one label is wrong: {files}')
+
+
+def advise_group(images: TakenImages) -> None:
+    """Print what GROUP can do if the images seem to be series, such as frames of videos."""
+    _, distinct = np.unique(images.sha256, return_index=True)
+    groups = images.groups[distinct]
+    similar = (np.bincount(groups)[groups] > 1).sum()
+    group = suggest_group(images.samples, images.root, images.class_depth)
+    if similar >= _MANY_SIMILAR * len(groups):
+        reason = f'{similar} of {len(groups)} images are nearly like others, as frames of a video are'
+    elif group:
+        reason = 'most names differ in their last number alone, as those of the frames of a video do'
+    else:
+        return
+    if group:
+        print(f"{reason}: if the names tell which images belong together, set GROUP, here --group '{group}'")
+    else:
+        print(f"{reason}: if more belong together than was found, put them into a folder below the class and set "
+              "GROUP = 'folder', or list them in a table of LABELS with a column group")
 
 
 def print_sides(targets: np.ndarray, sides: np.ndarray, classes: Sequence[str], place: str) -> None:

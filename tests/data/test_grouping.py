@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from common.data import grouping
-from common.data.grouping import alike, group_numbers, join
+from common.data.folders import Samples
+from common.data.grouping import alike, group_numbers, join, suggest_group
 from common.data.split import TEST, TRAIN, VAL, choose_sides, print_sides
 from common.runtime.errors import UserError
 
@@ -141,6 +142,33 @@ def test_a_class_that_lost_its_training_images_gets_some_and_leaves_others_their
 def test_a_class_without_an_image_in_train_is_warned_of(capsys):
     print_sides(np.array([0, 0, 1]), np.array([TRAIN, VAL, VAL]), ['a', 'b'], 'data')
     assert 'warning: b has no image in train, and train.py refuses such a split: add im' in capsys.readouterr().out
+
+
+def numbered(*patterns, classes=('a', 'b5'), count=40):
+    """Samples, whose names are those of `patterns` in turn, with the number of the image and of its ten."""
+    return Samples((f'ds/{name}/{patterns[number % len(patterns)].format(number, number // 10)}.jpg', target)
+                   for target, name in enumerate(classes) for number in range(count))
+
+
+@pytest.mark.parametrize('pattern, expected', [
+    ('{1:05}_{0:05}', r'^(.+)_\d+\.'), ('person{1}-virus-{0}', r'^(.+)-\d+\.'), ('video{1}frame{0}', r'^(.*\D)\d+\.'),
+    ('video{1}/{0:04}', 'folder'), ('scan_{1}/slice_{0}', 'folder'),
+    ('glass{0}', None), ('{0:03}', None), ('IMG_{0}', None), ('b5_{0}', None), ('{0}_f52e8ee0{0}_n', None),
+    ('x{1}/{0}_y', None), ('{0}x_{0}', None)])
+def test_names_that_tell_series(pattern, expected):
+    """A folder of a class may have a number, too."""
+    samples = numbered(pattern)
+    assert suggest_group(samples, 'ds', 1) == expected
+    if expected:
+        groups = group_numbers([Path(path).relative_to('ds') for path, _ in samples], 80, expected, 1)
+        assert (groups == np.arange(80) // 10).all()
+
+
+def test_names_that_tell_no_series_for_most():
+    assert suggest_group(numbered('IMG_{0}', 'DSC_{0}', 'P{0}', 'image{0}'), 'ds', 1) is None  # of several cameras
+    assert suggest_group(numbered('{1}_{0}', 'a{0}', 'b{0}'), 'ds', 1) is None
+    assert suggest_group(numbered('{1}_{0}', count=11), 'ds', 1) is None  # all but one are one series
+    assert suggest_group(Samples([('ds/a/1_1.jpg', 0), ('ds/b/1_1.jpg', 1)]), 'ds', 1) is None
 
 
 @pytest.mark.skipif(not hasattr(signal, 'setitimer'), reason='Windows has no such timer')

@@ -17,6 +17,7 @@ def test_near_duplicates_stay_on_one_side_and_are_left_alone_on_request(tmp_path
         picture.save(tmp_path / 'data1' / 'ab'[number % 2] / f'{number}.png')
         picture.resize((180, 150)).save(tmp_path / 'data1' / 'ab'[number % 2] / f'{number}.jpg')
     result = split('--near-duplicates', 'auto')
+    assert '\n48 of 48 images are nearly like others, as frames of a video are: if more' in result.stdout
     assert '48 images belong to 24 groups' in result.stdout and 'several classes' not in result.stdout
     sides_of = {}
     for entry in entries(tmp_path):
@@ -26,7 +27,7 @@ def test_near_duplicates_stay_on_one_side_and_are_left_alone_on_request(tmp_path
     assert 'groups' not in split('--near-duplicates', 'false').stdout
     monkeypatch.setattr(makedata, '_MOST_COMPARED', 47)
     result = split('--near-duplicates', 'auto')
-    assert 'NEAR_DUPLICATES = True' in result.stdout and 'groups' not in result.stdout
+    assert 'NEAR_DUPLICATES = True to do so, and GROUP if' in result.stdout and 'groups' not in result.stdout
 
 
 @pytest.mark.parametrize('group', ['folder', r'plant(\d+)', r'^[^/]+/plant\d+'])
@@ -48,6 +49,18 @@ def test_groups_of_the_user(tmp_path, source, group):
     assert len(sides_of) == (5 if group == r'plant(\d+)' else 10)
     assert all(len(side) == 1 for side in sides_of.values()) and {'train'} in sides_of.values()
     assert {'val'} in sides_of.values()
+
+
+def test_names_of_frames_are_told(tmp_path, source):
+    """Unless the user has said what belongs together, or the images are single photographs."""
+    words = 'belong together, set GROUP, here --group '
+    assert words not in split().stdout
+    for path in sorted(source.glob('*/*.png')):
+        number = int(path.stem)
+        path.rename(path.with_name(f'{number % 5}_{number}.png'))
+    assert f"{words}'^(.+)_\\d+\\.'\n" in split().stdout
+    result = split('--group', r'^(.+)_\d+\.')
+    assert '30 images belong to 10 groups' in result.stdout and words not in result.stdout
 
 
 def test_another_group_draws_all_anew(tmp_path, source):
