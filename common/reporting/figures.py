@@ -9,7 +9,8 @@ from common.runtime.console import text_width
 COLOURS = ('#3b7dd8', '#e0772b', '#2f9e61', '#8a63c9')  # seen on white and on black
 FEW_CLASSES = 30    # up to so many, the cells of a confusion matrix have numbers
 LOWEST = 160        # pixels, of the cells of a confusion matrix
-HIGHEST = 1200
+ROW = 12            # pixels of the row of a class among many, whose name has SMALL pixels
+SMALL = 10
 CHARACTER = 7       # pixels of a character of a name beside it
 SLANT = 60          # degrees, of the names below it
 
@@ -46,6 +47,7 @@ def curves(rows: list[dict[str, Any]], columns: dict[str, str], ylabel: str, **a
 def confusion(matrix: list[list[int]], labels: list[str]) -> str:
     """Return the confusion matrix, rows: truth, with buttons for shares or counts and for the order of the classes.
 
+    Every row has its name. Columns without room for all names leave some out, as Plotly does where it may choose.
     `labels` are short names of the classes, no two alike.
     """
     classes = [unmarked(label) for label in labels]
@@ -55,7 +57,7 @@ def confusion(matrix: list[list[int]], labels: list[str]) -> str:
         hover.append([f'{count} images, {share:.0%}'
                       for count, share in zip(counts_of_class, shares_of_class, strict=True)])
     few = len(classes) <= FEW_CLASSES
-    cells = max(LOWEST, min(HIGHEST, (26 if few else 12) * len(classes)))
+    cells = max(LOWEST, (26 if few else ROW) * len(classes))
     below = math.ceil(CHARACTER * math.sin(math.radians(SLANT)) * max(map(text_width, labels)))
 
     def heatmap(form: str, values: list[list], visible: bool) -> dict[str, Any]:
@@ -72,10 +74,12 @@ def confusion(matrix: list[list[int]], labels: list[str]) -> str:
     numbers = {'shares': {'visible': [True, False]}, 'counts': {'visible': [False, True]}}
     orders = {'by name': class_order(classes), 'worst first': class_order(worst_first)}
     axis = {'type': 'category', 'categoryorder': 'array', 'categoryarray': classes, 'showgrid': False}
+    if not few:
+        axis['tickfont'] = {'size': SMALL}
     return figure(
         [heatmap('.0%', shares, visible=True), heatmap('d', matrix, visible=False)],
         height=cells + below + 140,  # with the buttons and the title of the axis
-        xaxis={**axis, 'title': 'predicted', 'tickangle': -SLANT}, yaxis={**axis, 'autorange': 'reversed'},
+        xaxis={**axis, 'title': 'predicted', 'tickangle': -SLANT}, yaxis={**axis, 'autorange': 'reversed', 'dtick': 1},
         margin={'t': 60, 'l': 50, 'r': 15, 'b': 45}, updatemenus=[
             buttons(0, 'restyle', numbers), buttons(0.45, 'relayout', orders)])
 

@@ -152,7 +152,8 @@ def confusions(counts: dict[str, dict[str, int]]) -> Section:
     """Return the matrix of {true class: {predicted class: images}}, or of many classes the most frequent confusions."""
     if len(counts) <= MATRIX_CLASSES:
         matrix = [[row.get(name, 0) for name in counts] for row in counts.values()]
-        return {'figures': [figures.confusion(matrix, short_labels(list(counts), LONGEST_NAME))]}
+        return {'note': 'Rows are true classes, columns are predicted ones. Point at a cell to see the names of both.',
+                'figures': [figures.confusion(matrix, short_labels(list(counts), LONGEST_NAME))]}
     pairs = []
     for true_class, row in counts.items():
         for predicted, count in row.items():

@@ -244,6 +244,17 @@ def test_the_order_of_the_confusions_can_be_changed(tmp_path, show):
     assert not [text for text in counts if '%' in text]
 
 
+@pytest.mark.parametrize('classes', [43, 200])
+def test_every_row_of_the_confusions_has_its_name(tmp_path, show, classes):
+    report = synthetic(tmp_path / 'x.html', classes)
+    view = show(tmp_path / 'x.html')
+    names = view.evaluate('[...document.querySelectorAll("#confusion .ytick text")].map(text => text.textContent)')
+    assert names[::-1] == [row['class'] for row in report['per_class']]  # the axis points down
+    boxes = view.evaluate('[...document.querySelectorAll("#confusion .ytick text")].map(text => {'
+                          'const box = text.getBoundingClientRect(); return [box.top, box.bottom] })')
+    assert all(lower[0] > upper[1] - 3 for lower, upper in itertools.pairwise(boxes))  # a line is higher than its text
+
+
 @pytest.mark.parametrize('count', [2, 40])
 def test_long_names_leave_room_for_the_matrix_of_the_page(count):
     names = ['<b>$x' * 40 + str(number) for number in range(count)]
