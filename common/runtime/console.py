@@ -32,10 +32,10 @@ def shortened(text: str, most: int) -> str:
     """Return a text of at most `most` columns: a longer one loses its middle, since many names begin or end alike."""
     if text_width(text) <= most:
         return text
-    start = text
+    start = text[:most]  # not more, since that takes time
     while text_width(start) > most // 2:
         start = start[:-1]
-    end = text
+    end = text[-most:]
     while text_width(end) > most - 1 - most // 2:
         end = end[1:]
     return f'{start}…{end}'
@@ -45,7 +45,7 @@ def broken(text: str, most: int) -> list[str]:
     """Return a text as lines of at most `most` columns, which end behind a space, _, - or . where one is near."""
     lines = []
     while text_width(text) > most:
-        line = text
+        line = text[:most]
         while text_width(line) > most:
             line = line[:-1]
         word_end = max(line.rfind(mark) for mark in ' _-.') + 1

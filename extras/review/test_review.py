@@ -232,41 +232,53 @@ def test_typical_images_are_right_and_the_most_confident():
 
 # What a label would teach
 
-def test_each_image_is_unlike_those_before_it():
-    """Two tight clusters and one image between: after the least certain one comes the other cluster, not its twin."""
+def test_one_image_of_each_kind_is_chosen():
+    """Two tight clusters and one image between: of each cluster there is one, that of the most doubtful first."""
     features = torch.tensor([[1., 0], [1, 0.01], [1, -0.01], [-1, 0], [-1, 0.01], [0, 1]])
-    certainty = torch.tensor([0.2, 0.1, 0.3, 0.4, 0.5, 0.6])
-    order = teaching.teaching_order(certainty, features, 6)
-    assert order[:2] == [1, 3] and sorted(order) == list(range(6))
-    assert teaching.teaching_order(torch.ones(3), torch.zeros(3, 4), 9) != [0, 0, 0]
+    doubt = torch.tensor([0.8, 0.9, 0.7, 0.6, 0.5, 0.4])
+    first, second, third = teaching.teaching_order(doubt, features, 3)
+    assert first in (0, 1, 2) and second in (3, 4) and third == 5
+    assert teaching.teaching_order(doubt, features, 9) == [1, 0, 2, 3, 4, 5]
+    assert len(teaching.teaching_order(torch.zeros(3), torch.zeros(3, 4), 9)) == 1
+
+
+def test_doubt_is_between_the_two_most_probable_classes_and_of_what_is_unlike_val():
+    def doubt(*probabilities, certainty=None):
+        confidence = probabilities[0]
+        top = [(str(place), probability) for place, probability in enumerate(probabilities)]
+        return teaching.doubt_of(Prediction('x', '0', confidence, confidence if certainty is None else certainty, top))
+
+    assert doubt(0.4, 0.1, 0.1) == pytest.approx(0.7) and doubt(0.5, 0.5) == 1 and doubt(1.) == 0
+    assert doubt(0.9, 0.1, certainty=0.45) == pytest.approx(0.6)
 
 
 def prediction(certainty, label='a', features=(1., 0.)):
-    return Prediction('x', label, certainty, certainty, [(label, certainty), ('b', 0.1)], torch.zeros(2),
+    confidence = 0.5 + certainty / 2
+    return Prediction('x', label, confidence, confidence, [(label, confidence), ('b', 1 - confidence)], torch.zeros(2),
                       torch.tensor(features))
 
 
-def test_the_pool_keeps_the_least_certain_of_any_number():
+def test_the_pool_keeps_the_most_doubtful_of_any_number():
     pool = teaching.Pool(2)
     for number in range(100):
         pool.add(str(number), prediction((number * 37 % 100) / 100, features=(np.cos(number), np.sin(number))))
-    assert len(pool.kept) < 16
-    least = {str(number) for number in range(100) if number * 37 % 100 < 8}
+    assert len(pool.kept) < 40
+    least = {str(number) for number in range(100) if number * 37 % 100 < 20}
     assert {found.name for found in pool.most_valuable()} <= least and len(pool.most_valuable()) == 2
     assert pool.typical == {'a': [str(number) for value in (99, 98, 97) for number in range(100)
                                   if number * 37 % 100 == value]}
     assert teaching.Pool(3).most_valuable() == []
 
 
-def test_of_very_many_images_the_least_certain_follow(monkeypatch):
+def test_of_very_many_images_the_most_doubtful_follow(monkeypatch):
     """Comparing all with all would take minutes."""
     monkeypatch.setattr(teaching, 'COMPARED', 3)
     pool = teaching.Pool(30)
     for number in range(200):
         pool.add(str(number), prediction((number * 37 % 200) / 200, features=(np.cos(number), np.sin(number))))
     found = pool.most_valuable()
-    assert len({one.name for one in found}) == 30 and max(one.certainty for one in found) < 30.5 / 200
-    assert [one.certainty for one in found[3:]] == sorted(one.certainty for one in found[3:])
+    assert len({one.name for one in found}) == 30 and min(one.doubt for one in found) > 1 - 30.5 / 200
+    assert [one.doubt for one in found[3:]] == sorted((one.doubt for one in found[3:]), reverse=True)
 
 
 def test_a_page_for_images_without_labels(tmp_path, monkeypatch):
