@@ -203,7 +203,7 @@ def test_bad_images_of_a_split_that_stays_are_left_out_as_ever(monkeypatch):
 @pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGKILL])
 def test_worker_processes_end_with_mean_std(signum):
     code = ('import os, time, mean_std\n'
-            'def wait(path): print("here", flush=True); time.sleep(100_000)\n'
+            'def wait(path): os.write(1, b"here\\n"); time.sleep(100_000)\n'
             'mean_std.open_image = wait\n'
             'if __name__ == "__main__": mean_std.read_stats(["a"] * 8, 2)')
     parent = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True,

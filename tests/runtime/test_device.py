@@ -21,7 +21,8 @@ def test_the_device_that_use_gpu_takes(monkeypatch, there, use_gpu, chosen):
     found = device.choose_device(use_gpu)
     said = device.describe_device(found, None)
     assert found.type == chosen and said.startswith(f'device: {chosen} (')
-    assert said.endswith(f'; the GPU ({there}) is not used: USE_GPU = True takes it' if there and chosen == 'cpu' else '(fp32)')
+    unused = f'; the GPU ({there}) is not used: USE_GPU = True takes it'
+    assert said.endswith(unused if there and chosen == 'cpu' else '(fp32)')
 
 
 @pytest.mark.parametrize('version, right', [
