@@ -70,15 +70,23 @@ NAMES = {
     131: [f'{number}' * 40 for number in range(131)]}
 
 
-@pytest.mark.parametrize('count', NAMES)
-def test_a_confusion_matrix_is_as_large_as_it_should_be_and_nothing_is_cut(tmp_path, monkeypatch, count):
-    """Whatever the names are like: title and names lie inside the picture, beside the matrix, which is not squeezed."""
-    found = {}
+def when_saved(monkeypatch, look):
+    """Call look(figure, renderer) with each figure that is saved, when it is laid out."""
     save = Figure.savefig
 
     def measured(figure, *arguments, **options):
         save(figure, *arguments, **options)
-        renderer = figure.canvas.get_renderer()
+        look(figure, figure.canvas.get_renderer())
+
+    monkeypatch.setattr(Figure, 'savefig', measured)
+
+
+@pytest.mark.parametrize('count', NAMES)
+def test_a_confusion_matrix_is_as_large_as_it_should_be_and_nothing_is_cut(tmp_path, monkeypatch, count):
+    """Whatever the names are like: title and names lie inside the picture, beside the matrix, which is not squeezed."""
+    found = {}
+
+    def look(figure, renderer):
         axes = figure.axes[0]
         found['matrix'] = axes.get_window_extent(renderer)
         texts = [figure._suptitle, axes.xaxis.label, axes.yaxis.label]
@@ -95,7 +103,7 @@ def test_a_confusion_matrix_is_as_large_as_it_should_be_and_nothing_is_cut(tmp_p
         found['texts'] = [text.get_window_extent(renderer) for text in texts if text.get_text()]
         found['size'] = figure.bbox
 
-    monkeypatch.setattr(Figure, 'savefig', measured)
+    when_saved(monkeypatch, look)
     logits = torch.eye(count)
     plots.plot_confusion(tmp_path / 'x.png', scores(logits, torch.arange(count), NAMES[count]), NAMES[count])
     matrix = found['matrix']
@@ -112,16 +120,13 @@ def test_a_confusion_matrix_is_as_large_as_it_should_be_and_nothing_is_cut(tmp_p
                                                   (200, 1, False)])
 def test_a_confusion_matrix_has_counts_where_they_fit_its_cells(tmp_path, monkeypatch, count, images, shown):
     found = {}
-    save = Figure.savefig
 
-    def measured(figure, *arguments, **options):
-        save(figure, *arguments, **options)
-        renderer = figure.canvas.get_renderer()
+    def look(figure, renderer):
         axes = figure.axes[0]
         found['cell'] = axes.get_window_extent(renderer).width / count
         found['texts'] = [(text.get_text(), text.get_window_extent(renderer)) for text in axes.texts]
 
-    monkeypatch.setattr(Figure, 'savefig', measured)
+    when_saved(monkeypatch, look)
     result = {'confusion': images * np.eye(count, dtype=int), 'acc1': 100., 'acc1_interval': (90., 100.), 'acc5': 100.,
               'balanced_accuracy': 100.}
     plots.plot_confusion(tmp_path / 'x.png', result, [str(number) for number in range(count)])
