@@ -316,7 +316,7 @@ def test_the_focus_and_what_to_do_next(tmp_path, show):
     assert view.is_visible('#review-forget')
     view.keyboard.press('Escape')
     press(view, 'Escape')
-    assert view.evaluate('document.activeElement.id') == 'review-start'
+    view.wait_for_function("document.activeElement.id === 'review-start'", timeout=20_000)  # hashchange comes later
 
 
 def test_labels_of_images_that_have_none(tmp_path, show):
