@@ -164,7 +164,7 @@ def test_a_reload_or_another_window_loses_nothing(tmp_path, show):
     other.goto(view.url)
     assert left(other) == '11 of 12 left'
     press(view, '2')
-    other.wait_for_function("document.getElementById('review-left').textContent === '10 of 12 left'")
+    other.wait_for_selector('#review-left:text-is("10 of 12 left")')
     other.close()
 
 
@@ -197,7 +197,7 @@ def test_many_at_once(tmp_path, show):
     view.select_option('#review-state', value='todo')
     view.focus('#review-grid')
     press(view, 'End')
-    view.wait_for_function("[...document.querySelectorAll('.cell')].some(cell => cell.title === 'x/2998.png')")
+    view.wait_for_selector('.cell[title="x/2998.png"]')
     press(view, 'PageUp', 'PageUp', 'PageUp', 'PageUp', 'End')
     assert view.locator('.cell').count() < 1.5 * few
     press(view, 'Enter')
@@ -316,7 +316,7 @@ def test_the_focus_and_what_to_do_next(tmp_path, show):
     assert view.is_visible('#review-forget')
     view.keyboard.press('Escape')
     press(view, 'Escape')
-    view.wait_for_function("document.activeElement.id === 'review-start'", timeout=20_000)  # hashchange comes later
+    view.wait_for_selector('#review-start:focus')  # after the event hashchange
 
 
 def test_labels_of_images_that_have_none(tmp_path, show):
