@@ -5,9 +5,8 @@ look alike are then laid on top of each other at 64 x 64, as exactly as a small 
 
 Images of one kind are alike without being copies: parts under a fixed camera, plots with their axes, objects on white.
 So what most images of the set have in common is subtracted first. An image that is still alike to others without it
-is taken for a copy only of what is the same everywhere, in each small square. Images of different shapes, such as a
-square and a wide one, are not compared: no crop of up to 5 % explains that. Thumbnails are squares, so those that lie
-on top of each other may still show objects of different shapes; the sizes of the images tell.
+is taken for a copy only of what is the same everywhere, in each small square. Thumbnails are
+squares, so that those of objects of different shapes can be alike: the sizes of the images tell them apart.
 """
 import hashlib
 from collections.abc import Iterator
@@ -27,10 +26,7 @@ if TYPE_CHECKING:
 THUMBNAIL_SIZE = 64  # pixels, of each side
 _COARSE = 12         # pixels, of each side
 _CROP = 0.05         # fraction of the width or height
-_RATIO = 1 / (1 - 2 * _CROP)  # factor between the aspect ratios of an image and its crop, 5 % at each end of one side
-_ROUNDED = 1         # pixels by which rounding changes the width or height of a copy at most
 _LOOKS_ALIKE = 0.85  # correlation of coarse images above which their thumbnails are compared
-_UNLIKE = -2.        # instead of the correlation of images that no crop brings to one shape
 _IS_SAME = 0.975     # correlation of thumbnails of the same image; copies have 0.98 and more
 _IS_OWN = 0.8        # correlation of what they have of their own; copies of photographs have 0.97 and more
 _SAME_SHAPE = 0.05   # by which the logarithm of width over height differs at most, where copies lie on each other
@@ -75,7 +71,7 @@ def find_near_duplicates(thumbnails: np.ndarray, sizes: np.ndarray) -> np.ndarra
             return None
         return comparison
 
-    candidates = np.array([*find_candidates(distinct, aspect_ratios(sizes[places]))], np.int64).reshape(-1, 3)
+    candidates = np.array([*find_candidates(distinct)], np.int64).reshape(-1, 3)
     found = map_in_threads(confirm, *candidates.T, desc='comparing')
     comparisons = {(first, second): comparison for (first, second, _), comparison
                    in zip(candidates.tolist(), found, strict=True) if comparison and comparison.whole > _IS_SAME}
@@ -169,63 +165,37 @@ def correlation(one: np.ndarray, other: np.ndarray) -> float:
     return float((one * other).sum() / norms) if norms else 0.
 
 
-def aspect_ratios(sizes: np.ndarray) -> np.ndarray:
-    """Return the least and the largest ratio (2, N) of width to height that the images can have had before they were
-    rounded to whole pixels. `sizes` (N, 2) are their widths and heights.
-    """
-    width, height = sizes.T
-    least = (width - _ROUNDED) / (height + _ROUNDED)
-    return np.stack([np.maximum(least, 1e-6), (width + _ROUNDED) / np.maximum(height - _ROUNDED, 1e-6)])
-
-
-def comparable(ratios: np.ndarray, start: int, stop: int) -> np.ndarray:
-    """Return whether a crop of up to 5 % can bring the images from `start` to `stop` to the shape of each of all N,
-    without and with a quarter turn, (2, B, N). `ratios` are those of aspect_ratios.
-    """
-    least, largest = ratios
-    of_block = ratios[:, start:stop, None]
-    return np.stack([(low <= _RATIO * largest) & (least <= _RATIO * high)
-                     for low, high in (of_block, 1 / of_block[::-1])])
-
-
-def find_candidates(images: np.ndarray, ratios: np.ndarray) -> Iterator[tuple[int, int, int]]:
+def find_candidates(images: np.ndarray) -> Iterator[tuple[int, int, int]]:
     """Yield (first, second, number): as far as 12 x 12 pixels show, the first is that variant of the second.
 
     For each second image those are tried that are most similar as a whole, and those that are it without what the set
-    has in common, among images of about the same shape. `ratios` are those of aspect_ratios.
+    has in common.
     """
     whole = np.stack([describe(shrink(image)) for image in images])
     common = find_common(whole)
     own = own_descriptions(whole, common)
-    is_turned = turned(np.arange(len(_CROPS) * _ORIENTATIONS))
     for start in Bar(range(0, len(images), _BLOCK), desc='looking for near-duplicates', unit='block'):
         variants = np.stack([describe_variants(image) for image in images[start:start + _BLOCK]], 1)
         own_variants = np.stack([own_descriptions(row, common) for row in variants])
-        is_comparable = comparable(ratios, start, start + _BLOCK)
-        candidates = nearest(variants, whole, is_comparable, start) | nearest(own_variants, own, is_comparable, start)
+        candidates = nearest(variants, whole, start) | nearest(own_variants, own, start)
         for first, second in sorted(candidates):
             likeness = variants[:, second] @ whole[first]
-            likeness[~is_comparable[is_turned, second, first]] = _UNLIKE
             if likeness.max() > _LOOKS_ALIKE:
                 yield first, start + second, likeness.argmax()
 
 
-def nearest(variants: np.ndarray, descriptions: np.ndarray, is_comparable: np.ndarray,
-            start: int) -> set[tuple[int, int]]:
+def nearest(variants: np.ndarray, descriptions: np.ndarray, start: int) -> set[tuple[int, int]]:
     """Return pairs (first, second): the images whose descriptions (N, 144) are nearest to a variant of the second.
 
-    `variants` (variants, B, 144) are those of B images, from the image `start` on, and `is_comparable` is what
-    comparable returns for these.
+    `variants` (variants, B, 144) are those of B images, from the image `start` on.
     """
     count = variants.shape[1]
-    likeness = np.full((2, count, len(descriptions)), _UNLIKE, np.float32)  # without and with a quarter turn
-    for is_turned, row in zip(turned(np.arange(len(variants))), variants, strict=True):
-        np.maximum(likeness[is_turned], row @ descriptions.T, out=likeness[is_turned])
-    likeness[~is_comparable] = _UNLIKE
-    likeness = likeness.max(0)
+    likeness = np.full((count, len(descriptions)), -1, np.float32)
+    for row in variants:
+        np.maximum(likeness, row @ descriptions.T, out=likeness)
     most = likeness.argpartition(-min(_MOST + 1, len(descriptions)), 1)[:, -_MOST - 1:]  # each finds itself, too
     return {(first, second) for second, firsts in enumerate(most.tolist()) for first in firsts
-            if first != start + second and likeness[second, first] > _UNLIKE}
+            if first != start + second}
 
 
 def own_descriptions(descriptions: np.ndarray, common: 'PCA | None') -> np.ndarray:
@@ -240,11 +210,6 @@ def describe_variants(image: np.ndarray) -> np.ndarray:
     """Return the descriptions of an image (H, H, RGB) in every crop and orientation, (variants, 144)."""
     crops = [shrink(cut(image, crop)) for crop in _CROPS]
     return np.stack([describe(turn(crop, orientation)) for crop in crops for orientation in range(_ORIENTATIONS)])
-
-
-def turned(number: int | np.ndarray) -> int | np.ndarray:
-    """Return 1 for a variant of describe_variants that has a quarter turn, 0 for others."""
-    return number % _ORIENTATIONS % 2
 
 
 def variant(image: np.ndarray, number: int) -> np.ndarray:
@@ -311,7 +276,7 @@ def is_undistorted(comparison: Comparison, first: np.ndarray, second: np.ndarray
     Their thumbnails are squares, so objects of different shapes can lie on top of each other. `first` and `second` are
     the width and the height of the images, each rounded by up to half a pixel.
     """
-    if turned(number):
+    if number % _ORIENTATIONS % 2:  # a quarter turn
         second = second[::-1]
     wider = np.log(first[0] / first[1]) - np.log(second[0] / second[1]) - np.log(comparison.aspect)
     return abs(wider) <= _SAME_SHAPE + (0.5 / first).sum() + (0.5 / second).sum()

@@ -234,24 +234,19 @@ def fill_sides(sides: np.ndarray, members: Mapping[int, np.ndarray], is_old: np.
     `sides` and `is_old` have a value for each group. An old group, from an earlier split, moves only to train, and only
     if there is no new one. `members` is {class: the group of each of its distinct images}.
     """
-    groups_of = {target: np.unique(of_class) for target, of_class in members.items()}
+    classes = [np.unique(of_class) for of_class in members.values()]  # the groups of each
     sizes = np.bincount(np.concatenate([*members.values()]))
-    in_group = np.concatenate([*groups_of.values()])
-    in_class = np.repeat([*groups_of], [len(of_class) for of_class in groups_of.values()])
-    order = in_group.argsort(kind='stable')
-    starts = np.append(0, np.cumsum(np.bincount(in_group)))  # in `order`, of the classes of each group
 
     def lost(group: int) -> int:
         """Return how many classes would lose their last group on its side."""
-        classes = in_class[order[starts[group]:starts[group + 1]]].tolist()
-        return sum((sides[groups_of[target]] == sides[group]).sum() == 1 for target in classes)
+        return sum(group in of_class and (sides[of_class] == sides[group]).sum() == 1 for of_class in classes)
 
-    for of_class in groups_of.values():
+    for of_class in classes:
         if not (sides[of_class] == TRAIN).any():
             moved = min(of_class.tolist(), key=lambda group: (is_old[group], lost(group), sizes[group]))
             sides[moved] = TRAIN
     for side, ratio in zip((VAL, TEST), ratios, strict=True):
-        for of_class in groups_of.values():
+        for of_class in classes:
             if not ratio or (sides[of_class] == side).any():
                 continue
             spare = [group for group in of_class[sides[of_class] == TRAIN].tolist()

@@ -261,7 +261,7 @@ def choose_img_size(images: int, own_side: float, pixels: float | None, minutes:
     return Choice((chosen, chosen), reason)
 
 
-def largest_seen_enough(images: int, pixels: float, stride: int = STRIDE) -> int:
+def largest_seen_enough(images: int, pixels: float, stride: int) -> int:
     """Return the side of the largest images of which a run from scratch sees enough with so many pixels in all."""
     sides = range(LEAST_SIDE, USUAL_SIDE + 1, stride)
     return max((side for side in sides if images_wanted(side, images) * side ** 2 <= pixels), default=LEAST_SIDE)
