@@ -243,7 +243,7 @@ def fill_sides(sides: np.ndarray, members: Mapping[int, np.ndarray], is_old: np.
 
     for of_class in classes:
         if not (sides[of_class] == TRAIN).any():
-            moved = min(of_class.tolist(), key=lambda group: (is_old[group], lost(group), sizes[group]))
+            moved = min(of_class.tolist(), key=lambda group: (is_old[group], sizes[group]))
             sides[moved] = TRAIN
     for side, ratio in zip((VAL, TEST), ratios, strict=True):
         for of_class in classes:

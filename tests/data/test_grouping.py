@@ -30,6 +30,19 @@ def test_join_follows_every_link():
     assert groups[0] == groups[3] == groups[6] == groups[5] and len({*groups.tolist()}) == 4
 
 
+@pytest.mark.parametrize('groups, targets', [
+    ([1, 2, 2, 1, 1, 0, 1], [0, 0, 1, 2, 2, 2, 2]),   # a class gives no new side to a group that another has
+    ([2, 2, 2, 0, 0, 1, 2], [0, 0, 0, 0, 1, 2, 2])])  # a class with one group has it in train before others draw
+def test_classes_that_share_groups_have_val_where_they_can(groups, targets):
+    """Whatever the seed."""
+    for seed in range(6):
+        sides = draw(groups, targets, seed=seed)
+        for target in {*targets}:
+            of_class = np.array(targets) == target
+            has_several = len({*np.array(groups)[of_class]}) > 1
+            assert {*sides[of_class]} == ({TRAIN, VAL} if has_several else {TRAIN})
+
+
 def test_single_pictures_are_drawn_as_scikit_learn_draws_them():
     from sklearn.model_selection import train_test_split
     sides, names = draw(np.arange(40)), digests(40)

@@ -266,6 +266,7 @@ def test_long_names_leave_room_for_the_matrix_of_the_page(count):
     assert all(len(html.unescape(label)) <= page.LONGEST_NAME and '<' not in label for label in labels)
     below = 0.8 * 6 * page.LONGEST_NAME  # pixels, at least, of names at 60 degrees
     assert figure['layout']['height'] > 100 + below + max(150, 12 * count)
+    assert figure['layout']['yaxis']['dtick'] == 1  # else Plotly may leave names out
 
 
 def test_of_many_classes_the_confusions_are_listed(tmp_path, show):
