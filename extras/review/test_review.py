@@ -242,6 +242,7 @@ def test_one_image_of_each_kind_is_chosen():
     assert len(teaching.teaching_order(torch.zeros(3), torch.zeros(3, 4), 9)) == 1
     fan = torch.tensor([[1., -0.6], [1, -0.1], [1, 0.4], [-1, -0.4], [-1, 0.1], [-1, 0.5]])  # the middle of each three
     assert {*teaching.teaching_order(torch.ones(6), fan, 2)} == {1, 4}
+    assert {*teaching.teaching_order(torch.tensor([1., 1, 99, 99, 1, 1]), fan, 2)} == {2, 3}  # doubt draws it
 
 
 def test_doubt_is_between_the_two_most_probable_classes_and_of_what_is_unlike_val():

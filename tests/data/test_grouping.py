@@ -43,6 +43,11 @@ def test_classes_that_share_groups_have_val_where_they_can(groups, targets):
             assert {*sides[of_class]} == ({TRAIN, VAL} if has_several else {TRAIN})
 
 
+def test_a_class_without_train_gets_a_new_group_rather_than_an_old_one():
+    sides = draw([0, 1, 2, 0], [0, 0, 1, 1], earlier=[-1, TRAIN, VAL, -1])
+    assert sides.tolist() == [TRAIN, TRAIN, VAL, TRAIN]
+
+
 def test_single_pictures_are_drawn_as_scikit_learn_draws_them():
     from sklearn.model_selection import train_test_split
     sides, names = draw(np.arange(40)), digests(40)
