@@ -46,7 +46,7 @@ from extras.deploy.export import (
     write_onnx_files,
     write_safetensors,
 )
-from extras.deploy.measure import Measurement, measure, sample_images
+from extras.deploy.measure import Measurement, SampledImages, measure, sample_images
 from extras.deploy.page import WEIGHTS, PageContent, write_page
 from extras.deploy.runtime import Runtime, read_runtime
 from models import WeightsError, restore_model
@@ -86,6 +86,7 @@ def main(cfg: Settings) -> None:
         runtime = find_runtime(cfg)
         transform = Transform.from_dict(saved['transform'])
         val = sample_images(side_folder(cfg.DATA_DIR, 'val'), cfg.VAL_IMAGES, transform)
+        refuse_other_classes(val, saved['classes'], cfg.DATA_DIR, path)
         train = sample_images(side_folder(cfg.DATA_DIR, 'train'), cfg.CALIBRATION_IMAGES, transform)
         with unfinished_files(path) as folder:
             with writing(path.with_suffix('.onnx')), noticing_a_full_disk(folder):
@@ -109,6 +110,14 @@ def check_unicode(path: Path) -> None:
         str(path).encode()
     except UnicodeEncodeError as error:
         raise UserError(f'{path}: onnxruntime reads no path that is not UTF-8: copy the file elsewhere') from error
+
+
+def refuse_other_classes(val: SampledImages, classes: list[str], data_dir: str, checkpoint: Path) -> None:
+    """Raise UserError for images of classes that a checkpoint does not have: they are of another data set."""
+    others = set(val.truth.values()) - set(classes)
+    if others:
+        raise UserError(f'DATA_DIR = {data_dir!r} has classes that {checkpoint} does not have, '
+                        f'{", ".join(sorted(others))}: set it to what the checkpoint was trained on')
 
 
 def find_runtime(cfg: Settings) -> Runtime | None:

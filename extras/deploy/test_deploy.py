@@ -192,6 +192,16 @@ def test_a_checkpoint_does_not_say_which_folder_is_read_and_a_full_disk_gets_one
     assert {path.name for path in tmp_path.iterdir()} == {'x.pth', 'data', 'x.safetensors'}
 
 
+def test_images_of_another_data_set_are_refused_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    photographs(tmp_path)
+    untrained('x.pth', ['a', 'cat'])
+    monkeypatch.setattr(deploy, 'check_packages', lambda: None)
+    monkeypatch.setattr(deploy, 'write_onnx_files', lambda *arguments, **kwargs: pytest.fail('too late'))
+    with pytest.raises(UserError, match="^DATA_DIR = 'data' has classes that x.pth does not have, b: set it to what"):
+        run()
+
+
 @pytest.mark.parametrize('content, words', [(b'hello', 'not a readable file'), (None, 'no such file')])
 def test_what_is_no_checkpoint_gets_one_line(tmp_path, monkeypatch, content, words):
     monkeypatch.chdir(tmp_path)
