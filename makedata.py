@@ -31,17 +31,17 @@ from common.data.taking import take_images
 from common.runtime.errors import UserError, extra
 from common.runtime.files import beside, locked, replacing_folder, restore, writable_folder
 
-SOURCE_DIR = 'data1'          # Folder with one sub-folder of images for each class.
+SOURCE_DIR: str = 'data1'     # Folder with one sub-folder of images for each class.
 LABELS: str | None = None     # CSV file that gives the classes if the images do not lie in a sub-folder for each. Its
                               # columns are file (the path below SOURCE_DIR), class and, if you like, group.
 CORRECTIONS: str | None = 'corrections.csv'  # Corrected labels and images to leave out, as report.html writes them;
                               # used if it is there. Of several, 'a.csv,b.csv', the later decision on an image counts.
-TARGET_DIR = 'data'           # Folder for the split. It is replaced as a whole, but only if makedata.py made it.
-VAL_RATIO = 0.3               # Fraction of each class that goes to data/val.
-TEST_RATIO = 0.0              # Fraction of each class that goes to data/test, which train.py never reads.
+TARGET_DIR: str = 'data'      # Folder for the split. It is replaced as a whole, but only if makedata.py made it.
+VAL_RATIO: float = 0.3        # Fraction of each class that goes to data/val.
+TEST_RATIO: float = 0.0       # Fraction of each class that goes to data/test, which train.py never reads.
 FOLDS: int | None = None      # Number of splits for cross-validation, in which every image is in val once; VAL_RATIO
                               # does not count then. None makes a single split.
-SEED = 42                     # Seed of the random draw. Another number gives another split.
+SEED: int = 42                # Seed of the random draw. Another number gives another split.
 NEAR_DUPLICATES: bool | str = 'auto'  # Keep images on one side that are the same but for quality, size, a crop of up to
                               # 5 %, quarter turns or mirroring. 'auto' does so for up to 20,000 images.
 GROUP: str | None = None      # What else keeps images on one side, such as photographs of one plant, burst or video:
@@ -49,15 +49,14 @@ GROUP: str | None = None      # What else keeps images on one side, such as phot
                               # in whose paths below SOURCE_DIR it finds the same text.
 MAX_SIDE: int | None = None   # Longest side in pixels. Larger images are shrunk to it while they are copied: they take
                               # less room, and each training starts sooner.
-LINK = False                  # True makes hard links instead of copies. They take no room, but are the source's own
+LINK: bool = False            # True makes hard links instead of copies. They take no room, but are the source's own
                               # files: editing an image in data/ edits it there, too.
-SHARDS = False                # True writes data/train and data/val as large files of many images each, for network
+SHARDS: bool = False          # True writes data/train and data/val as large files of many images each, for network
                               # disks and millions of images. train.py reads them as it reads folders.
 
 _MOST_COMPARED = 20_000  # images that NEAR_DUPLICATES = 'auto' compares with each other, in minutes
 _WAITING = '_taken'      # where images wait in the new folder until the side of each is known
 _USUAL_CORRECTIONS = 'corrections.csv'  # may be missing; any other table that is named must be there
-_DECIDING = ('VAL_RATIO', 'TEST_RATIO', 'FOLDS', 'SEED', 'GROUP', 'LABELS')  # if one differs, all is drawn anew
 
 
 def main(cfg: settings.Settings) -> None:
@@ -74,7 +73,7 @@ def split(layout: Layout, cfg: settings.Settings) -> None:
     earlier = Rows([])
     exists = restore(target)  # a run that was killed while it replaced the split may have moved it away
     if exists:
-        earlier = read_sides(target, {name: getattr(cfg, name) for name in _DECIDING})
+        earlier = read_sides(target, vars(cfg))
 
     found = find_images(cfg)
     corrections = find_corrections(cfg, found)

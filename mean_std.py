@@ -23,8 +23,8 @@ from common.runtime.files import writable_folder, write_json
 from common.runtime.machine import lacking_for_processes, worker_count
 from common.runtime.signals import end_with_parent
 
-DATA_DIR = 'data1'                # Folder with one sub-folder of images for each class.
-OUTPUT_FILE = 'mean_std.json'     # File for the result. train.py reads mean_std.json.
+DATA_DIR: str = 'data1'           # Folder with one sub-folder of images for each class.
+OUTPUT_FILE: str = 'mean_std.json'  # File for the result. train.py reads mean_std.json.
 NUM_WORKERS: int | str = 'auto'   # Processes that read images. 'auto' takes one for each core, 8 at most.
 
 _LEVELS = np.arange(256) / 255

@@ -19,7 +19,7 @@ from typing import Any
 
 from common import settings
 from common.data.sources import Source, open_source
-from common.evaluation.predictor import UNKNOWN, Predictor, is_validation_set, paths_of, usual_test_dir
+from common.evaluation.predictor import UNKNOWN, Predictor, paths_of, role_in_training, usual_test_dir
 from common.evaluation.report import Summary, table_row
 from common.reporting.page import making, write_prediction_page
 from common.reporting.plots import contact_sheet, plot_confusion, plot_reliability, prediction_cell
@@ -34,32 +34,32 @@ from common.settings import Settings
 
 CHECKPOINT: str | tuple = 'checkpoints/volo_d1/best.pth'  # The checkpoint that train.py wrote, or several as
                                   # 'a.pth,b.pth', whose logits are averaged.
-AVERAGE_WEIGHTS = False           # With several checkpoints of one run: average their weights instead of their logits.
+AVERAGE_WEIGHTS: bool = False     # With several checkpoints of one run: average their weights instead of their logits.
 TEST_DIR: str | None = None       # A folder of images, flat or nested, a single image, or '-' for a list of files on
                                   # standard input. None is data/test, where makedata.py made one, or else data/val.
-OUTPUT_DIR = 'predictions'        # The folder for the tables, the contact sheet and the page.
-BATCH_SIZE = 32                   # Images in a batch; lower it if memory runs out.
+OUTPUT_DIR: str = 'predictions'   # The folder for the tables, the contact sheet and the page.
+BATCH_SIZE: int = 32              # Images in a batch; lower it if memory runs out.
 NUM_WORKERS: int | str = 'auto'   # Worker processes that read images; 'auto' is one for each core, 8 at most.
 USE_GPU: bool | str = 'auto'      # 'auto' uses an NVIDIA or AMD GPU where there is one, True also one of Apple, Intel
                                   # and others, which nobody has tried (docs/speed.md), False none.
 USE_AMP: bool | str = 'auto'      # Mixed precision, where the processor gains from it; 'auto' is as in training.
-USE_DP = True                     # Share each batch among several GPUs (DataParallel).
-UNKNOWN_BELOW = 0.0               # The least certainty, from 0 to 1, at which an image gets a class; below it the
+USE_DP: bool = True               # Share each batch among several GPUs (DataParallel).
+UNKNOWN_BELOW: float = 0.0        # The least certainty, from 0 to 1, at which an image gets a class; below it the
                                   # answer is 'unknown'. Certainty is the confidence, lowered for images that are unlike
                                   # those of val. 0.5 is a good start; report.html shows what each value buys.
 PRINT: str | None = 'text'        # What is printed for each image: a line of 'text', 'jsonl' (a JSON object for a
                                   # program to read, with nothing else on standard output) or None.
-TTA = False                       # Test-time augmentation: classify each image in several views, such as mirror images,
+TTA: bool = False                 # Test-time augmentation: classify each image in several views, such as mirror images,
                                   # of the kinds that training saw, and average the logits.
-TTA_BELOW = 0.9                   # Test-time augmentation is for images with a confidence below this, from 0 to 1.
-EXPLAIN = False                   # For a VOLO: draw where it looked, in the folder explain/ and on the page.
+TTA_BELOW: float = 0.9            # Test-time augmentation is for images with a confidence below this, from 0 to 1.
+EXPLAIN: bool = False             # For a VOLO: draw where it looked, in the folder explain/ and on the page.
 REVIEW: bool | int = False        # Let the page ask for labels of images without a class, the most instructive first,
                                   # or for corrections. True asks for up to 1,000 images, a number for up to so many.
 SORT_TO: str | None = None        # A folder in which each image is copied into the sub-folder of its class, 'unsure' or
                                   # 'unknown'.
-UNSURE_BELOW = 0.5                # SORT_TO copies images with a confidence (the probability of their class) below this,
+UNSURE_BELOW: float = 0.5         # SORT_TO copies images with a confidence (the probability of their class) below this,
                                   # from 0 to 1, into 'unsure'.
-WATCH = False                     # Classify what comes into TEST_DIR until Ctrl-C; started again, it goes on.
+WATCH: bool = False               # Classify what comes into TEST_DIR until Ctrl-C; started again, it goes on.
 _ON_SHEET = 36                    # images on the contact sheet
 _SOME_UNREADABLE = 3              # exit code
 
@@ -86,9 +86,8 @@ def main(cfg: Settings) -> None:
             report = report_accuracy(out, summary, cfg.UNKNOWN_BELOW) if summary.names else None
             draw_page(cfg, out, source, summary, report, explainer, reviewer)
     if RANK == 0:
-        if report and is_validation_set(cfg.TEST_DIR, predictor.members[0].saved):
-            print('These images chose the weights, and perhaps your settings, so that on others the accuracy will be '
-                  'a little lower: makedata.py --test-ratio 0.15 keeps a part for this.')
+        if report:
+            print(role_in_training(cfg.TEST_DIR, predictor.members[0].saved))
         print(f'\n{summary.classified} images classified, {summary.unknown} not recognised, {summary.unreadable} '
               f'unreadable; see {out}/report.html and predictions.csv, .jsonl and .png')
     finish(summary.unreadable)

@@ -37,7 +37,7 @@ from common.training.optimizer import build_optimizer
 from models import VARIANTS
 
 # ---- Data
-DATA_DIR = 'data'                 # Folder that makedata.py made: train/ and val/, one sub-folder for each class.
+DATA_DIR: str = 'data'            # Folder that makedata.py made: train/ and val/, one sub-folder for each class.
 IMG_SIZE: int | tuple | str = 'auto'  # Pixels, a multiple of 16, or (height, width). 112 takes a quarter of the time of
                                   # 224. 'auto' is 224; from scratch less with a short TIME_BUDGET or small
                                   # images: at most 1.5 times their shorter side, rounded up.
@@ -51,39 +51,39 @@ CACHE: str | None = 'auto'        # Where decoded images are kept at IMG_SIZE: '
                                   # too). None decodes them in every epoch. 'auto' takes 'ram' where a quarter of
                                   # the free memory is enough.
 # ---- Model
-MODEL = 'volo_d1'                 # volo_d1 (27 M parameters) to volo_d5 (296 M), or one of timm's, such as 'resnet50'.
-MODEL_KWARGS = {}                 # More keyword arguments of the network, for example {'drop_rate': 0.1}.
+MODEL: str = 'volo_d1'            # volo_d1 (27 M parameters) to volo_d5 (296 M), or one of timm's, such as 'resnet50'.
+MODEL_KWARGS: dict = {}           # More keyword arguments of the network, for example {'drop_rate': 0.1}.
 PRETRAINED: bool | str = 'auto'   # ImageNet weights: 'auto' if they can be fetched, True required, False none; or the
                                   # path of a file of weights.
-DROP_PATH = 0.1                   # Maximum stochastic-depth rate, reached in the last block.
+DROP_PATH: float = 0.1            # Maximum stochastic-depth rate, reached in the last block.
 TEACHER: str | tuple | None = None  # Checkpoint of a trained network of the same classes, or several with commas:
                                   # their probabilities replace the label of each image (extras/teacher).
-TEACHER_WEIGHT = 1.0              # Weight of TEACHER's probabilities in the target, from 0 to 1; the rest is the label.
-TOKEN_LABEL = False               # VOLO only: the paper's training, with MixToken and a loss on every token. It needs
+TEACHER_WEIGHT: float = 1.0       # Weight of TEACHER's probabilities in the target, from 0 to 1; the rest is the label.
+TOKEN_LABEL: bool = False         # VOLO only: the paper's training, with MixToken and a loss on every token. It needs
                                   # MIXUP_PROB = 0.
-GRAD_CHECKPOINTING = False        # True computes each block twice instead of storing it: slower, for less memory.
+GRAD_CHECKPOINTING: bool = False  # True computes each block twice instead of storing it: slower, for less memory.
 # ---- Optimisation
 TIME_BUDGET: float | None = None  # Minutes for the whole of train.py, in place of EPOCHS. The number of updates follows
                                   # from the speed of the machine.
-EPOCHS = 100                      # Passes over the training set. The tutorial's 300 can pay from scratch.
+EPOCHS: int = 100                 # Passes over the training set. The tutorial's 300 can pay from scratch.
 BATCH_SIZE: int | str = 'auto'    # Images at a time over all GPUs; an even number, since Mixup pairs them. 'auto' is
                                   # 16, or 64 from 10,000 images on; with Muon 32, or 128 from 1,000 on; less if memory
                                   # is short.
-ACCUMULATE_STEPS = 1              # Batches to each update of the weights: 4 with BATCH_SIZE = 8 learn like 32.
-OPTIMIZER = 'auto'                # 'muon', 'adamw', or another of timm's, such as 'lion', for which you set LR. 'auto'
+ACCUMULATE_STEPS: int = 1         # Batches to each update of the weights: 4 with BATCH_SIZE = 8 learn like 32.
+OPTIMIZER: str = 'auto'           # 'muon', 'adamw', or another of timm's, such as 'lion', for which you set LR. 'auto'
                                   # is 'muon' for a VOLO from scratch on 1,000 images or more, else 'adamw'.
 LR: float | str = 'auto'          # Peak learning rate. 'auto' is √(images in an update / 16) times 1e-4, with Muon
                                   # 6e-4, for networks of timm with loaded weights 3e-4.
-WARMUP = 0.1                      # Fraction of the run in which the learning rate rises. The tutorial has no warm-up.
-WEIGHT_DECAY = 0.05               # Decoupled weight decay. Norms, biases, pos_embed and cls_token have none.
-CLIP_GRAD = 5.0                   # Largest norm of the gradient; 0 does not clip.
+WARMUP: float = 0.1               # Fraction of the run in which the learning rate rises. The tutorial has no warm-up.
+WEIGHT_DECAY: float = 0.05        # Decoupled weight decay. Norms, biases, pos_embed and cls_token have none.
+CLIP_GRAD: float = 5.0            # Largest norm of the gradient; 0 does not clip.
 USE_GPU: bool | str = 'auto'      # 'auto' takes an NVIDIA or AMD GPU if there is one. True also takes others, such as
                                   # Apple's, which nobody has tried. False uses the CPU.
 USE_AMP: bool | str = 'auto'      # Mixed precision. 'auto' takes it where the network gains from it on this processor.
-COMPILE = False                   # torch.compile, for GPUs: takes minutes at the start, then halves the time of an
+COMPILE: bool = False             # torch.compile, for GPUs: takes minutes at the start, then halves the time of an
                                   # update.
-USE_EMA = True                    # Also keep an average of the weights (ModelEmaV3), and validate it.
-USE_DP = True                     # DataParallel over several GPUs, which share each batch.
+USE_EMA: bool = True              # Also keep an average of the weights (ModelEmaV3), and validate it.
+USE_DP: bool = True               # DataParallel over several GPUs, which share each batch.
 BALANCE: str | None = None        # For classes with far fewer images: 'weights' in the loss, or a 'sampler' that shows
                                   # all classes equally often.
 # ---- Augmentation
@@ -92,22 +92,22 @@ VIEW: str | None = 'upright'      # How images may be turned. 'upright': by 10 d
                                   # degrees only, since left and right differ. None: not at all.
 AUGMENTATION: float | str = 'auto'  # Fraction of BLUR, JITTER, CUTOUT, MIXUP_PROB and DROP_PATH that is applied, 0 to
                                   # 1. 'auto' is 1 in runs of 100 passes over the training set or more, else less.
-BLUR = 0.1                        # Probability of a Gaussian blur.
-JITTER = 0.4                      # Brightness, contrast and saturation are multiplied by 1 - JITTER to 1 + JITTER.
-CUTOUT = 0.5                      # Probability of a grey box (torchtoolbox's Cutout).
-MIXUP_PROB = 0.1                  # Probability that a batch is mixed, by Mixup or by CutMix (timm).
-SMOOTHING = 0.1                   # Label smoothing.
+BLUR: float = 0.1                 # Probability of a Gaussian blur.
+JITTER: float = 0.4               # Brightness, contrast and saturation are multiplied by 1 - JITTER to 1 + JITTER.
+CUTOUT: float = 0.5               # Probability of a grey box (torchtoolbox's Cutout).
+MIXUP_PROB: float = 0.1           # Probability that a batch is mixed, by Mixup or by CutMix (timm).
+SMOOTHING: float = 0.1            # Label smoothing.
 GPU_AUGMENT: bool | str = 'auto'  # True turns and colours images on the device, a batch at a time, and False in the
                                   # worker processes. 'auto' is True on a GPU from NVIDIA or AMD (extras/gpu_augment).
 # ---- Run
-OUTPUT_DIR = 'checkpoints/volo_d1'  # Folder for checkpoints and reports.
+OUTPUT_DIR: str = 'checkpoints/volo_d1'  # Folder for checkpoints and reports.
 RESUME: bool | str = False        # True goes on from OUTPUT_DIR/last.pth, 'auto' does so if it is there.
-BEST_BY = 'acc1'                  # Validation score that chooses best.pth: 'acc1' or 'balanced_accuracy'.
+BEST_BY: str = 'acc1'             # Validation score that chooses best.pth: 'acc1' or 'balanced_accuracy'.
 PATIENCE: int | None = None       # Validations without better weights after which the run ends early. None: never.
 VALIDATE_EVERY: int | str = 'auto'  # Epochs between validations. 'auto' lets them take at most a fifth of the time.
-SAVE_EVERY_MINUTES = 10.0         # Time between saves of last.pth, which is also saved on Ctrl-C and at the end.
+SAVE_EVERY_MINUTES: float = 10.0  # Time between saves of last.pth, which is also saved on Ctrl-C and at the end.
 TRACKER: str | None = None        # Curves in 'tensorboard', 'wandb' or 'trackio', by the package of that name.
-SEED = 42                         # Seed of the initial weights, the order of the images and the augmentation.
+SEED: int = 42                    # Seed of the initial weights, the order of the images and the augmentation.
 
 
 def train_one_epoch(cfg: Settings, state: step.TrainState, data: Data, epoch: int, after_update: Callable) -> None:
@@ -294,10 +294,6 @@ def main(cfg: Settings) -> None:
     cfg = choices.check_settings(cfg)
     with setup.running(cfg.OUTPUT_DIR, cfg.USE_GPU, cfg.SEED) as out:
         saved = processes.on_first(checkpoint.find_saved, cfg.RESUME, out)
-        if saved and cfg.RESUME == 'auto' and checkpoint.is_complete(
-                saved, cfg.EPOCHS, cfg.TIME_BUDGET, cfg.PATIENCE):
-            print(f'{out}/last.pth is of a run that completed all its epochs: nothing to do')
-            return
         clock = run_length.Clock(saved['elapsed'] if saved else 0.)
         if saved:
             weights = setup.weights_of_resumed(saved)
@@ -322,6 +318,9 @@ def main(cfg: Settings) -> None:
         lr_scale = 1.
         if saved:
             checkpoint.check_resume(cfg, data, saved)
+            if checkpoint.is_complete(saved, cfg.EPOCHS, cfg.TIME_BUDGET, cfg.PATIENCE):
+                print(f'{out}/last.pth is of a run that completed all its epochs: nothing to do')
+                return
             history = saved['history']
             lr_scale = checkpoint.resumed_lr_scale(cfg.LR, saved)
         state, facts = build_state(cfg, data, weights, saved, clock, lr_scale)

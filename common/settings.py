@@ -4,8 +4,8 @@
 `run(main)` reads them and calls main(cfg), where cfg.IMG_SIZE is the effective value. Code takes values from cfg, never
 from the constants, so that an override also holds in worker processes.
 
-A constant that may have several types says so in an annotation (`MAX_SIDE: int | None = None`). Any other constant
-keeps the type of its value. Names with a leading underscore are not settings.
+An annotation says which types a constant may have (`MAX_SIDE: int | None = None`), and those of all scripts have one:
+without it a constant would take the type of whatever a user writes. Names with a leading underscore are not settings.
 """
 import argparse
 import ast
@@ -135,6 +135,8 @@ def read(module: types.ModuleType, argv: list[str] | None = None) -> Settings:
     for name, value in values.items():
         if not _fits(value, kinds[name]):
             raise UserError(f'{name} = {value!r} must be {_describe(kinds[name])}')
+        if type(value) is int and int not in kinds[name]:
+            values[name] = float(value)
     parser = _parser(module.__doc__, values, kinds, comments)
     overrides, unknown = parser.parse_known_args(argv)
     if unknown:

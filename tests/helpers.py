@@ -47,6 +47,11 @@ def untrained(path, classes=('a', 'b', 'c'), seed=2, size=32, settings=None, **c
     return path
 
 
+def assert_annotated(script):
+    """Every constant of a script says which types it may have."""
+    assert vars(settings.read(script, [])).keys() <= script.__annotations__.keys()
+
+
 def draw_folder(root, counts, size=(20, 24), suffix='.png', seed=0):
     """root/<class>/<number><suffix>, every class a different grey level under noise, every picture different."""
     rng = np.random.default_rng(seed)

@@ -59,6 +59,8 @@ def class_folders(folder: str | Path, left_out: Counter | None = None) -> dict[s
         if not is_folder_entry(entry):
             if is_image(entry.name):
                 left_out['images beside the class folders'] += 1
+            elif entry.is_symlink() and not os.path.exists(entry.path) and not is_of_programs(entry.name):
+                raise UserError(f'{entry.path}: a link to nowhere: mount its disk, or remove the link')
         elif is_of_programs(entry.name):
             left_out[f'{entry.name}/'] += 1
         elif is_output(Path(entry.path)):

@@ -50,7 +50,8 @@ def group_numbers(paths: Iterable[Path], count: int, group: str | None, class_de
     """Return a number for what GROUP finds in each of `count` paths of images below SOURCE_DIR, -1 for nothing.
 
     Images with the same number from 0 stay together. `class_depth` is the number of folders that stand for the class.
-    Raises UserError for a regular expression that takes too long: with each letter of a name some take twice the time.
+    Raises UserError where GROUP finds nothing, and for a regular expression that takes too long: with each letter of a
+    name some take twice the time.
     """
     keys = {}
     numbers = []
@@ -64,6 +65,10 @@ def group_numbers(paths: Iterable[Path], count: int, group: str | None, class_de
     except OutOfTime:
         raise UserError(printable(f'GROUP = {group!r} takes too long to search {current.as_posix()}: a repetition of a '
                                   'repetition, such as (a+)+, may be the cause')) from None
+    if group is not None and max(numbers, default=0) < 0:
+        where = 'no image lies in a folder below that of its class' if group == 'folder' else 'it is in no path'
+        raise UserError(printable(f'GROUP = {group!r} keeps nothing together, since {where}, such as '
+                                  f'{current.as_posix()}: correct it, or set it to None'))
     return np.array(numbers, np.int64)
 
 

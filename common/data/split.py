@@ -7,7 +7,7 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,6 +30,7 @@ TRAIN, VAL, TEST = range(len(SIDES))
 # The listing of a split: split.json has the settings, split.csv a row for each image
 
 SPLIT_SETTINGS = 'split.json'
+DECIDING = ('VAL_RATIO', 'TEST_RATIO', 'FOLDS', 'SEED', 'GROUP', 'LABELS')  # if one differs, all is drawn anew
 # Images of one group lie on one side. `reason` says why an image has another class than in the source or, without a
 # `file`, why it was left out.
 SPLIT_COLUMNS = ('file', 'source', 'class', 'side', 'group', 'sha256', 'reason')
@@ -63,12 +64,23 @@ def writing_manifest(folder: Path, settings: Mapping[str, Any]) -> Iterator[Any]
     write_json(folder / SPLIT_SETTINGS, {'made_by': _MADE_BY, 'settings': dict(settings), 'shards': shards})
 
 
-def read_sides(target: Path, deciding: Mapping[str, Any]) -> Rows:
+def describe_draw(folder: Path) -> str | None:
+    """Return the DECIDING settings with which the split, or fold, in a folder was drawn, as a text: images of splits
+    with the same ones stay on their sides. None where makedata.py did not make it.
+    """
+    for place in (folder, folder.parent):
+        with suppress(*MALFORMED):
+            settings = json.loads(regular(place / SPLIT_SETTINGS).read_text(encoding='utf-8'))['settings']
+            return ', '.join(f'{name} = {settings[name]!r}' for name in DECIDING)
+    return None
+
+
+def read_sides(target: Path, settings: Mapping[str, Any]) -> Rows:
     """Return the split that is there, as a map from the SHA-256 of an image to the number of its side in SIDES.
 
-    Images that only an earlier split had are in it, too. The map is empty if the split was made with other values of
-    the `deciding` settings. Raises UserError if the folder is anything but a split of this makedata.py, or holds a file
-    that makedata.py did not put there.
+    Images that only an earlier split had are in it, too. The map is empty, and a line says so, if the split was made
+    with other DECIDING settings than these of makedata.py. Raises UserError if the folder is anything but a split of
+    this makedata.py, or holds a file that makedata.py did not put there.
     """
     try:
         manifest = json.loads(regular(target / SPLIT_SETTINGS).read_text(encoding='utf-8'))
@@ -82,7 +94,7 @@ def read_sides(target: Path, deciding: Mapping[str, Any]) -> Rows:
         sides = [SIDES.index(row['side']) for row in read_all_sides(target)]
         earlier = Rows((row['sha256'] for row in read_all_sides(target)), sides)
         unlisted = {SPLIT_SETTINGS, SPLIT_TABLE, ABSENT_TABLE, CORRECTED_TABLE, *manifest['shards']}
-        is_same = all([manifest['settings'][name] == value for name, value in deciding.items()])
+        before = {name: manifest['settings'][name] for name in DECIDING}
     except MALFORMED:
         raise UserError(f'{target} was made by another version of {_MADE_BY}, or changed since: {_ADVICE}') from None
 
@@ -93,7 +105,13 @@ def read_sides(target: Path, deciding: Mapping[str, Any]) -> Rows:
             file = below.as_posix()
             if file not in unlisted and files.get(file) is None and not is_litter(below):
                 raise UserError(f'{path} was not put there by {_MADE_BY} and would be lost: {_ADVICE}')
-    return earlier if is_same else Rows([])
+    changed = [f'{name} was {value!r} and is {settings[name]!r}' for name, value in before.items()
+               if value != settings[name]]
+    if not changed:
+        return earlier
+    print(printable(f'{", ".join(changed)} now, so all images are drawn anew: a network that was trained before has '
+                    'learnt from some of those that measure now, so train it again'))
+    return Rows([])
 
 
 def read_split_table(folder: Path) -> Iterator[dict[str, str]]:

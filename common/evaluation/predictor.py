@@ -19,6 +19,7 @@ from torch import nn
 from common.data.folders import Files, Store, is_side, side_folder, side_folders
 from common.data.loaders import in_turn
 from common.data.sources import AnyImage, Batch, as_images, read_batches
+from common.data.split import describe_draw
 from common.data.transforms import Transform
 from common.evaluation.outliers import certainty, typicality
 from common.evaluation.validate import EvalModel
@@ -105,11 +106,24 @@ def outliers_of(saved: dict[str, Any], dim: int) -> dict[str, torch.Tensor] | No
     return known if shapes_fit else None
 
 
-def is_validation_set(folder: str, saved: dict[str, Any]) -> bool:
-    """Return whether a folder is the validation set by which a checkpoint's weights were kept."""
+def role_in_training(folder: str, saved: dict[str, Any]) -> str:
+    """Return a sentence about what a checkpoint's training did with the images of a folder, by which the accuracy on
+    them is too high; '' for others.
+    """
     data_dir = data_dir_of(saved)
     place, name = os.path.split(os.path.abspath(folder))
-    return data_dir is not None and is_side(name, 'val') and place == os.path.abspath(data_dir)
+    if data_dir is None or place != os.path.abspath(data_dir):
+        return ''
+    if is_side(name, 'train'):
+        return 'The network has learnt from these images: on others the accuracy will be lower.'
+    draw = saved.get('split')
+    if isinstance(draw, str) and draw != describe_draw(Path(data_dir)):
+        return (f'{printable(data_dir)} was drawn anew after the training, so that the network has learnt from some of '
+                'these images, and the accuracy is too high: train it again.')
+    if is_side(name, 'val'):
+        return ('These images chose the weights, and perhaps your settings, so that on others the accuracy will be a '
+                'little lower: makedata.py --test-ratio 0.15, then train.py again, keeps a part for this.')
+    return ''
 
 
 def data_dir_of(saved: dict[str, Any]) -> str | None:

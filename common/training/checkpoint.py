@@ -181,8 +181,10 @@ def set_aside(folder: Path) -> None:
         last.unlink(missing_ok=True)
     for name in ('best.pth', 'last.pth'):
         if (folder / name).exists():
-            move(folder / name, folder / f'previous_{name}')
-            print(f'{folder / name} of an earlier run is now previous_{name}')
+            previous = folder / f'previous_{name}'
+            lost = ', in place of the one from the run before that' if previous.exists() else ''
+            move(folder / name, previous)
+            print(f'{folder / name} of an earlier run is now {previous.name}{lost}')
     with writing(folder):
         sync(folder)
 
@@ -339,11 +341,12 @@ def check_resume(cfg: Settings, data: Data, saved: dict) -> None:
                         'and the product of the other two as they are')
     now = data.transform.as_dict()
     if saved['transform'] != now:
-        were = ', '.join(f'{key.upper()} = {value}' for key, value in saved['transform'].items()
-                         if value != now.get(key))
-        raise UserError(f'{place} was trained with {were}: put mean_std.json, NORMALISATION and CROP back, or choose '
-                        'another OUTPUT_DIR')
-    if is_complete(saved, cfg.EPOCHS, cfg.TIME_BUDGET, cfg.PATIENCE):
+        were = {key: value for key, value in saved['transform'].items() if value != now.get(key)}
+        pair = tuple(saved['transform']['mean']), tuple(saved['transform']['std'])
+        advice = f'set NORMALISATION = {pair}' if were.keys() <= {'mean', 'std'} else 'put CROP back'
+        described = ', '.join(f'{key.upper()} = {value}' for key, value in were.items())
+        raise UserError(f'{place} was trained with {described}: {advice}, or choose another OUTPUT_DIR')
+    if cfg.RESUME != 'auto' and is_complete(saved, cfg.EPOCHS, cfg.TIME_BUDGET, cfg.PATIENCE):
         longer = 'TIME_BUDGET' if cfg.TIME_BUDGET else 'EPOCHS'
         raise UserError(f'{place} has completed all its {len(saved["history"])} epochs: raise {longer} to train on')
     print_changes(vars(cfg), before)

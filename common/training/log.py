@@ -5,6 +5,7 @@ import torch
 
 from common.data.datasets import ImageFolder
 from common.data.loaders import Data
+from common.data.split import describe_draw
 from common.evaluation.metrics import interval
 from common.evaluation.outliers import certainty, typicality
 from common.evaluation.report import build_report
@@ -30,6 +31,7 @@ def describe_run(cfg: Settings, data: Data, built: BuiltNetwork, amp_dtype: torc
         'transform': data.transform.as_dict(),
         'amp_dtype': dtype_name(amp_dtype) if amp_dtype else None,
         'fingerprint': data.fingerprint,
+        'split': describe_draw(Path(cfg.DATA_DIR)),
         'settings': vars(cfg),
         'provenance': vars(built.provenance)}
 

@@ -51,14 +51,14 @@ from extras.deploy.page import WEIGHTS, PageContent, write_page
 from extras.deploy.runtime import Runtime, read_runtime
 from models import WeightsError, restore_model
 
-CHECKPOINT = 'checkpoints/volo_d1/best.pth'
-DATA_DIR = 'data'                 # folder with train/ and val/, which the ONNX files are measured on
-VAL_IMAGES = 500                  # number of images of val that each file classifies, evenly spread
-CALIBRATION_IMAGES = 64           # number of images of train that set the ranges of the 8-bit activations
-BATCH_SIZE = 8                    # images at a time when speed is measured
+CHECKPOINT: str = 'checkpoints/volo_d1/best.pth'
+DATA_DIR: str = 'data'            # folder with train/ and val/, which the ONNX files are measured on
+VAL_IMAGES: int = 500             # number of images of val that each file classifies, evenly spread
+CALIBRATION_IMAGES: int = 64      # number of images of train that set the ranges of the 8-bit activations
+BATCH_SIZE: int = 8               # images at a time when speed is measured
 PAGE: str | None = 'int8'         # Weights in classifier.html: 'int8', 'fp16' (also written as best_fp16.onnx), 'fp32',
                                   # or None: no page.
-UNKNOWN_BELOW = 0.0               # The least certainty, from 0 to 1, at which the page gives an image a class; below it
+UNKNOWN_BELOW: float = 0.0        # The least certainty, from 0 to 1, at which the page gives an image a class; below it
                                   # the answer is 'unknown'. It can be changed in the page.
 RUNTIME: str | None = None        # What runs the network in the page: the npm package onnxruntime-web, a file that you
                                   # downloaded. None fetches it, once, into .cache/.

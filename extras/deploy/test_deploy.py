@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, draw_folder, scene, untrained
+from helpers import ROOT, assert_annotated, draw_folder, scene, untrained
 from odd_pictures import exif_block
 from PIL import Image
 
@@ -59,6 +59,10 @@ def deployed(tmp_path_factory):
 def test_a_path_that_is_not_utf_8_is_refused_at_once():
     with pytest.raises(UserError, match='copy the file elsewhere'):
         run('--checkpoint', 'a \udcff/x.pth')
+
+
+def test_every_constant_says_which_types_it_may_have():
+    assert_annotated(deploy)
 
 
 def test_errors_name_what_the_user_called():

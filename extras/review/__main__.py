@@ -21,12 +21,12 @@ from extras.review.origin import read_labelled
 from extras.review.page import MOST, Review, review_section
 from extras.review.pictures import Pictures
 
-IMAGES = 'unlabelled'         # Folder of images, with all its sub-folders.
-CLASSES = ''                  # Names of classes, with commas between them; the page takes new ones, too.
+IMAGES: str = 'unlabelled'    # Folder of images, with all its sub-folders.
+CLASSES: str = ''             # Names of classes, with commas between them; the page takes new ones, too.
 LABELS: str | None = None     # The table of labels to go on with: its images are not asked for again.
-COUNT = 50                    # Images in the page.
-SEED = 42                     # Seed of the draw.
-OUTPUT = 'review.html'        # The page.
+COUNT: int = 50               # Images in the page.
+SEED: int = 42                # Seed of the draw.
+OUTPUT: str = 'review.html'   # The page.
 
 
 def main(cfg: Settings) -> None:

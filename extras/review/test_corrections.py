@@ -133,7 +133,8 @@ def test_tables_as_people_save_them(tmp_path, source, text):
 
 @pytest.mark.parametrize('text, words', [
     ('file\na/003.png\n', 'must name the columns file and class'), ('file,class\n../x.png,b', 'line 2'),
-    ('file,class\na/003.png,b\na/nine.png,b\nb/nine.png,b', 'data1 has no a/nine.png (line 3); b/nine.png (line 4)'),
+    ('file,class\na/003.png,b\na/nine.png,b\nb/nine.png,b', 'data1 has no a/nine.png (line 3); b/nine.png (line 4): '
+     'bring the images back, remove the rows, or set CORRECTIONS = None'),
     ('file,class\n/etc/passwd,b', 'must be a path below data1'), ('file,class\nC:\\x.png,b', 'data1 has no C:/x.png'),
     ('file,class\na/003.png,b\na/003.png,', "line 3: a/003.png was there before with another answer, 'b'"),
     ('file,class\na/003.png,b/c', 'cannot be the name of a folder'), ('file,class\n,b', 'a row needs a file'),
@@ -183,7 +184,7 @@ def test_of_several_people_the_later_decision_counts(tmp_path, source, times, la
         assert {row['file']: row['class'] for row in csv.DictReader(file)} == {'a/001.png': label, 'a/002.png': 'b'}
 
 
-@pytest.mark.parametrize('options', [('--link',), ('--max-side', 16), ('--test-ratio', 0.2), ('--group', 'folder')])
+@pytest.mark.parametrize('options', [('--link',), ('--max-side', 16), ('--test-ratio', 0.2), ('--group', '^a.00[34]')])
 def test_corrections_go_with_other_constants(tmp_path, source, options):
     write(HEADER + 'a/003.png,b,a,\na/004.png,,a,\n')
     for _ in range(2):

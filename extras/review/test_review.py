@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from fuzzing import STRANGE, as_csv, cases, confined, not_waited_for, odd_text, put_strange, spoiled_file
-from helpers import classify, draw_folder, split, untrained
+from helpers import assert_annotated, classify, draw_folder, split, untrained
 from PIL import Image
 
 from common.data.sources import open_source
@@ -352,3 +352,7 @@ def test_the_first_labels(tmp_path, monkeypatch, capsys):
         first_page.main(first_page.settings.read(first_page, arguments))
     with pytest.raises(UserError, match="CLASSES: the class 'cat/dog' cannot be the name of a folder"):
         first_page.main(first_page.settings.read(first_page, [*arguments, '--classes', 'cat/dog']))
+
+
+def test_every_constant_says_which_types_it_may_have():
+    assert_annotated(first_page)

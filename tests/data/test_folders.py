@@ -78,6 +78,16 @@ def test_an_empty_class_says_what_was_left_out(tmp_path):
         find_in_class_folders(tmp_path)
 
 
+def test_a_class_on_a_disk_that_is_absent_is_not_forgotten(tmp_path):
+    draw_folder(tmp_path, {'a': 1, 'b': 1})
+    for name in ('.#lock', 'x.png'):  # of an editor; of a single image
+        (tmp_path / name).symlink_to('nowhere')
+    assert find_in_class_folders(tmp_path).classes == ['a', 'b']
+    (tmp_path / 'c').symlink_to('/mnt/absent/c')
+    with pytest.raises(UserError, match='/c: a link to nowhere: mount its disk, or remove the link'):
+        find_in_class_folders(tmp_path)
+
+
 @pytest.mark.parametrize('file', ['split.json', 'best.pth', 'last.pth', 'predictions.jsonl'])
 def test_results_of_the_scripts_are_no_images(tmp_path, file):
     """But in a folder that is named itself, everything counts."""

@@ -198,3 +198,11 @@ def test_a_regular_expression_that_tries_for_ever(monkeypatch):
     assert signal.getitimer(signal.ITIMER_VIRTUAL)[0] == 0
     assert group_numbers(paths, 2, r'a/(\d|a)', 1).tolist() == [0, 1]
     assert group_numbers(paths, 2, 'a{60}', 1).tolist() == [-1, 0]
+
+
+@pytest.mark.parametrize('group, words', [(r'plant(\d+)', 'it is in no path'), ('folder', 'no image lies in a folder')])
+def test_a_group_that_joins_nothing_is_refused(group, words):
+    """A slip in it would let what belongs together lie on both sides."""
+    with pytest.raises(UserError, match=f'keeps nothing together, since {words}.*, such as a/x1.png: correct it'):
+        group_numbers([Path('a/x0.png'), Path('a/x1.png')], 2, group, 1)
+    assert group_numbers([], 0, None, 1).tolist() == []

@@ -1,6 +1,7 @@
 """Predictor: the same answers for files, images and arrays; several networks."""
 import io
 import itertools
+import json
 import os
 import re
 from pathlib import Path
@@ -13,8 +14,9 @@ from odd_pictures import exif_block
 from PIL import Image
 
 from common.data.folders import list_images
+from common.data.split import DECIDING, describe_draw
 from common.evaluation import predictor as module
-from common.evaluation.predictor import Predictor, is_validation_set, paths_of
+from common.evaluation.predictor import Predictor, paths_of, role_in_training
 from common.runtime.errors import UserError
 
 
@@ -173,8 +175,32 @@ def test_a_class_may_be_called_unknown(photos, name):
 
 def test_the_validation_set_is_known_by_any_of_its_names():
     saved = {'settings': {'DATA_DIR': 'ds'}}
-    assert all(is_validation_set(folder, saved) for folder in ('ds/val', 'ds/Valid/', os.path.abspath('ds/validation')))
-    assert not any(is_validation_set(folder, saved) for folder in ('ds/test', 'ds', 'elsewhere/val', 'ds/val/a'))
+    for folder in ('ds/val', 'ds/Valid/', os.path.abspath('ds/validation')):
+        assert 'chose the weights' in role_in_training(folder, saved)
+    assert not any(role_in_training(folder, saved) for folder in ('ds/test', 'ds', 'elsewhere/val', 'ds/val/a'))
+    assert 'has learnt from these images' in role_in_training('ds/training', saved)
+
+
+@pytest.mark.parametrize('folder', ['data', 'data/fold1'])
+def test_a_split_that_was_drawn_anew_is_told(tmp_path, monkeypatch, folder):
+    """Images that the network has learnt from measure it then."""
+    monkeypatch.chdir(tmp_path)
+    Path(folder).mkdir(parents=True)
+
+    def draw(**changes):
+        drawn = {**dict.fromkeys(DECIDING), 'SEED': 1, 'MAX_SIDE': 64, **changes}
+        Path('data/split.json').write_text(json.dumps({'made_by': 'makedata.py', 'settings': drawn}))
+
+    draw()
+    saved = {'settings': {'DATA_DIR': folder}, 'split': describe_draw(Path(folder))}
+    draw(MAX_SIDE=32)
+    assert not role_in_training(f'{folder}/test', saved)
+    draw(TEST_RATIO=0.15)
+    for side in ('test', 'val'):
+        assert f'{folder} was drawn anew after the training' in role_in_training(f'{folder}/{side}', saved)
+    assert not role_in_training('elsewhere/test', saved)
+    for older in ({}, {'split': None}, {'split': torch.zeros(3)}):
+        assert 'chose' in role_in_training(f'{folder}/val', {'settings': saved['settings'], **older})
 
 
 def test_several_networks_are_averaged(photos):
@@ -221,8 +247,8 @@ def test_mixed_precision_is_as_in_training(amp_dtype, expected):
 
 @pytest.mark.parametrize('settings', [None, 7, [], {}, {'DATA_DIR': 7}, {'DATA_DIR': None}, {'DATA_DIR': 'other'}])
 def test_a_folder_is_not_taken_for_the_validation_set(settings):
-    assert not module.is_validation_set('data/val', {'settings': settings})
-    assert module.is_validation_set('./data/val/', {'settings': {'DATA_DIR': 'data'}})
+    assert not role_in_training('data/val', {'settings': settings})
+    assert role_in_training('./data/val/', {'settings': {'DATA_DIR': 'data'}})
 
 
 def good_outliers():

@@ -40,8 +40,8 @@ from safetensors.torch import save as as_safetensors
 from common.data import cache, transforms
 from common.data.cache import ImageCache
 from common.data.images import BadImage, open_image
-from common.data.split import SPLIT_COLUMNS, keep_absent, read_sides
-from common.evaluation.predictor import Predictor, is_validation_set
+from common.data.split import DECIDING, SPLIT_COLUMNS, describe_draw, keep_absent, read_sides
+from common.evaluation.predictor import Predictor, role_in_training
 from common.reporting.page import curve_sections, headline_tiles, making, report_sections, write_page
 from common.runtime.errors import UserError
 from common.runtime.files import write_csv
@@ -136,7 +136,7 @@ def classify_or_refuse(file):
             check_line(error)
             return
         assert found.label in predictor.classes and 0 <= found.certainty <= found.confidence <= 1
-        is_validation_set('data/val', predictor.members[0].saved)
+        role_in_training('data/val', predictor.members[0].saved)
 
 
 @pytest.fixture(scope='module')
@@ -313,8 +313,8 @@ def test_changed_report_json(resumable, random):
 
 # ---- tables and other small files ------------------------------------------------------------------------------------
 
-DECIDING = {'VAL_RATIO': 0.3, 'SEED': 1}
-MANIFEST = {'made_by': 'makedata.py', 'settings': {**DECIDING, 'GROUP': None}, 'shards': ['train/x.bin']}
+SETTINGS = {**dict.fromkeys(DECIDING), 'VAL_RATIO': 0.3, 'SEED': 1}
+MANIFEST = {'made_by': 'makedata.py', 'settings': SETTINGS, 'shards': ['train/x.bin']}
 TABLE = [
     list(SPLIT_COLUMNS),
     ['train/a/0.png', 'data1/a/0.png', 'a', 'train', '0', '0' * 64],
@@ -349,8 +349,9 @@ def divide_or_refuse(folder):
     new.mkdir(exist_ok=True)
     with confined(folder):
         find_twins(folder / 'data')
+        describe_draw(folder / 'data')
         try:
-            earlier = read_sides(folder / 'data', DECIDING)
+            earlier = read_sides(folder / 'data', SETTINGS)
         except UserError as error:
             check_line(error)
             earlier = None

@@ -1,11 +1,12 @@
 """common/settings.py: constants as settings, overridden by the command line."""
+import importlib
 import os
 import subprocess
 import sys
 import types
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, assert_annotated
 
 from common import settings
 from common.runtime.errors import UserError
@@ -17,6 +18,7 @@ IMG_SIZE: int | tuple = 224  # pixels
 EPOCHS = 3          # passes,
                     # 100 % of the data
 LR = 1e-3           # rate
+RATE: float = 0.25
 USE_AMP = True
 MAX_SIDE: int | None = None  # shrink
 NAME = 'volo'
@@ -37,7 +39,7 @@ def module(tmp_path, monkeypatch):
 
 def test_constants_as_they_stand(module):
     assert vars(settings.read(module, [])) == {
-        'IMG_SIZE': 224, 'EPOCHS': 3, 'LR': 1e-3, 'USE_AMP': True, 'MAX_SIDE': None, 'NAME': 'volo',
+        'IMG_SIZE': 224, 'EPOCHS': 3, 'LR': 1e-3, 'RATE': 0.25, 'USE_AMP': True, 'MAX_SIDE': None, 'NAME': 'volo',
         'PRETRAINED': 'auto', 'KWARGS': {}, 'ZOOM': None}
 
 
@@ -68,6 +70,21 @@ def test_wrong_type_in_the_file(module):
     module.MAX_SIDE = 'big'
     with pytest.raises(UserError, match="MAX_SIDE = 'big' must be a whole number or None"):
         settings.read(module, [])
+
+
+def test_a_whole_number_may_stand_for_any_number(module):
+    module.RATE = 1
+    rate = settings.read(module, []).RATE
+    assert rate == 1 and type(rate) is float and settings.read(module, ['--rate', '0.5']).RATE == 0.5
+    module.RATE = None
+    with pytest.raises(UserError, match='RATE = None must be a number'):
+        settings.read(module, [])
+
+
+@pytest.mark.parametrize('name', ['mean_std', 'makedata', 'train', 'test'])
+def test_every_constant_says_which_types_it_may_have(name):
+    """Its value does not: a user may have changed it."""
+    assert_annotated(importlib.import_module(name))
 
 
 def test_two_constants_on_a_line_are_refused(module, monkeypatch):

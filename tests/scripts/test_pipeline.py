@@ -68,10 +68,23 @@ def test_what_chose_the_weights_is_not_what_measures_them(project, tmp_path, pre
     out, _ = predict(project)
     low, high = json.loads((project / 'predictions' / 'report.json').read_text())['acc1_interval']
     assert 'These images chose the weights' in out and f'(95 % interval {low:.1f} to {high:.1f} %)' in out
+    assert 'makedata.py --test-ratio 0.15, then train.py again' in out
     shutil.copytree(project / 'data', tmp_path / 'data')
     (tmp_path / 'data' / 'val').rename(tmp_path / 'data' / 'test')
     out, rows = predict(tmp_path, '--checkpoint', project / 'checkpoints' / 'volo_d1' / 'best.pth')
     assert 'These images chose' not in out and 'ACC1' in out and len(rows) == 12
+
+
+def test_what_was_learnt_from_is_not_what_measures(project, tmp_path, predict):
+    """As a user would do it who does not train again after another draw."""
+    best = project / 'checkpoints' / 'volo_d1' / 'best.pth'
+    shutil.copytree(project / 'data1', tmp_path / 'data1')
+    shutil.copytree(project / 'data', tmp_path / 'data')
+    assert 'drawn anew' not in predict(tmp_path, '--checkpoint', best)[0]
+    done = run_script('makedata.py', '--test-ratio', 0.2, cwd=tmp_path)
+    assert ('TEST_RATIO was 0.0 and is 0.2 now, so all images are drawn anew: a network that was trained before has '
+            'learnt from some of those that measure now, so train it again\n') in done.stdout
+    assert 'data was drawn anew after the training' in predict(tmp_path, '--checkpoint', best)[0]
 
 
 def test_the_checkpoint_is_all_that_is_needed(project, tmp_path, predict):

@@ -96,7 +96,11 @@ def test_an_earlier_runs_checkpoints_are_kept_once(data, tmp_path, capsys):
     assert Path('out/best.pth').read_bytes() == before
     run(epochs=1, seed=7)
     assert Path('out/previous_best.pth').read_bytes() == before != Path('out/best.pth').read_bytes()
-    assert 'previous_best.pth' in capsys.readouterr().out
+    words = 'in place of the one from the run before that'
+    out = capsys.readouterr().out
+    assert 'previous_best.pth' in out and words not in out
+    run(epochs=1, seed=8)
+    assert f'out/best.pth of an earlier run is now previous_best.pth, {words}' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('changes, words', [

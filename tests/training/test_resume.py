@@ -1,6 +1,7 @@
 """A run that is stopped anywhere and goes on is, to the bit, the run that was never stopped."""
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -153,6 +154,11 @@ def test_auto_has_nothing_to_do_after_the_end(data, capsys):
     before = Path('out/last.pth').read_bytes()
     run(**CHANGES, resume='auto')
     assert 'nothing to do' in capsys.readouterr().out and Path('out/last.pth').read_bytes() == before
+    with pytest.raises(UserError, match='was trained with IMG_SIZE'):
+        run(**CHANGES, resume='auto', img_size=48)
+    next((data / 'train').rglob('*.png')).unlink()
+    with pytest.raises(UserError, match='other images than DATA_DIR has now'):
+        run(**CHANGES, resume='auto')
 
 
 def test_a_torn_save_costs_no_more_than_the_updates_since_the_one_before(data, capsys):
@@ -191,9 +197,12 @@ def test_resume_refuses_another_run_and_lists_changes(data, capsys):
         run(resume='true', token_label='true', mixup_prob=0)
     with pytest.raises(UserError, match='raise EPOCHS'):
         run(resume='true', epochs=1)
-    with pytest.raises(UserError, match='MEAN'):
+    with pytest.raises(UserError, match='was trained with MEAN = .*: set NORMALISATION = ') as refused:
         run(resume='true', epochs=2, normalisation='((0.5, 0.5, 0.5), (0.1, 0.1, 0.1))')
-    run(resume='true', epochs=2, weight_decay=0.01)
+    pair = re.search(r'NORMALISATION = (.*), or', str(refused.value))[1]
+    with pytest.raises(UserError, match=r'was trained with CROP = None: put CROP back'):
+        run(resume='true', epochs=2, normalisation=pair, crop=0.8)
+    run(resume='true', epochs=2, weight_decay=0.01, normalisation=pair)
     out = capsys.readouterr().out
     assert 'resume: WEIGHT_DECAY was 0.05, now 0.01\n' in out and 'resume: out/last.pth, after epoch 1\n' in out
     groups = torch.load('out/last.pth', weights_only=True)['optimizer']['param_groups']
