@@ -64,15 +64,17 @@ def writing_manifest(folder: Path, settings: Mapping[str, Any]) -> Iterator[Any]
     write_json(folder / SPLIT_SETTINGS, {'made_by': _MADE_BY, 'settings': dict(settings), 'shards': shards})
 
 
-def describe_draw(folder: Path) -> str | None:
-    """Return the DECIDING settings with which the split, or fold, in a folder was drawn, as a text: images of splits
-    with the same ones stay on their sides. None where makedata.py did not make it.
-    """
+def read_split_settings(folder: Path) -> dict[str, Any]:
+    """Return the settings with which makedata.py made the split, or fold, in a folder; {} where it did not."""
     for place in (folder, folder.parent):
         with suppress(*MALFORMED):
-            settings = json.loads(regular(place / SPLIT_SETTINGS).read_text(encoding='utf-8'))['settings']
-            return ', '.join(f'{name} = {settings[name]!r}' for name in DECIDING)
-    return None
+            return dict(json.loads(regular(place / SPLIT_SETTINGS).read_text(encoding='utf-8'))['settings'])
+    return {}
+
+
+def describe_draw(settings: Mapping[str, Any]) -> str:
+    """Return a text of the DECIDING settings of a split: images of splits with the same ones stay on their sides."""
+    return ', '.join(f'{name} = {settings.get(name)!r}' for name in DECIDING)
 
 
 def read_sides(target: Path, settings: Mapping[str, Any]) -> Rows:

@@ -19,7 +19,7 @@ from torch import nn
 from common.data.folders import Files, Store, is_side, side_folder, side_folders
 from common.data.loaders import in_turn
 from common.data.sources import AnyImage, Batch, as_images, read_batches
-from common.data.split import describe_draw
+from common.data.split import describe_draw, read_split_settings
 from common.data.transforms import Transform
 from common.evaluation.outliers import certainty, typicality
 from common.evaluation.validate import EvalModel
@@ -110,14 +110,18 @@ def role_in_training(folder: str, saved: dict[str, Any]) -> str:
     """Return a sentence about what a checkpoint's training did with the images of a folder, by which the accuracy on
     them is too high; '' for others.
     """
+    path = os.path.abspath(folder)
+    source = saved.get('source')
+    if isinstance(source, str) and os.path.abspath(source) == path:
+        return 'The network has learnt from most of these images: on others the accuracy will be lower.'
     data_dir = data_dir_of(saved)
-    place, name = os.path.split(os.path.abspath(folder))
-    if data_dir is None or place != os.path.abspath(data_dir):
+    place, name = os.path.split(path)
+    if data_dir is None or os.path.abspath(data_dir) != place:
         return ''
     if is_side(name, 'train'):
         return 'The network has learnt from these images: on others the accuracy will be lower.'
     draw = saved.get('split')
-    if isinstance(draw, str) and draw != describe_draw(Path(data_dir)):
+    if isinstance(draw, str) and draw != describe_draw(read_split_settings(Path(data_dir))):
         return (f'{printable(data_dir)} was drawn anew after the training, so that the network has learnt from some of '
                 'these images, and the accuracy is too high: train it again.')
     if is_side(name, 'val'):

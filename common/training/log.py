@@ -5,7 +5,7 @@ import torch
 
 from common.data.datasets import ImageFolder
 from common.data.loaders import Data
-from common.data.split import describe_draw
+from common.data.split import describe_draw, read_split_settings
 from common.evaluation.metrics import interval
 from common.evaluation.outliers import certainty, typicality
 from common.evaluation.report import build_report
@@ -24,6 +24,7 @@ VALIDATION_COLUMNS = ('loss', 'acc1', 'acc5', 'balanced_accuracy', 'temperature'
 
 def describe_run(cfg: Settings, data: Data, built: BuiltNetwork, amp_dtype: torch.dtype | None) -> dict:
     """Return what every checkpoint says of the run, besides its history and weights: plain values."""
+    split = read_split_settings(Path(cfg.DATA_DIR))
     return {
         'model': cfg.MODEL,
         'model_kwargs': built.kwargs,
@@ -31,7 +32,8 @@ def describe_run(cfg: Settings, data: Data, built: BuiltNetwork, amp_dtype: torc
         'transform': data.transform.as_dict(),
         'amp_dtype': dtype_name(amp_dtype) if amp_dtype else None,
         'fingerprint': data.fingerprint,
-        'split': describe_draw(Path(cfg.DATA_DIR)),
+        'split': describe_draw(split),
+        'source': split.get('SOURCE_DIR'),
         'settings': vars(cfg),
         'provenance': vars(built.provenance)}
 

@@ -14,7 +14,7 @@ from odd_pictures import exif_block
 from PIL import Image
 
 from common.data.folders import list_images
-from common.data.split import DECIDING, describe_draw
+from common.data.split import DECIDING, describe_draw, read_split_settings
 from common.evaluation import predictor as module
 from common.evaluation.predictor import Predictor, paths_of, role_in_training
 from common.runtime.errors import UserError
@@ -192,13 +192,15 @@ def test_a_split_that_was_drawn_anew_is_told(tmp_path, monkeypatch, folder):
         Path('data/split.json').write_text(json.dumps({'made_by': 'makedata.py', 'settings': drawn}))
 
     draw()
-    saved = {'settings': {'DATA_DIR': folder}, 'split': describe_draw(Path(folder))}
+    saved = {'settings': {'DATA_DIR': folder}, 'split': describe_draw(read_split_settings(Path(folder))),
+             'source': 'photos'}
     draw(MAX_SIDE=32)
     assert not role_in_training(f'{folder}/test', saved)
     draw(TEST_RATIO=0.15)
     for side in ('test', 'val'):
         assert f'{folder} was drawn anew after the training' in role_in_training(f'{folder}/{side}', saved)
     assert not role_in_training('elsewhere/test', saved)
+    assert 'learnt from most of these images' in role_in_training(os.path.abspath('photos'), saved)
     for older in ({}, {'split': None}, {'split': torch.zeros(3)}):
         assert 'chose' in role_in_training(f'{folder}/val', {'settings': saved['settings'], **older})
 

@@ -40,7 +40,7 @@ from safetensors.torch import save as as_safetensors
 from common.data import cache, transforms
 from common.data.cache import ImageCache
 from common.data.images import BadImage, open_image
-from common.data.split import DECIDING, SPLIT_COLUMNS, describe_draw, keep_absent, read_sides
+from common.data.split import DECIDING, SPLIT_COLUMNS, describe_draw, keep_absent, read_sides, read_split_settings
 from common.evaluation.predictor import Predictor, role_in_training
 from common.reporting.page import curve_sections, headline_tiles, making, report_sections, write_page
 from common.runtime.errors import UserError
@@ -349,7 +349,7 @@ def divide_or_refuse(folder):
     new.mkdir(exist_ok=True)
     with confined(folder):
         find_twins(folder / 'data')
-        describe_draw(folder / 'data')
+        describe_draw(read_split_settings(folder / 'data'))
         try:
             earlier = read_sides(folder / 'data', SETTINGS)
         except UserError as error:

@@ -81,6 +81,8 @@ def test_what_was_learnt_from_is_not_what_measures(project, tmp_path, predict):
     shutil.copytree(project / 'data1', tmp_path / 'data1')
     shutil.copytree(project / 'data', tmp_path / 'data')
     assert 'drawn anew' not in predict(tmp_path, '--checkpoint', best)[0]
+    out, _ = predict(tmp_path, '--checkpoint', best, '--test-dir', 'data1')
+    assert 'The network has learnt from most of these images' in out
     done = run_script('makedata.py', '--test-ratio', 0.2, cwd=tmp_path)
     assert ('TEST_RATIO was 0.0 and is 0.2 now, so all images are drawn anew: a network that was trained before has '
             'learnt from some of those that measure now, so train it again\n') in done.stdout
