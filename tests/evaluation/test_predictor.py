@@ -201,7 +201,7 @@ def test_a_split_that_was_drawn_anew_is_told(tmp_path, monkeypatch, folder):
         assert f'{folder} was drawn anew after the training' in role_in_training(f'{folder}/{side}', saved)
     assert not role_in_training('elsewhere/test', saved)
     assert 'learnt from most of these images' in role_in_training(os.path.abspath('photos'), saved)
-    for older in ({}, {'split': None}, {'split': torch.zeros(3)}):
+    for older in ({}, {'split': None}, {'split': torch.zeros(3), 'source': torch.zeros(3)}):
         assert 'chose' in role_in_training(f'{folder}/val', {'settings': saved['settings'], **older})
 
 
