@@ -87,7 +87,9 @@ def main(cfg: Settings) -> None:
             draw_page(cfg, out, source, summary, report, explainer, reviewer)
     if RANK == 0:
         if report:
-            print(role_in_training(cfg.TEST_DIR, predictor.members[0].saved))
+            notes = [role_in_training(cfg.TEST_DIR, origin) for origin in predictor.origins]
+            for note in filter(None, dict.fromkeys(notes)):
+                print(note)
         print(f'\n{summary.classified} images classified, {summary.unknown} not recognised, {summary.unreadable} '
               f'unreadable; see {out}/report.html and predictions.csv, .jsonl and .png')
     finish(summary.unreadable)

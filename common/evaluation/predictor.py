@@ -8,6 +8,7 @@
 """
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,11 +116,14 @@ def role_in_training(folder: str, saved: dict[str, Any]) -> str:
     if isinstance(source, str) and os.path.abspath(source) == path:
         return 'The network has learnt from most of these images: on others the accuracy will be lower.'
     data_dir = data_dir_of(saved)
-    place, name = os.path.split(path)
-    if data_dir is None or os.path.abspath(data_dir) != place:
+    if data_dir is None:
         return ''
-    if is_side(name, 'train'):
+    own = os.path.abspath(data_dir)
+    place, name = os.path.split(path)
+    if (is_side(name, 'train') and place == own) or (is_side(name, 'val') and are_folds(place, own)):
         return 'The network has learnt from these images: on others the accuracy will be lower.'
+    if place != own:
+        return ''
     draw = saved.get('split')
     if isinstance(draw, str) and draw != describe_draw(read_split_settings(Path(data_dir))):
         return (f'{printable(data_dir)} was drawn anew after the training, so that the network has learnt from some of '
@@ -128,6 +132,14 @@ def role_in_training(folder: str, saved: dict[str, Any]) -> str:
         return ('These images chose the weights, and perhaps your settings, so that on others the accuracy will be a '
                 'little lower: makedata.py --test-ratio 0.15, then train.py again, keeps a part for this.')
     return ''
+
+
+def are_folds(one: str, other: str) -> bool:
+    """Return whether two paths are those of different folds of FOLDS, each of which learns from the val of the other.
+    """
+    names = [os.path.basename(one), os.path.basename(other)]
+    return one != other and os.path.dirname(one) == os.path.dirname(other) and all(
+        re.fullmatch(r'fold\d+', name) for name in names)
 
 
 def data_dir_of(saved: dict[str, Any]) -> str | None:
@@ -217,6 +229,8 @@ class Predictor:
         self.tta_below = tta_below
         self.keep_features = keep_features
         self.members = [Member(name, saved, restore(name, saved)) for name, saved in checkpoints.items()]
+        self.origins = [{name: saved.get(name) for name in ('settings', 'split', 'source')}  # for role_in_training
+                        for saved in checkpoints.values()]
         first = self.members[0]
         self.classes = first.saved['classes']
         self.unknown_label = free_label(UNKNOWN, self.classes)

@@ -331,6 +331,9 @@ def check_resume(cfg: Settings, data: Data, saved: dict) -> None:
     if saved['classes'] != data.classes:
         raise UserError(f'{place} was trained on other classes: choose another OUTPUT_DIR')
     if saved['fingerprint'] != data.fingerprint:
+        if before.get('TEACHER') != cfg.TEACHER:  # which decides whether unlabelled images belong to them
+            raise UserError(f'{place} was trained with TEACHER = {before.get("TEACHER")!r}: set it back, or choose '
+                            'another OUTPUT_DIR')
         raise UserError(f'{place} was trained on other images than DATA_DIR has now: put those back, or choose '
                         'another OUTPUT_DIR')
     images = before['BATCH_SIZE'] * before['ACCUMULATE_STEPS']

@@ -1,6 +1,7 @@
 """extras/deploy/export.py: ONNX files and safetensors compute what the network does."""
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -103,6 +104,17 @@ def test_a_wrong_onnx_file_is_not_kept(tmp_path, monkeypatch):
     with pytest.raises(WeightsError, match='onnxruntime does not run x'):
         write_network(net, [8, 8], {'model': 'x'}, tmp_path / 'x.onnx')
     assert not list(tmp_path.iterdir())
+
+
+def test_large_logits_may_differ_by_a_share_of_them(tmp_path):
+    """Of noise, some networks have logits of hundreds, and fp32 has seven digits."""
+    given = torch.tensor([[400., -20.]])
+    classifier = Classifier(Given(), None, 1.)
+    for found, most in (([400.1, -20.], 0.0003), ([401., -20.], 0.003)):
+        session = SimpleNamespace(run=lambda names, inputs, found=found: [np.array([found], np.float32)])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(classifier, 'forward', lambda images: (given,))
+            assert most / 2 < export.compare(classifier, session, torch.zeros(1)) < most
 
 
 class Given(nn.Module):

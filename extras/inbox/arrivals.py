@@ -24,7 +24,7 @@ class Arrivals:
         self.done = dict(done)
         self.clock = clock
         self.since: dict[str, tuple[Stamp, float]] = {}  # path: its stamp, and when that was first seen
-        self.unreadable: set[str] = set()                # paths that could not be read once
+        self.unreadable: dict[str, Stamp] = {}           # path: its stamp when it could not be read
         self.problem = ''                                # why the folder cannot be read, as it was last told
 
     def listed(self) -> list[str]:
@@ -51,10 +51,10 @@ class Arrivals:
             if path in self.since and self.since[path][0] == found:
                 waiting[path] = self.since[path]
         self.since = waiting
-        self.unreadable &= waiting.keys()
+        self.unreadable = {path: found for path, found in self.unreadable.items() if path in waiting}
         paths = []
-        for path, (_, since) in waiting.items():
-            patience = HOPELESS if path in self.unreadable else SETTLED
+        for path, (found, since) in waiting.items():
+            patience = HOPELESS if self.unreadable.get(path) == found else SETTLED
             if now - since >= patience:
                 paths.append(path)
         return paths
@@ -64,8 +64,8 @@ class Arrivals:
         known, _ = self.since[path]
         if tuple(stamp(path)) != known:  # it changed while it was read
             return None
-        if not readable and path not in self.unreadable:
-            self.unreadable.add(path)
+        if not readable and self.unreadable.get(path) != known:
+            self.unreadable[path] = known
             return None
         del self.since[path]
         self.done[path] = known

@@ -79,6 +79,9 @@ def test_an_unreadable_one_is_tried_a_second_time(arrivals, clock):
     ready(arrivals, clock)
     assert ready(arrivals, clock, SETTLED, readable=False) == ['inbox/1.jpg']
     assert ready(arrivals, clock, SETTLED) == []  # it, too, gets its second chance
+    write('inbox/1.jpg', 'whole')  # and need not wait for that once it has changed
+    assert ready(arrivals, clock) == [] and ready(arrivals, clock, SETTLED, readable=False) == ['inbox/1.jpg']
+    assert ready(arrivals, clock, SETTLED) == [] and ready(arrivals, clock, HOPELESS) == ['inbox/1.jpg']
 
 
 def test_one_that_changed_while_it_was_read_is_not_done(arrivals, clock):

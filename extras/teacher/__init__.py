@@ -145,7 +145,10 @@ def load_teachers(checkpoints: str | tuple[str, ...], classes: list[str], out: P
     """
     teachers = {}
     for path in paths_of(checkpoints):
-        saved = load_network(path)
+        try:
+            saved = load_network(path)
+        except UserError as error:
+            raise UserError(f'TEACHER: {error}') from None
         if saved['classes'] != classes:
             raise UserError(f'TEACHER: {path}: its classes, {", ".join(saved["classes"])}, are not those of DATA_DIR')
         if Path(path).resolve().parent == out.resolve():

@@ -254,6 +254,8 @@ def test_unlabelled_images_learn_along(data, capsys, monkeypatch):
     assert 'left out of data/unlabelled: 1 .txt, 1 not readable' in out
     rows = [line for line in Path('out/suspects.csv').read_text('utf-8').splitlines() if 'train/' in line]
     assert len(rows) == 24
+    with pytest.raises(UserError, match="last.pth was trained with TEACHER = 'x.pth': set it back"):
+        run(epochs=2, resume='true')
     run(teacher='x.pth', epochs=2, resume='true')
 
 
@@ -317,7 +319,7 @@ def test_what_cannot_teach_is_refused_at_once(data):
     untrained('other.pth', classes=('a', 'b', 'd'))
     with pytest.raises(UserError, match='TEACHER: other.pth: its classes, a, b, d, are not those of DATA_DIR'):
         run(teacher='other.pth')
-    with pytest.raises(UserError, match='nowhere.pth'):
+    with pytest.raises(UserError, match='TEACHER: nowhere.pth: no such file'):
         run(teacher='nowhere.pth')
     save('plain.pth', 'volo_d1', **TINY, return_dense=False)
     with pytest.raises(UserError, match='TEACHER: plain.pth does not say what each part of an image shows'):

@@ -179,6 +179,10 @@ def test_the_validation_set_is_known_by_any_of_its_names():
         assert 'chose the weights' in role_in_training(folder, saved)
     assert not any(role_in_training(folder, saved) for folder in ('ds/test', 'ds', 'elsewhere/val', 'ds/val/a'))
     assert 'has learnt from these images' in role_in_training('ds/training', saved)
+    fold = {'settings': {'DATA_DIR': 'ds/fold1'}}
+    assert 'chose the weights' in role_in_training('ds/fold1/val', fold)
+    assert 'has learnt from these images' in role_in_training('ds/fold12/val', fold)
+    assert not any(role_in_training(folder, fold) for folder in ('ds/fold2/test', 'other/fold2/val', 'ds/folder/val'))
 
 
 @pytest.mark.parametrize('folder', ['data', 'data/fold1'])
