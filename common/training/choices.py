@@ -271,7 +271,8 @@ def images_wanted(side: int, images: int) -> int:
     """Return how many images of that side a run from scratch on so many should see before larger ones pay.
 
     From runs on 2,821 photographs, one seed each: with 0.15 PFLOP 8 passes at 80 pixels were better than 6 at 96, with
-    0.47 PFLOP and growing images 18 passes at 160 better than 9 at 224 (docs/measurements.md).
+    0.47 PFLOP 11 at 128 better than 20 at 96, and with growing images 18 at 160 better than 9 at 224
+    (docs/measurements.md).
     """
     return max(IMAGES_AT_LEAST, round(PASSES_AT_128 * (side / 128) ** 3 * images))
 

@@ -133,9 +133,10 @@ def test_the_scores_are_of_what_is_written_down(photos, capsys):
 def test_each_network_says_what_it_has_learnt_from(photos, capsys, options):
     for name, folder in (('x.pth', 'elsewhere'), ('y.pth', 'photos'), ('z.pth', 'photos')):
         untrained(name, settings={'DATA_DIR': folder}, source='photos' if name == 'z.pth' else None)
+    shutil.copy('z.pth', 'again.pth')
     predict('--test-dir', 'photos', '--checkpoint', 'x.pth,y.pth', *options)
     assert 'learnt' not in capsys.readouterr().out
-    predict('--test-dir', 'photos', '--checkpoint', 'x.pth,y.pth,z.pth,z.pth', *options)
+    predict('--test-dir', 'photos', '--checkpoint', 'x.pth,y.pth,z.pth,again.pth', *options)
     assert capsys.readouterr().out.count('\nThe network has learnt from most of these images') == 1
 
 
