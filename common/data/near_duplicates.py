@@ -5,8 +5,8 @@ look alike are then laid on top of each other at 64 x 64, as exactly as a small 
 
 Images of one kind are alike without being copies: parts under a fixed camera, plots with their axes, objects on white.
 So what most images of the set have in common is subtracted first. An image that is still alike to others without it
-is taken for a copy only of what is the same everywhere, in each small square. Thumbnails are
-squares, so that those of objects of different shapes can be alike: the sizes of the images tell them apart.
+is taken for a copy only of what is the same everywhere, in each small square. Thumbnails are squares, so that
+those of objects of different shapes can be alike: the sizes of the images tell them apart.
 """
 import hashlib
 from collections.abc import Iterator

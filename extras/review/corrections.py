@@ -110,8 +110,8 @@ def _read_table(table, root, places):
     if unknown:
         more = f' and {len(unknown) - _SHOWN} more' if len(unknown) > _SHOWN else ''
         named = '; '.join(unknown[:_SHOWN]) + more
-        raise UserError(f'CORRECTIONS = {table!r}: {root} has no {named}: bring the images '
-                        'back, remove the rows, or set CORRECTIONS = None if they are of another data set')
+        raise UserError(f'CORRECTIONS = {table!r}: {root} has no {named}: bring the images back, remove '
+                        'the rows, or set CORRECTIONS = None if they are of another data set')
     return decided
 
 
